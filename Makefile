@@ -1,0 +1,40 @@
+# Each target works alone on a fresh machine with Python >= 3.11; set-up happens once.
+VENV    ?= .venv
+PYTHON  ?= python3
+PROFILE ?= quick
+OUT     ?= out
+BIN      = $(VENV)/bin
+STAMP    = $(VENV)/.resnotes-installed
+
+.PHONY: run test lint lab notebooks figures clean
+
+run: $(STAMP)  ## execute every notebook at PROFILE; ends with the path of the HTML index
+	"$(BIN)/python" -m resnotes run --profile $(PROFILE) --out "$(OUT)"
+
+test: $(STAMP) lint  ## lint, types, unit tests, and nbval on the committed notebooks
+	"$(BIN)/python" -m pytest
+
+lint: $(STAMP)
+	"$(BIN)/ruff" check .
+	"$(BIN)/ruff" format --check .
+	"$(BIN)/mypy"
+
+lab: $(STAMP)  ## JupyterLab on the notebooks
+	"$(BIN)/jupyter" lab notebooks
+
+notebooks: $(STAMP)  ## refresh the committed outputs of the notebooks
+	"$(BIN)/python" -m resnotes.notebooks
+
+figures: $(STAMP)  ## refresh the committed figures
+	"$(BIN)/python" -m resnotes run --out "$(OUT)"
+	"$(BIN)/python" -m resnotes figures --out "$(OUT)" --to figures
+
+clean:
+	rm -rf "$(OUT)" .mypy_cache .ruff_cache .pytest_cache
+
+$(STAMP): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "resnotes needs Python >= 3.11, found $$($(PYTHON) --version 2>&1); name another with PYTHON=..." >&2; exit 1; }
+	test -x "$(BIN)/python" || $(PYTHON) -m venv "$(VENV)"
+	"$(BIN)/python" -m pip install --quiet --editable '.[test]'
+	@touch "$(STAMP)"

@@ -1,0 +1,24 @@
+"""The record that says whether a data set is at hand."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Availability:
+    """Where a data set lies, or how to get it.
+
+    Attributes:
+        name: as `resnotes.datasets.load` takes it.
+        found: whether it loads without a download.
+        variant: its edition, or None where that is not known before decoding.
+        where: what it is read from; where it is missing, what was looked for.
+        how: how to get it.
+    """
+
+    name: str
+    found: bool
+    variant: str | None
+    where: str
+    how: str

@@ -1,0 +1,134 @@
+"""Decoded data sets on disk: memory-mapped on reuse, after a check against source and checksum."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from filelock import FileLock
+
+from resnotes.datasets.archives import Source
+from resnotes.datasets.classification import Classification, fingerprinted
+from resnotes.errors import DatasetError
+from resnotes.paths import cache_root
+
+_log = logging.getLogger(__name__)
+
+_ARRAYS = ("train_images", "train_labels", "test_images", "test_labels")
+
+
+def cached(
+    name: str, source: Source, classes: tuple[str, ...], decode: Callable[[], Classification]
+) -> Classification:
+    """The data set decoded from `source`: from the cache where it is up to date, else decoded and stored.
+
+    Several processes may call this at once: one decodes, the others wait for it.
+
+    Args:
+        name: of the data set; begins the name of the cache folder.
+        source: what the data set is read from.
+        classes: names, in label order.
+        decode: reads the source.
+
+    Raises:
+        DatasetError: the source cannot be decoded, or the cache cannot be written.
+    """
+    folder = _folder(name, source)
+    signature = source.signature()
+    # A filled cache needs no lock, so it may lie on a read-only disk.
+    if found := _open(folder, signature, classes):
+        return found
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(f"{folder}.lock")
+        lock.acquire()
+    except OSError as error:
+        raise _unwritable(error) from error
+    try:
+        if found := _open(folder, signature, classes):
+            return found
+        decoded = decode()
+        _store(folder, signature, decoded)
+        return decoded
+    finally:
+        lock.release()
+
+
+def cached_variant(name: str, source: Source) -> str | None:
+    """Variant of what is cached of `source`; None where nothing is, or where the source has changed since."""
+    try:
+        record = _read_record(_folder(name, source))
+        return str(record["variant"]) if record["signature"] == source.signature() else None
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
+
+
+def _folder(name: str, source: Source) -> Path:
+    key = hashlib.sha256(os.fsencode(source.path.resolve())).hexdigest()[:16]
+    return cache_root() / f"{name}-{key}"
+
+
+def _read_record(folder: Path) -> dict[str, Any]:
+    record: dict[str, Any] = json.loads((folder / "record.json").read_text(encoding="utf-8"))
+    return record
+
+
+def _open(folder: Path, signature: str, classes: tuple[str, ...]) -> Classification | None:
+    """What `folder` holds, if that is intact and was decoded from the source with this `signature`."""
+    try:
+        if not folder.exists():
+            return None
+        record = _read_record(folder)
+        if record["signature"] != signature:
+            _log.info("the source of %s has changed; decoding it again", folder)
+            return None
+        # Copy-on-write maps: torch gets the writable memory it asks for, the files stay as they are.
+        tensors = (torch.from_numpy(np.load(folder / f"{name}.npy", mmap_mode="c")) for name in _ARRAYS)
+        found = fingerprinted(*tensors, classes=classes, variant=record["variant"])
+        if found.fingerprint == record["fingerprint"]:
+            return found
+        damage = f"fingerprint {found.fingerprint}, expected {record['fingerprint']}"
+    except Exception as error:  # a damaged file raises nearly anything, and is decoded again whatever it was
+        damage = f"{type(error).__name__}: {error}"
+    _log.warning("decoded copy %s is damaged (%s); decoding it again", folder, damage)
+    return None
+
+
+def _store(folder: Path, signature: str, decoded: Classification) -> None:
+    """Writes `folder` as a whole or not at all; the caller holds its lock."""
+    # Under the lock one name is enough, and what a killed process left behind is ours to clear.
+    partial = folder.with_name(f"{folder.name}.partial")
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir()
+        for name in _ARRAYS:
+            np.save(partial / f"{name}.npy", getattr(decoded, name).numpy())
+        record = {
+            "signature": signature,
+            "variant": decoded.variant,
+            "fingerprint": decoded.fingerprint,
+            "train_images": len(decoded.train_images),
+            "test_images": len(decoded.test_images),
+        }
+        (partial / "record.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        shutil.rmtree(folder, ignore_errors=True)
+        partial.rename(folder)
+    except OSError as error:
+        raise _unwritable(error) from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _unwritable(error: OSError) -> DatasetError:
+    return DatasetError(
+        f"the cache of decoded data {cache_root()} cannot be written ({error}); expected a writable folder "
+        "with room for the data set (CIFAR-10: 185 MB); set RESNOTES_CACHE to one"
+    )

@@ -1,0 +1,209 @@
+"""CIFAR-10: 32x32 colour images of ten classes, 50,000 for training and 10,000 for testing (Krizhevsky 2009).
+
+Read from the first of these that lies in `root/cifar10` or `root`:
+
+1. the original `cifar-10-batches-py/` or `cifar-10-python.tar.gz`: variant `cifar10`;
+2. an image tree `{train,test}/<class>/*` of PNG or JPEG, as a folder or as `cifar10.{zip,tar,tar.xz,...}`,
+   with at most one folder around it; a subset will do: variant `cifar10`, with any JPEG `cifar10-jpeg`;
+3. a download of the original, unless `RESNOTES_OFFLINE=1` is set.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from tqdm import tqdm
+
+from resnotes.datasets.archives import Source, damage_reported, decode_rgb
+from resnotes.datasets.availability import Availability
+from resnotes.datasets.batches import read_batch
+from resnotes.datasets.cache import cached, cached_variant
+from resnotes.datasets.classification import Classification, fingerprinted
+from resnotes.datasets.download import download
+from resnotes.errors import DatasetError
+
+CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+
+_SPLITS = ("train", "test")
+_SIZE = (32, 32)
+_SUFFIXES = frozenset({".png", ".jpg", ".jpeg"})
+_TREE_ARCHIVE = re.compile(r"cifar-?10(-images.*)?\.(zip|tar|tgz|txz|tbz2?|tar\.(gz|xz|bz2))", re.IGNORECASE)
+# torchvision knows these names too, but importing it takes longer than loading the data.
+_ORIGINAL_FOLDER = "cifar-10-batches-py"
+_ORIGINAL_ARCHIVE = "cifar-10-python.tar.gz"
+# Far above any honest file, and far below what would hurt: an uncompressed image has 3 kB, a batch 31 MB.
+_MAX_IMAGE_BYTES = 2**20
+_MAX_BATCH_BYTES = 2**26
+
+
+def load(root: Path) -> Classification:
+    """Training and test images, uint8 `[N, 3, 32, 32]`; decoded once, from then on mapped from the cache.
+
+    Raises:
+        DatasetError: the data is missing and cannot be downloaded, damaged, or not laid out as expected; or
+            the cache cannot be written.
+    """
+    source = _original(root) or _image_tree(root)
+    if source is None:
+        if os.environ.get("RESNOTES_OFFLINE", "0") not in ("", "0"):
+            raise DatasetError(f"found no CIFAR-10; expected {_expected(root)}; {_how(root)}")
+        print(f"no CIFAR-10 in {root}; downloading it to {root / 'cifar10'}", file=sys.stderr)
+        fetch(root, ())
+        source = Source(root / "cifar10" / _ORIGINAL_ARCHIVE)
+    found = source
+    reader = _read_original if _is_original(found) else _read_tree
+    return cached("cifar10", found, CLASSES, lambda: reader(found))
+
+
+def status(root: Path) -> Availability:
+    """What `load` would read; the variant of an image tree is known once it has been decoded."""
+    source = _original(root) or _image_tree(root)
+    if source is None:
+        return Availability("cifar10", False, None, f"missing: {_expected(root)}", _how(root))
+    variant = "cifar10" if _is_original(source) else cached_variant("cifar10", source)
+    return Availability("cifar10", True, variant, str(source.path), "nothing to do")
+
+
+def fetch(root: Path, mirrors: Sequence[str]) -> None:
+    """Downloads the original archive to `root/cifar10`, unless it is there and intact.
+
+    Args:
+        root: folder of the data sets.
+        mirrors: URLs of the archive, or of folders that hold it, tried in order before torchvision's own;
+            empty for those in `RESNOTES_CIFAR10_MIRRORS`, separated by commas.
+
+    Raises:
+        DatasetError: the folder cannot be written, or no URL gave an intact file; the message lists why not.
+    """
+    from torchvision.datasets import CIFAR10
+
+    listed = list(mirrors) or os.environ.get("RESNOTES_CIFAR10_MIRRORS", "").split(",")
+    stripped = (mirror.strip().rstrip("/") for mirror in listed)
+    urls = [
+        mirror if mirror.endswith(_ORIGINAL_ARCHIVE) else f"{mirror}/{_ORIGINAL_ARCHIVE}"
+        for mirror in stripped
+        if mirror
+    ]
+    try:
+        download([*urls, CIFAR10.url], root / "cifar10" / _ORIGINAL_ARCHIVE, CIFAR10.tgz_md5)
+    except DatasetError as error:
+        raise DatasetError(f"{error}; {_how(root)}") from error
+
+
+def _expected(root: Path) -> str:
+    return (
+        f"{_ORIGINAL_FOLDER}/, {_ORIGINAL_ARCHIVE}, or an image tree {{train,test}}/<class>/ as a folder or "
+        f"as cifar10.{{zip,tar,tar.*}}, in {root / 'cifar10'} or {root}"
+    )
+
+
+def _how(root: Path) -> str:
+    return (
+        f"copy it to {root / 'cifar10'}, set RESNOTES_DATA to a folder that has it, or download it with "
+        "`resnotes data fetch cifar10`, from mirrors of your own with RESNOTES_CIFAR10_MIRRORS=URL,URL"
+    )
+
+
+def _original(root: Path) -> Source | None:
+    for folder in (root / "cifar10", root):
+        for name in (_ORIGINAL_FOLDER, _ORIGINAL_ARCHIVE):
+            if (folder / name).exists():
+                return Source(folder / name)
+    return None
+
+
+def _is_original(source: Source) -> bool:
+    return source.path.name in (_ORIGINAL_FOLDER, _ORIGINAL_ARCHIVE)
+
+
+def _image_tree(root: Path) -> Source | None:
+    home = root / "cifar10"
+    with damage_reported(root, "a readable folder"):
+        inside, beside = (sorted(folder.iterdir()) if folder.is_dir() else [] for folder in (home, root))
+    for folder in (home, *inside, root):
+        if any((folder / split / name).is_dir() for split in _SPLITS for name in CLASSES):
+            return Source(folder, only=_SPLITS)
+    for file in (*inside, *beside):
+        if _TREE_ARCHIVE.fullmatch(file.name) and file.is_file():
+            return Source(file)
+    return None
+
+
+def _read_original(source: Source) -> Classification:
+    from torchvision.datasets import CIFAR10
+
+    published: dict[str, str] = dict([*CIFAR10.train_list, *CIFAR10.test_list])
+    batches: dict[str, tuple[Tensor, Tensor]] = {}
+    for path, content in source.files(lambda path: path.name in published, _MAX_BATCH_BYTES):
+        digest = hashlib.md5(content, usedforsecurity=False).hexdigest()
+        if digest != published[path.name]:
+            raise DatasetError(
+                f"{source.path}: '{path}' has MD5 {digest}; expected {published[path.name]}, as published; "
+                f"remove {source.path} and get it again"
+            )
+        batches[path.name] = read_batch(content, f"{source.path}: '{path}'")
+    if missing := published.keys() - batches:
+        raise DatasetError(
+            f"{source.path} lacks {', '.join(sorted(missing))}; expected {', '.join(published)}; get it again"
+        )
+    train, test = (
+        [torch.cat(parts) for parts in zip(*(batches[name] for name, _ in listed), strict=True)]
+        for listed in (CIFAR10.train_list, CIFAR10.test_list)
+    )
+    return fingerprinted(*train, *test, classes=CLASSES, variant="cifar10")
+
+
+def _read_tree(source: Source) -> Classification:
+    # Keyed by (class, file name) and sorted below: the order does not depend on how the tree is packed.
+    splits: dict[str, dict[tuple[int, str], NDArray[np.uint8]]] = {split: {} for split in _SPLITS}
+    lossless = True
+    wrapper: tuple[str, ...] | None = None
+    files = source.files(lambda path: path.suffix.lower() in _SUFFIXES, _MAX_IMAGE_BYTES)
+    for path, content in tqdm(files, desc=f"decoding {source.path.name}", unit=" images", disable=None):
+        *top, split, label, name = _place(source, path)
+        wrapper = tuple(top) if wrapper is None else wrapper
+        key = CLASSES.index(label), name
+        if wrapper != tuple(top) or key in splits[split]:
+            raise DatasetError(
+                f"{source.path}: '{path}' is there twice or part of a second tree; expected a single tree; "
+                "remove it"
+            )
+        pixels, is_lossless = decode_rgb(content, f"{source.path}: '{path}'", _SIZE)
+        splits[split][key] = pixels
+        lossless &= is_lossless
+    for split, images in splits.items():
+        empty = [name for label, name in enumerate(CLASSES) if all(key[0] != label for key in images)]
+        if empty:
+            folders = ", ".join(f"{split}/{name}" for name in empty)
+            raise DatasetError(
+                f"{source.path} has no images in {folders}; expected PNG or JPEG files "
+                " for every class in train/ and test/; copy or download it again"
+            )
+    train, test = (_tensors(splits[split]) for split in _SPLITS)
+    return fingerprinted(*train, *test, classes=CLASSES, variant="cifar10" if lossless else "cifar10-jpeg")
+
+
+def _place(source: Source, path: PurePosixPath) -> tuple[str, ...]:
+    """Parts of `path`, once they are known to be `[top/]{train,test}/<class>/<file>`."""
+    parts = path.parts
+    if len(parts) not in (3, 4) or parts[-3] not in _SPLITS or parts[-2] not in CLASSES:
+        raise DatasetError(
+            f"{source.path}: image '{path}' is out of place; expected {{train,test}}/<class>/<file>, with "
+            f"at most one folder around it and the classes {', '.join(CLASSES)}; move or remove it"
+        )
+    return parts
+
+
+def _tensors(images: dict[tuple[int, str], NDArray[np.uint8]]) -> tuple[Tensor, Tensor]:
+    keys = sorted(images)
+    pixels = np.stack([images[key] for key in keys])
+    return torch.from_numpy(pixels), torch.tensor([label for label, _ in keys], dtype=torch.int64)

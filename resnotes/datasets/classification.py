@@ -1,0 +1,145 @@
+"""The record every classification data set is read into, and its normalization."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from resnotes.errors import UsageError
+
+# Up to 256 images, float32 sums of squares are exact integers (256 * 255**2 < 2**24); 128 fit a CPU cache.
+_CHUNK = 128
+
+
+@dataclass(frozen=True, eq=False)
+class Normalization:
+    """Shift and scale that turn uint8 images into network inputs.
+
+    Attributes:
+        mean: what is subtracted, float32, in 0..255 units: `[C, H, W]` (per pixel) or `[C, 1, 1]`.
+        std: what is divided by afterwards, float32, in 0..255 units: a scalar, or `[C, 1, 1]`.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    @classmethod
+    def per_pixel(cls, images: Tensor) -> Normalization:
+        """Mean per pixel (He et al. 2015, sec. 4.2) and overall std of the rest, of uint8 `[N, C, H, W]`."""
+        total = torch.zeros(images.shape[1:], dtype=torch.float64)
+        squares = torch.zeros_like(total)
+        for chunk in torch.split(images, _CHUNK):
+            values = chunk.float()
+            total += values.sum(dim=0)
+            squares += values.square_().sum(dim=0)
+        mean = total / len(images)
+        variance = squares / len(images) - mean.square()
+        return cls(mean.float(), variance.mean().sqrt().float())
+
+    @classmethod
+    def per_channel(cls, mean: Sequence[float], std: Sequence[float]) -> Normalization:
+        """Constants published beside pretrained weights: one mean and one std a channel, in 0..1 units."""
+        return cls(
+            *(torch.tensor(values, dtype=torch.float32).mul(255)[:, None, None] for values in (mean, std))
+        )
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """`(images - mean) / std` as float32 `[N, C, H, W]`, on the device of the uint8 `images`."""
+        return (images - self.mean.to(images.device)).div_(self.std.to(images.device))
+
+
+@dataclass(frozen=True, eq=False)
+class Classification:
+    """Images and labels of a training and a test set, in memory or mapped from disk.
+
+    Attributes:
+        train_images: uint8 `[N, C, H, W]`, values 0..255.
+        train_labels: int64 `[N]`, indices into `classes`.
+        test_images: uint8 `[M, C, H, W]`.
+        test_labels: int64 `[M]`.
+        classes: names, in label order.
+        variant: which edition of the data this is; results are comparable only within one.
+        fingerprint: 16 hex digits of the SHA-256 over images and labels.
+    """
+
+    train_images: Tensor
+    train_labels: Tensor
+    test_images: Tensor
+    test_labels: Tensor
+    classes: tuple[str, ...]
+    variant: str
+    fingerprint: str
+
+    @property
+    def in_channels(self) -> int:
+        """Channels of an image."""
+        return self.train_images.shape[1]
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes."""
+        return len(self.classes)
+
+    @cached_property
+    def normalization(self) -> Normalization:
+        """Per-pixel normalization by the statistics of the training images; computed once."""
+        return Normalization.per_pixel(self.train_images)
+
+    def train_subset(self, n: int) -> Classification:
+        """The same data with only `n` training images: stratified by class, the same ones on every call.
+
+        Subsets are nested: a larger one holds every image of a smaller one. Variant and fingerprint stay
+        those of the full set.
+
+        Raises:
+            UsageError: `n` is below the number of classes or above the number of training images.
+        """
+        available = len(self.train_images)
+        if not self.num_classes <= n <= available:
+            raise UsageError(
+                f"a training subset of {n} images is not possible; "
+                f"allowed: {self.num_classes} (one a class) to {available} (all)"
+            )
+        shuffled = np.random.default_rng(0).permutation(available)
+        labels = self.train_labels.numpy()[shuffled]
+        # An image's place within its class, as a fraction of the class: taking the lowest ones first
+        # gives every class one image before any gets two, and keeps the proportions from there on.
+        place = np.empty(available)
+        for label in np.unique(labels):
+            members = np.flatnonzero(labels == label)
+            place[members] = np.arange(len(members)) / len(members)
+        chosen = torch.from_numpy(np.sort(shuffled[np.argsort(place, kind="stable")[:n]]))
+        return dataclasses.replace(
+            self, train_images=self.train_images[chosen], train_labels=self.train_labels[chosen]
+        )
+
+
+def fingerprint(*tensors: Tensor) -> str:
+    """16 hex digits of the SHA-256 over the types, shapes and contents of `tensors`."""
+    digest = hashlib.sha256()
+    for tensor in tensors:
+        array = np.ascontiguousarray(tensor.numpy())
+        digest.update(f"{array.dtype.str}{array.shape}".encode())
+        digest.update(array.data)
+    return digest.hexdigest()[:16]
+
+
+def fingerprinted(
+    train_images: Tensor,
+    train_labels: Tensor,
+    test_images: Tensor,
+    test_labels: Tensor,
+    *,
+    classes: tuple[str, ...],
+    variant: str,
+) -> Classification:
+    """A `Classification` that carries the fingerprint of its own images and labels."""
+    tensors = (train_images, train_labels, test_images, test_labels)
+    return Classification(*tensors, classes, variant, fingerprint(*tensors))

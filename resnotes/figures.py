@@ -1,0 +1,167 @@
+"""Figures: one style, one look per network, and files that say what they show and where it came from."""
+
+from __future__ import annotations
+
+import io
+import math
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.colors import to_hex, to_rgb
+from matplotlib.figure import Figure
+
+import resnotes
+from resnotes import paths
+from resnotes.errors import ResnotesError, UsageError, unknown
+from resnotes.files import read_json, write_atomic, write_json
+from resnotes.provenance import code_version
+
+# Both formats date their files unless told not to; PNG does not.
+FORMATS: dict[str, dict[str, Any]] = {"png": {}, "pdf": {"CreationDate": None}}
+
+FAMILY_COLORS = {  # Okabe-Ito: vermilion, blue, green, ...
+    "plain": "#D55E00",
+    "resnet": "#0072B2",
+    "preresnet": "#009E73",
+    "bottleneck": "#56B4E9",
+    "prebottleneck": "#E69F00",
+    "vgg": "#CC79A7",
+    "alexnet": "#000000",
+}
+_NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
+
+
+def use_style() -> None:
+    """Apply the style sheet to every figure made from here on."""
+    plt.style.use(Path(__file__).with_name("resnotes.mplstyle"))
+
+
+def style_for(model_name: str) -> dict[str, str]:
+    """`color` and `linestyle` of a network, the same in every notebook: `ax.plot(..., **style_for(name))`.
+
+    The hue is the family's; shallow networks are lighter and broken, deep ones darker and solid, so that
+    depths can be told apart in greyscale. Line width and markers are left to the figure: He et al. tell
+    training from test error by width.
+
+    Raises:
+        UsageError: the name is of no known family.
+    """
+    parts = re.fullmatch(r"([a-z]+)-?([1-9]\d*)?", model_name)
+    if parts is None or parts[1] not in FAMILY_COLORS:
+        raise unknown("network family", model_name, FAMILY_COLORS)
+    depth = int(parts[2] or 56)
+    # 56 layers, the degraded net of He et al., Fig. 1, has the pure hue; 20 is lighter, 110 and more darker.
+    shade = float(np.clip(math.log(depth / 56) / math.log(56 / 20), -1, 1))
+    target, share = (1.0, -0.45 * shade) if shade < 0 else (0.0, 0.35 * shade)
+    red, green, blue = ((1 - share) * channel + share * target for channel in to_rgb(FAMILY_COLORS[parts[1]]))
+    color = to_hex((red, green, blue))
+    return {"color": color, "linestyle": "--" if depth < 32 else "-." if depth < 56 else "-"}
+
+
+def save(
+    fig: Figure,
+    name: str,
+    *,
+    caption: str,
+    caption_zh: str,
+    claims: Sequence[str],
+    data: pd.DataFrame | Mapping[str, pd.DataFrame],
+    parameters: Mapping[str, Any],
+) -> Path:
+    """Write `fig` as PNG (300 dpi) and PDF with a JSON beside them; the same figure gives the same bytes.
+
+    Args:
+        fig: the figure; its layout is fixed by this call.
+        name: stem of the files, lower case.
+        caption: what is seen, in English.
+        caption_zh: the same in Chinese.
+        claims: ids of the claims that the figure supports.
+        data: what is drawn: columns become lists; several frames, by name, where one does not do.
+        parameters: what it was drawn from, such as profile, seeds and data set.
+
+    Returns:
+        Path of the PNG.
+
+    Raises:
+        UsageError: the name is malformed.
+    """
+    if not _NAME.fullmatch(name):
+        raise UsageError(f"figure name {name!r} is not of the form [a-z0-9_-]+")
+    folder = paths.out_root() / "figures"
+    # Constrained layout moves a little each time it runs: run it once and keep the result for every format.
+    fig.draw_without_rendering()
+    fig.set_layout_engine("none")
+    for extension, metadata in FORMATS.items():
+        buffer = io.BytesIO()
+        with mpl.rc_context({"svg.hashsalt": "resnotes"}):
+            fig.savefig(buffer, format=extension, dpi=300, metadata=metadata)
+        write_atomic(folder / f"{name}.{extension}", buffer.getvalue())
+    columns = _columns(data) if isinstance(data, pd.DataFrame) else {key: _columns(data[key]) for key in data}
+    write_json(
+        folder / f"{name}.json",
+        {
+            "name": name,
+            "caption": {"en": caption, "zh": caption_zh},
+            "claims": list(claims),
+            "parameters": dict(parameters),
+            "data": columns,
+            **code_version(),
+            "version": resnotes.__version__,
+        },
+    )
+    return folder / f"{name}.png"
+
+
+def load(folder: Path) -> list[dict[str, Any]]:
+    """The sidecars of the figures in `folder`, by name.
+
+    Raises:
+        ResnotesError: a sidecar is damaged, or an image that belongs to it is missing.
+    """
+    sidecars = []
+    for path in sorted(folder.glob("*.json")):
+        sidecar = read_json(path)
+        if not isinstance(sidecar, dict) or sidecar.get("name") != path.stem or "caption" not in sidecar:
+            raise ResnotesError(f"{path} does not describe a figure: expected its name, captions and data")
+        if missing := [kind for kind in FORMATS if not path.with_suffix(f".{kind}").is_file()]:
+            raise ResnotesError(f"{path} has no {' and '.join(missing)} beside it; save the figure again")
+        sidecars.append(sidecar)
+    return sidecars
+
+
+def export(to: Path, source: Path | None = None) -> list[str]:
+    """Copy every figure of a run into the folder `to`; returns a Markdown snippet for each, by name.
+
+    Args:
+        to: folder that receives `<name>.png`, `.pdf` and `.json`, replacing what has these names.
+        source: folder of the figures, by default that of the current output folder.
+
+    Raises:
+        ResnotesError: there are no figures, or one is damaged.
+    """
+    source = paths.out_root() / "figures" if source is None else source
+    sidecars = load(source)
+    if not sidecars:
+        raise ResnotesError(f"no figures in {source}; `resnotes run` makes them")
+    snippets = []
+    for sidecar in sidecars:
+        for extension in (*FORMATS, "json"):
+            file = f"{sidecar['name']}.{extension}"
+            write_atomic(to / file, (source / file).read_bytes())
+        caption, caption_zh = sidecar["caption"]["en"], sidecar["caption"]["zh"]
+        alt = re.sub(r"([\[\]\\])", r"\\\1", caption)
+        snippets.append(f"![{alt}]({sidecar['name']}.png)\n\n*{caption}*\n\n*{caption_zh}*\n")
+    return snippets
+
+
+def _columns(frame: pd.DataFrame) -> dict[str, list[Any]]:
+    """Columns as lists, a named index among them; a missing or infinite value is null, as JSON has no NaN."""
+    frame = frame.reset_index() if any(name is not None for name in frame.index.names) else frame
+    frame = frame.replace([np.inf, -np.inf], np.nan).astype(object)
+    return {str(column): frame[column].where(frame[column].notna(), None).tolist() for column in frame}

@@ -1,0 +1,60 @@
+"""Writing files so that a reader never sees half of one."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from resnotes.errors import ResnotesError
+
+
+def write_atomic(path: Path, content: str | bytes) -> Path:
+    """Replace the file at `path` by `content` (text as UTF-8) in one step, making its folder if need be."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    payload = content.encode() if isinstance(content, str) else content
+    # The temporary file lies in the same folder, since a rename is atomic only within one file system.
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    temporary = Path(name)
+    try:
+        with os.fdopen(handle, "wb") as stream:
+            stream.write(payload)
+        temporary.chmod(0o644)  # mkstemp makes files that only their owner can read
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    return path
+
+
+def write_json(path: Path, value: Any) -> Path:
+    """Write `value` atomically as indented JSON; arrays, tensors and their scalars become lists and numbers.
+
+    Raises:
+        ValueError: `value` holds a NaN or an infinity, which JSON has no words for.
+        TypeError: `value` holds something that is neither JSON nor an array.
+    """
+    return write_atomic(
+        path, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False, default=_plain) + "\n"
+    )
+
+
+def read_json(path: Path) -> Any:
+    """The JSON document at `path`.
+
+    Raises:
+        ResnotesError: the file is missing, unreadable or damaged.
+    """
+    try:
+        return json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise ResnotesError(f"cannot read {path}: {error}") from error
+
+
+def _plain(value: Any) -> Any:
+    """What `json` cannot write itself: NumPy and torch values, by the method they share."""
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    raise TypeError(f"{type(value).__name__} is not JSON: {value!r}")

@@ -1,0 +1,102 @@
+"""The one shape of every network here: a stem, a list of blocks, a head.
+
+Deleting blocks, reordering them, path gradients, layer responses and identity by construction are written
+once, against this shape.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class Block(nn.Module):
+    """One unit: ``y = after(shortcut(x) + residual(x))``; without a shortcut, ``y = after(residual(x))``.
+
+    The names are those of He et al. 2016, Eqs. (1)-(2): ``shortcut`` is h, ``residual`` is F, ``after`` is f.
+
+    Args:
+        residual: the branch with the weights, ``[N, C_in, H, W] -> [N, C_out, H', W']``.
+        shortcut: the branch around it, of the same shapes; None in a plain network.
+        after: what follows the addition.
+    """
+
+    def __init__(self, residual: nn.Module, shortcut: nn.Module | None, after: nn.Module) -> None:
+        super().__init__()
+        self.residual = residual
+        self.shortcut = shortcut
+        self.after = after
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply the unit to ``x``, ``[N, C_in, H, W]``."""
+        y = self.residual(x)
+        if self.shortcut is not None:
+            y = self.shortcut(x) + y
+        out: Tensor = self.after(y)
+        return out
+
+
+class Network(nn.Module):
+    """``head(blocks(stem(x)))``.
+
+    Args:
+        stem: input ``[N, in_channels, H, W]`` to the first block's input.
+        blocks: the units, in order, over all stages.
+        head: the last unit's output to logits ``[N, num_classes]``.
+        stages: number of blocks in each stage (one map size); sums to ``len(blocks)``.
+        name: the name that `resnotes.models.build` takes.
+        options: the options that `resnotes.models.build` takes, so that the network can be built again.
+    """
+
+    def __init__(
+        self,
+        stem: nn.Module,
+        blocks: Iterable[nn.Module],
+        head: nn.Module,
+        *,
+        stages: tuple[int, ...],
+        name: str,
+        options: Mapping[str, Any],
+    ) -> None:
+        super().__init__()
+        self.stem = stem
+        self.blocks = nn.ModuleList(blocks)
+        self.head = head
+        self.stages = stages
+        self.name = name
+        self.options = dict(options)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits ``[N, num_classes]`` of normalised images ``[N, in_channels, H, W]``."""
+        x = self.stem(x)
+        for block in self.blocks:
+            x = block(x)
+        logits: Tensor = self.head(x)
+        return logits
+
+
+def count_parameters(network: nn.Module) -> int:
+    """Number of trainable parameters."""
+    return sum(parameter.numel() for parameter in network.parameters() if parameter.requires_grad)
+
+
+@torch.no_grad()
+def initialize(network: nn.Module) -> None:
+    """Draw convolutions from N(0, 2 / (k² n_out)) ("fan out"), set BN to the identity and the last bias to 0.
+
+    This is the initialisation of He et al. 2015 (ICCV, "Delving deep into rectifiers", Eq. 14), which the
+    residual papers use; the final linear layer keeps PyTorch's uniform weights.
+    """
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+        elif isinstance(module, nn.BatchNorm2d):
+            nn.init.ones_(module.weight)
+            nn.init.zeros_(module.bias)
+        elif isinstance(module, nn.Linear):
+            nn.init.zeros_(module.bias)

@@ -1,0 +1,354 @@
+"""The notebooks: finding them, checking what they are given, executing them with papermill.
+
+`python -m resnotes.notebooks` refreshes the outputs of the committed ones.
+"""
+
+from __future__ import annotations
+
+import ast
+import base64
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import yaml
+from ipykernel.kernelspec import write_kernel_spec
+
+from resnotes import paths
+from resnotes.errors import ResnotesError, UsageError, unknown
+from resnotes.files import write_atomic
+from resnotes.tidy import PARAMETERS_TAG, hygiene, tidied
+
+CELL_TIMEOUT = 24 * 3600  # seconds; against notebooks that hang, not against long trainings
+
+_ANSI = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
+
+
+@dataclass(frozen=True)
+class Notebook:
+    """A notebook of the suite, such as `notebooks/01_degradation.ipynb`."""
+
+    path: Path
+
+    @property
+    def stem(self) -> str:
+        """File name without its ending: `01_degradation`."""
+        return self.path.stem
+
+    @cached_property
+    def parameters(self) -> dict[str, Any]:
+        """Defaults by name, from the cell tagged `parameters`.
+
+        Raises:
+            ResnotesError: the file is no notebook, or the cell holds something other than named literals.
+        """
+        notebook = read(self.path)
+        tagged = [cell for cell in notebook.cells if PARAMETERS_TAG in cell.metadata.get("tags", [])]
+        try:
+            return {
+                name: ast.literal_eval(value)
+                for cell in tagged
+                for name, value in _assignments(ast.parse(cell.source))
+            }
+        except (SyntaxError, ValueError) as error:
+            raise ResnotesError(
+                f"{self.path}: the parameters cell may only hold literals: {error}"
+            ) from error
+
+
+@dataclass(frozen=True)
+class Execution:
+    """What became of one notebook: where its executed copy lies, how long it took, why it failed if so."""
+
+    notebook: Notebook
+    output: Path
+    seconds: float
+    failure: str | None
+
+
+def read(path: Path) -> Any:
+    """The notebook at `path` as nbformat's node, in format 4.
+
+    Raises:
+        ResnotesError: it is missing or no notebook.
+    """
+    try:
+        return nbformat.read(path, as_version=4)  # type: ignore[no-untyped-call]
+    except Exception as error:  # nbformat lets errors of json, jsonschema and its own through
+        raise ResnotesError(f"{path} is not a readable notebook: {error}") from error
+
+
+def discover() -> list[Notebook]:
+    """The notebooks of the checkout, in their order."""
+    return [
+        Notebook(path) for path in sorted((paths.project_root() / "notebooks").glob("[0-9][0-9]_*.ipynb"))
+    ]
+
+
+def select(names: Sequence[str]) -> list[Notebook]:
+    """Notebooks by number (`01`), stem (`01_degradation`) or name (`degradation`), in order; all for none.
+
+    Raises:
+        UsageError: there is no such notebook.
+    """
+    found = discover()
+    chosen = set()
+    for name in names:
+        matches = [book for book in found if name in (book.stem, *book.stem.split("_", 1))]
+        if not matches:
+            raise unknown("notebook", name, [book.stem for book in found])
+        chosen.update(matches)
+    return [book for book in found if book in chosen] if names else found
+
+
+def profiles() -> list[str]:
+    """Names of the profiles."""
+    return sorted(path.stem for path in (Path(__file__).parent / "profiles").glob("*.toml"))
+
+
+def parse_overrides(settings: Sequence[str], notebooks: Sequence[Notebook]) -> dict[str, Any]:
+    """Parameters from `name=value` texts: values are Python or JSON literals, anything else is a string.
+
+    Raises:
+        UsageError: a text has no `=`, no notebook takes the name, or the default is of another type.
+    """
+    overrides = {}
+    for setting in settings:
+        name, equals, text = (part.strip() for part in setting.partition("="))
+        if not equals:
+            raise UsageError(f"parameter {setting!r} is not of the form name=value")
+        takers = [book for book in notebooks if name in book.parameters]
+        if not takers:
+            raise UsageError(f"unknown parameter {name!r}; allowed: {'; '.join(map(_signature, notebooks))}")
+        value = _literal(text)
+        if name == "profile" and value not in profiles():
+            raise unknown("profile", value, profiles())
+        for book in takers:
+            try:
+                value = _as_type_of(book.parameters[name], value)
+            except TypeError as error:
+                raise UsageError(f"parameter {name!r} {error}; allowed: {_signature(book)}") from error
+        overrides[name] = value
+    return overrides
+
+
+def execute(
+    notebooks: Sequence[Notebook],
+    parameters: Mapping[str, Any],
+    out: Path,
+    *,
+    jobs: int | None = None,
+    cell_timeout: int = CELL_TIMEOUT,
+    report: Callable[[str], None] = print,
+) -> list[Execution]:
+    """Execute notebooks, each in its own processes, into `out/notebooks`, with an HTML rendering beside each.
+
+    A notebook that fails keeps the cells it finished and loses its claims; the others still run.
+
+    Args:
+        notebooks: what to execute.
+        parameters: checked values, as from `parse_overrides`; each notebook is given those that it takes.
+        out: folder of the run; notebooks find it in `RESNOTES_OUT`.
+        jobs: how many run side by side, sharing the cores evenly; by default as many as there are cores.
+        cell_timeout: longest time for one cell, in seconds.
+        report: receives a line at each start and finish.
+    """
+    out = out.resolve()
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    jobs = max(1, min(jobs or cores, len(notebooks)))
+    done: dict[Notebook, Execution] = {}
+    with tempfile.TemporaryDirectory() as kernels, ThreadPoolExecutor(jobs) as pool:
+        # `python3` must mean this interpreter, whatever kernels the user has installed under that name.
+        write_kernel_spec(Path(kernels) / "kernels" / "python3")
+        environment = _environment(out, Path(kernels), threads=max(1, cores // jobs))
+
+        def one(book: Notebook) -> Execution:
+            report(f"{book.stem}: started")
+            given = {name: value for name, value in parameters.items() if name in book.parameters}
+            return _execute(book, given, out, environment, cell_timeout)
+
+        futures = [pool.submit(one, book) for book in notebooks]
+        try:
+            for future in as_completed(futures):
+                execution = future.result()
+                done[execution.notebook] = execution
+                report(
+                    f"{execution.notebook.stem}: {'failed' if execution.failure else 'done'} "
+                    f"after {execution.seconds:.1f} s"
+                )
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)  # or an interrupt would start those still waiting
+            raise
+    return [done[book] for book in notebooks]
+
+
+def refresh() -> None:
+    """Execute the committed notebooks with their defaults and put clean outputs in their place.
+
+    Raises:
+        ResnotesError: a notebook fails or would not be fit to commit; that one stays as it was.
+    """
+    problems = []
+    with tempfile.TemporaryDirectory() as scratch:
+        for execution in execute(discover(), {}, Path(scratch)):
+            path = execution.notebook.path
+            if execution.failure:
+                problems.append(execution.failure)
+                continue
+            roots = {str(Path(scratch).resolve()): "out", str(paths.project_root()): "."}
+            notebook = tidied(read(execution.output), roots)
+            if violations := hygiene(notebook):
+                problems.append("\n".join(f"{path.name}: {violation}" for violation in violations))
+            else:
+                write_atomic(path, nbformat.writes(notebook) + "\n")  # type: ignore[no-untyped-call]
+    if problems:
+        raise ResnotesError("\n".join(problems))
+
+
+def _environment(out: Path, kernels: Path, threads: int) -> dict[str, str]:
+    """Environment of a kernel: this very package, absolute locations, its share of the cores."""
+    package = str(Path(__file__).resolve().parent.parent)
+    inherited = os.environ
+
+    def prepended(variable: str, first: str) -> str:
+        return os.pathsep.join(filter(None, [first, inherited.get(variable)]))
+
+    return {
+        "OMP_NUM_THREADS": str(threads),
+        **inherited,  # a thread count that the user set is theirs to choose
+        "PYTHONPATH": prepended("PYTHONPATH", package),
+        "JUPYTER_PATH": prepended("JUPYTER_PATH", str(kernels)),
+        "RESNOTES_OUT": str(out),
+        # Notebooks start in the project's root, where a relative location would mean another folder.
+        "RESNOTES_DATA": str(paths.data_root()),
+        "RESNOTES_CACHE": str(paths.cache_root()),
+        "RESNOTES_RUNS": str(paths.runs_root()),
+    }
+
+
+def _execute(
+    book: Notebook, parameters: dict[str, Any], out: Path, environment: dict[str, str], cell_timeout: int
+) -> Execution:
+    """Execute one notebook through papermill's command line, in a process of its own."""
+    output = out / "notebooks" / book.path.name
+    claims = out / "claims" / f"{book.stem}.json"
+    output.parent.mkdir(parents=True, exist_ok=True)
+    for stale in (output, output.with_suffix(".html"), claims):
+        stale.unlink(missing_ok=True)
+    # Papermill reads YAML, which takes JSON's 1e-05 for a string: write what its own parser reads back.
+    values = base64.b64encode(yaml.safe_dump(parameters).encode()).decode()
+    command = [sys.executable, "-m", "papermill", str(book.path), str(output), "--kernel", "python3"]
+    command += ["--cwd", str(paths.project_root()), "--execution-timeout", str(cell_timeout)]
+    command += [
+        "--no-progress-bar",
+        "--log-level",
+        "ERROR",
+        *(["--parameters_base64", values] if parameters else []),
+    ]
+    start = time.perf_counter()
+    process = subprocess.run(
+        command, env=environment, capture_output=True, text=True, errors="replace", check=False
+    )
+    seconds = time.perf_counter() - start
+    failure = None
+    if process.returncode != 0:
+        failure = _failure(book, output, process.stderr, cell_timeout)
+        claims.unlink(missing_ok=True)
+    if output.exists():
+        _render(output)
+    return Execution(book, output, seconds, failure)
+
+
+def _failure(book: Notebook, output: Path, stderr: str, cell_timeout: int) -> str:
+    """Which cell failed and why, and where the partial notebook lies."""
+    cells = read(output).cells if output.exists() else []
+    executed = [cell for cell in cells if cell.get("execution_count")]
+    errors = [entry for cell in executed[-1:] for entry in cell.outputs if entry.output_type == "error"]
+    log = _ANSI.sub("", stderr).strip().splitlines()
+    if "CellTimeoutError" in stderr:
+        reason = f"took longer than {cell_timeout} s and was stopped"
+    elif "DeadKernelError" in stderr:
+        reason = "ended its kernel: the process was killed, ran out of memory or exited"
+    elif errors:
+        traceback = _ANSI.sub("", "\n".join(errors[0].traceback))
+        reason = f"raised {errors[0].ename}: {errors[0].evalue}\n{traceback}"
+    else:
+        reason = "could not be executed\n" + "\n".join(log[-5:])
+    place = f"cell In [{executed[-1].execution_count}] " if executed else ""
+    kept = f"partial notebook: {output}" if output.exists() else "no cell was executed"
+    return f"{book.stem}: {place}{reason}\n{kept}"
+
+
+def _render(path: Path) -> None:
+    """HTML of an executed notebook, beside it, with its images inside."""
+    from nbconvert import HTMLExporter  # a second of import that no other command needs
+
+    exporter = HTMLExporter(embed_images=True, require_js_url="")  # type: ignore[no-untyped-call]
+    exporter.log.setLevel("ERROR")
+    html, _ = exporter.from_filename(str(path))
+    write_atomic(path.with_suffix(".html"), html)
+
+
+def _assignments(tree: ast.Module) -> list[tuple[str, ast.expr]]:
+    """Names and values of the plain assignments that a parameters cell consists of."""
+    pairs = []
+    for statement in tree.body:
+        match statement:
+            case ast.Assign(targets=[ast.Name(id=name)], value=value):
+                pairs.append((name, value))
+            case ast.AnnAssign(target=ast.Name(id=name), value=ast.expr() as value):
+                pairs.append((name, value))
+            case _:
+                raise ValueError(f"line {statement.lineno} assigns no single name")
+    return pairs
+
+
+def _literal(text: str) -> Any:
+    """`text` as a JSON or Python literal, or else as itself."""
+    for parse in (ast.literal_eval, json.loads):
+        try:
+            return parse(text)
+        except (ValueError, SyntaxError, MemoryError, RecursionError):
+            continue
+    return text
+
+
+def _as_type_of(default: Any, value: Any) -> Any:
+    """`value`, checked against the type of `default`; whole numbers become floats where those are meant.
+
+    Raises:
+        TypeError: it is of another type.
+    """
+    if default is None:
+        return value
+    if isinstance(default, float) and type(value) is int:
+        return float(value)
+    if isinstance(default, list | tuple) and isinstance(value, list | tuple):
+        return [_as_type_of(default[0], element) for element in value] if default else list(value)
+    if type(value) is not type(default):
+        raise TypeError(f"expects {type(default).__name__} like {default!r}, found {value!r}")
+    return value
+
+
+def _signature(book: Notebook) -> str:
+    """`01_degradation takes profile='quick', seed=0`."""
+    takes = ", ".join(f"{name}={default!r}" for name, default in book.parameters.items())
+    return f"{book.stem} takes {takes or 'no parameters'}"
+
+
+if __name__ == "__main__":
+    from resnotes.cli import reporting_errors
+
+    with reporting_errors():
+        refresh()

@@ -1,0 +1,55 @@
+"""Where things lie on disk. Every location is an environment variable with a default in the checkout.
+
+| variable         | default              | holds                                              |
+|------------------|----------------------|----------------------------------------------------|
+| `RESNOTES_DATA`  | `data/cache`         | data sets as downloaded or copied; may be read-only |
+| `RESNOTES_CACHE` | `data/cache/decoded` | decoded copies of them, made by us                 |
+| `RESNOTES_RUNS`  | `runs`               | the run store                                      |
+| `RESNOTES_OUT`   | `out`                | claims and figures of the notebook being executed  |
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+
+def project_root() -> Path:
+    """The checkout this package belongs to; the current folder where it is installed without one."""
+    checkout = Path(__file__).resolve().parent.parent
+    return checkout if (checkout / "notebooks").is_dir() else Path.cwd()
+
+
+def _located(variable: str, default: str) -> Path:
+    value = os.environ.get(variable)
+    return Path(value).expanduser().resolve() if value else project_root() / default
+
+
+def data_root() -> Path:
+    """Folder that holds the data sets."""
+    return _located("RESNOTES_DATA", "data/cache")
+
+
+def cache_root() -> Path:
+    """Folder for decoded copies of data sets; always writable by us, unlike the data itself."""
+    return _located("RESNOTES_CACHE", "data/cache/decoded")
+
+
+def runs_root() -> Path:
+    """Folder of the run store."""
+    return _located("RESNOTES_RUNS", "runs")
+
+
+def recorded_root() -> Path:
+    """Folder of the recorded runs, a read-only second store."""
+    return project_root() / "data" / "recorded"
+
+
+def papers_root() -> Path:
+    """Folder of the papers' numbers."""
+    return project_root() / "data" / "papers"
+
+
+def out_root() -> Path:
+    """Folder that receives claims and figures."""
+    return _located("RESNOTES_OUT", "out")

@@ -1,0 +1,120 @@
+"""What each study trains at each scale: `load("quick").study("degradation").specs()`.
+
+A profile is a TOML file beside this module with a table for each study:
+
+    [degradation]
+    dataset = "digits"                     # a name for resnotes.datasets.load
+    models = ["plain-20", "plain-56"]      # names for resnotes.models.build
+    seeds = [0, 1, 2]
+    train_images = 1000                    # optional: a fixed stratified subset
+    options = { width = 16 }               # optional: for resnotes.models.build
+    deepen = { "plain-20" = "plain-56" }   # optional: train on from the first, deepened to the second
+    [degradation.recipe]                   # the fields of resnotes.training.Recipe
+    [degradation.recipes."resnet-110"]     # optional: what is different for one model
+    [degradation.settings]                 # optional: numbers that the study's notebook reads
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from resnotes.errors import UsageError, unknown
+from resnotes.runs import RunSpec
+from resnotes.training import Recipe
+
+FOLDER = Path(__file__).parent
+
+
+def names() -> list[str]:
+    """The profiles there are, smallest first."""
+    order = ["quick", "desk", "paper"]
+    found = [path.stem for path in FOLDER.glob("*.toml")]
+    return sorted(found, key=lambda name: (order.index(name) if name in order else len(order), name))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Study:
+    """One study of a profile; the fields are those of its table."""
+
+    dataset: str
+    models: tuple[str, ...]
+    seeds: tuple[int, ...]
+    recipe: Mapping[str, Any]
+    recipes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    train_images: int | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+    deepen: Mapping[str, str] = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    def spec(self, model: str, seed: int) -> RunSpec:
+        """The run of `model` with `seed`, from random weights."""
+        return RunSpec(
+            model=model,
+            dataset=self.dataset,
+            seed=seed,
+            recipe=Recipe(**{**self.recipe, **self.recipes.get(model, {})}),
+            options=self.options,
+            train_images=self.train_images,
+        )
+
+    def deepened(self, shallow: str, seed: int) -> RunSpec:
+        """The run that starts from the trained `shallow` network, deepened as the study says."""
+        spec = self.spec(self.deepen[shallow], seed)
+        return RunSpec(
+            **{**{item.name: getattr(spec, item.name) for item in fields(spec)}, "start": self.spec(shallow, seed)}
+        )
+
+    def specs(self, models: Iterable[str] | None = None, seeds: Iterable[int] | None = None) -> list[RunSpec]:
+        """Every run from random weights, seed by seed; `models` and `seeds` narrow or widen what is there."""
+        models = list(self.models if models is None else models)
+        return [self.spec(model, seed) for seed in (self.seeds if seeds is None else seeds) for model in models]
+
+    def all_specs(self) -> list[RunSpec]:
+        """Every run of the study: those of `specs`, then those from deepened networks."""
+        return [*self.specs(), *(self.deepened(shallow, seed) for seed in self.seeds for shallow in self.deepen)]
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Studies at one scale."""
+
+    name: str
+    studies: Mapping[str, Study]
+
+    def study(self, name: str) -> Study:
+        """The study called `name`.
+
+        Raises:
+            UsageError: there is none; the message lists those there are.
+        """
+        if name not in self.studies:
+            raise unknown(f"study of profile {self.name}", name, self.studies)
+        return self.studies[name]
+
+
+def load(name: str) -> Profile:
+    """Read a profile.
+
+    Raises:
+        UsageError: no such profile, or a file with unknown or missing fields.
+    """
+    if name not in names():
+        raise unknown("profile", name, names())
+    path = FOLDER / f"{name}.toml"
+    try:
+        tables = tomllib.loads(path.read_text(encoding="utf-8"))
+        studies = {study: _study(table) for study, table in tables.items()}
+    except (tomllib.TOMLDecodeError, TypeError, ValueError) as error:
+        raise UsageError(f"{path}: {error}") from error
+    return Profile(name, studies)
+
+
+def _study(table: Mapping[str, Any]) -> Study:
+    values: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in table.items()}
+    study = Study(**values)
+    study.all_specs()  # a recipe that cannot be is reported when the file is read, not hours later
+    return study

@@ -1,0 +1,406 @@
+"""The run store: a specification in, a finished run out; trained only if it is not there yet.
+
+A run lives in a folder named by a readable slug and the hash of its specification:
+
+    spec.json           what was asked for
+    history.csv         one row per epoch, see `resnotes.training.Epoch`
+    model.safetensors   weights after the last iteration
+    epoch-NNNN.safetensors  weights after other epochs, where the recipe asks for snapshots
+    run.json            data variant and fingerprint, versions, device, precision, threads, wall time, commit
+    checkpoint.pt       only while the run is unfinished
+
+`run.json` is written last, so a folder without one is unfinished. It holds the checksums of the other files.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import platform
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
+from functools import cached_property
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from filelock import FileLock
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as to_safetensors
+from torch import Tensor
+from tqdm import tqdm
+
+from resnotes import datasets, models, paths, provenance
+from resnotes.datasets import Classification
+from resnotes.errors import RunError, UsageError
+from resnotes.files import write_atomic, write_json
+from resnotes.training import Recipe, evaluate, save_weights, train
+
+FORMAT = 1  # of the run folder
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSpec:
+    """All that decides what a run computes.
+
+    Args:
+        model: a name for `resnotes.models.build`.
+        dataset: a name for `resnotes.datasets.load`.
+        seed: of the initial weights, the order of the images and their augmentation.
+        recipe: how it is trained.
+        options: for `resnotes.models.build`; channels and classes follow from the data set.
+        train_images: so many training images, a fixed stratified subset; None for all.
+        start: a run whose network, deepened by identity blocks (`resnotes.models.deepen`), is where training
+            starts; None for random weights.
+    """
+
+    model: str
+    dataset: str
+    seed: int
+    recipe: Recipe
+    options: Mapping[str, Any] = field(default_factory=dict)
+    train_images: int | None = None
+    start: RunSpec | None = None
+
+    @property
+    def name(self) -> str:
+        """Readable slug and hash; the name of the run's folder."""
+        # Fields at their default are left out, so that a field added later leaves all addresses as they are.
+        canonical = json.dumps(_without_defaults(self), sort_keys=True, separators=(",", ":"))
+        digest = hashlib.sha256(canonical.encode()).hexdigest()[:10]
+        origin = f"-from-{self.start.model}" if self.start else ""
+        return f"{self.model}{origin}-{self.dataset}-s{self.seed}-{digest}"
+
+    def to_json(self) -> str:
+        """Every field, indented; `from_json` reads it back."""
+        return json.dumps(asdict(self), indent=2) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> RunSpec:
+        """Read what `to_json` wrote.
+
+        Raises:
+            RunError: no JSON, or fields that a specification does not have.
+        """
+        try:
+            return cls._from_dict(json.loads(text))
+        except (ValueError, TypeError, KeyError, AttributeError, UsageError) as error:
+            raise RunError(f"no run specification: {error}") from error
+
+    @classmethod
+    def _from_dict(cls, values: dict[str, Any]) -> RunSpec:
+        recipe: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values["recipe"].items()}
+        start = values.get("start")
+        return cls(**{**values, "recipe": Recipe(**recipe), "start": cls._from_dict(start) if start else None})
+
+
+def _without_defaults(value: Any) -> Any:
+    if not is_dataclass(value):
+        return dict(value) if isinstance(value, Mapping) else value
+    kept = {}
+    for item in fields(value):
+        default = item.default_factory() if item.default_factory is not MISSING else item.default
+        if (current := getattr(value, item.name)) != default:
+            kept[item.name] = _without_defaults(current)
+    return kept
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run on disk."""
+
+    folder: Path
+
+    @property
+    def name(self) -> str:
+        """The folder's name."""
+        return self.folder.name
+
+    @cached_property
+    def facts(self) -> dict[str, Any]:
+        """What `run.json` says: data, versions, device, precision, threads, wall seconds, commit, errors.
+
+        Raises:
+            RunError: it is missing or damaged.
+        """
+        try:
+            facts = json.loads((self.folder / "run.json").read_bytes())
+            if facts["format"] != FORMAT:
+                raise RunError(f"{self.folder / 'run.json'}: format {facts['format']}, expected {FORMAT}")
+            _ = facts["dataset"]["variant"], facts["dataset"]["fingerprint"], facts["files"], facts["precision"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise RunError(
+                f"run {self.folder} is damaged (run.json: {error!r}); delete the folder to redo it"
+            ) from error
+        return dict(facts)
+
+    def _read(self, file: str) -> bytes:
+        """The bytes of a file of the run, if they are those that were written."""
+        try:
+            content = (self.folder / file).read_bytes()
+        except OSError as error:
+            raise RunError(f"run {self.folder} lacks {file}; delete the folder to redo it") from error
+        if hashlib.sha256(content).hexdigest() != self.facts["files"].get(file):
+            raise RunError(f"{self.folder / file} is not what the run wrote; delete the folder to redo it")
+        return content
+
+    @cached_property
+    def spec(self) -> RunSpec:
+        """What was asked for."""
+        return RunSpec.from_json(self._read("spec.json"))
+
+    @cached_property
+    def history(self) -> pd.DataFrame:
+        """One row per epoch; the columns are those of `resnotes.training.Epoch`."""
+        self._read("history.csv")
+        return pd.read_csv(self.folder / "history.csv")
+
+    @property
+    def final(self) -> pd.Series[Any]:
+        """The last row of the history: the run's result."""
+        return self.history.iloc[-1]
+
+    @property
+    def variant(self) -> str:
+        """The data that was read, such as ``cifar10-jpeg``."""
+        return str(self.facts["dataset"]["variant"])
+
+    @property
+    def fingerprint(self) -> str:
+        """Fingerprint of the data that was read."""
+        return str(self.facts["dataset"]["fingerprint"])
+
+    def model(self, epoch: int | None = None) -> models.Network:
+        """The network in eval mode, float32, on the CPU: final weights, or those after snapshot `epoch`.
+
+        Epoch 0 gives the initial weights, drawn again from the seed.
+
+        Raises:
+            RunError: no such snapshot, or damaged weights.
+        """
+        network = initial_network(self.spec, self.facts["dataset"])
+        if epoch == 0 and self.spec.start is None:
+            return network.eval()
+        file = "model.safetensors" if epoch is None else f"epoch-{epoch:04d}.safetensors"
+        try:
+            network.load_state_dict(load_tensors(self._read(file)))
+        except (SafetensorError, RuntimeError) as error:
+            raise RunError(f"{self.folder / file} does not fit {self.spec.model}: {error}") from error
+        return network.eval()
+
+
+def load_data(spec: RunSpec) -> Classification:
+    """The data that `spec` trains on; its normalization is that of these training images."""
+    data = datasets.load(spec.dataset)
+    return data if spec.train_images is None else data.train_subset(spec.train_images)
+
+
+def initial_network(spec: RunSpec, dataset: Mapping[str, Any]) -> models.Network:
+    """Fresh weights, drawn from the seed alone; `dataset` holds ``channels`` and ``classes`` (counts)."""
+    with torch.random.fork_rng([]):
+        torch.manual_seed(spec.seed)
+        return models.build(spec.model, num_classes=dataset["classes"], in_channels=dataset["channels"], **spec.options)
+
+
+def _check_same_data(run: Run, data: Classification) -> None:
+    if run.fingerprint != data.fingerprint:
+        raise RunError(
+            f"run {run.folder} was made on {run.variant} ({run.fingerprint}), but the data at hand is"
+            f" {data.variant} ({data.fingerprint}); set RESNOTES_RUNS to another folder, or delete the run"
+        )
+
+
+def _finish(folder: Path, facts: Mapping[str, Any]) -> None:
+    """Write `run.json` with the checksums of the files it names."""
+    files = {file: hashlib.sha256((folder / file).read_bytes()).hexdigest() for file in sorted(facts["files"])}
+    write_json(folder / "run.json", {**facts, "files": files})
+
+
+def _machine(device: str) -> str:
+    """What computed, in words."""
+    if device.startswith("cuda"):
+        return torch.cuda.get_device_name(device)
+    name = platform.processor() or platform.machine()
+    with contextlib.suppress(OSError):
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), name)
+    return f"{name}, {os.cpu_count()} cores"
+
+
+def _half(tensor: Tensor) -> Tensor:
+    return tensor.half() if tensor.is_floating_point() else tensor
+
+
+def _half_is_harmless(run: Run, data: Classification) -> bool:
+    """Whether weights rounded to half precision give the very test error that is on record."""
+    network = run.model()
+    network.load_state_dict({key: _half(value) for key, value in network.state_dict().items()})
+    _, error = evaluate(
+        network, data.test_images, data.test_labels, data.normalization, precision=run.facts["precision"]
+    )
+    return bool(abs(error - run.final["test_error"]) < 0.005)
+
+
+class RunStore:
+    """Finished runs in a folder, and recorded ones in a second, read-only folder.
+
+    Args:
+        root: the store; default `RESNOTES_RUNS`, else ``runs/``.
+        recorded: the recorded runs; default ``data/recorded/``.
+    """
+
+    def __init__(self, root: Path | None = None, recorded: Path | None = None) -> None:
+        self.root = root or paths.runs_root()
+        self.recorded = recorded or paths.recorded_root()
+
+    def find(self, spec: RunSpec, *, recorded: bool = False) -> Run | None:
+        """The finished run of `spec` in the store (or among the recorded runs), whatever data it was made on."""
+        folder = (self.recorded if recorded else self.root) / spec.name
+        return Run(folder) if (folder / "run.json").exists() else None
+
+    def find_all(self, specs: Iterable[RunSpec], *, recorded: bool = False) -> list[Run]:
+        """The finished runs among `specs`, in their order."""
+        return [run for spec in specs if (run := self.find(spec, recorded=recorded))]
+
+    def finished(self, *, recorded: bool = False) -> list[Run]:
+        """All finished runs, by name."""
+        root = self.recorded if recorded else self.root
+        return [Run(file.parent) for file in sorted(root.glob("*/run.json"))]
+
+    def get(self, spec: RunSpec, *, device: str = "auto") -> Run:
+        """The finished run of `spec`: from the store, from the recorded runs, or trained now.
+
+        Of two processes that ask for the same run, one trains; the other waits, and loads.
+
+        Raises:
+            RunError: the store's run was made on other data than is at hand now.
+            resnotes.errors.DatasetError: the data set is missing or damaged.
+            resnotes.errors.TrainingDiverged: the loss became NaN or infinite.
+        """
+        data = load_data(spec)
+        if (run := self.find(spec)) is None:
+            run = self.find(spec, recorded=True)
+            if run is not None and run.fingerprint == data.fingerprint:
+                return run
+            try:
+                with self._locked(spec.name):
+                    run = self.find(spec) or self._train(spec, data, device)
+            except PermissionError as error:
+                raise RunError(
+                    f"cannot write to the run store: {error}; set RESNOTES_RUNS to a folder of yours"
+                ) from error
+        _check_same_data(run, data)
+        return run
+
+    def get_all(self, specs: Iterable[RunSpec], *, device: str = "auto", workers: int = 1) -> list[Run]:
+        """`get` for each of `specs`, in their order.
+
+        Args:
+            specs: what is asked for.
+            device: where missing runs are trained.
+            workers: train so many at once, each in a process with one thread, which suits small images on a
+                CPU: there a second thread mostly waits for the first.
+        """
+        specs = list(specs)
+        missing = [spec for spec in specs if self.find(spec) is None]
+        with tqdm(total=len(specs), desc="runs", unit="run", disable=None, leave=False) as bar:
+            if workers > 1 and len(missing) > 1:
+                with ProcessPoolExecutor(workers, get_context("spawn"), torch.set_num_threads, (1,)) as pool:
+                    for task in [pool.submit(self.get, spec, device=device) for spec in missing]:
+                        task.result()
+                        bar.update()
+            runs = []
+            for spec in specs:
+                runs.append(self.get(spec, device=device))
+                bar.update(bar.n < len(runs))
+        return runs
+
+    def record(self, run: Run) -> Run:
+        """Copy a finished run to the recorded ones; weights in half precision if the test error stays the same.
+
+        Raises:
+            RunError: the run is damaged.
+        """
+        data = load_data(run.spec)
+        folder = self.recorded / run.name
+        facts = dict(run.facts)
+        facts["weights"] = "float16" if _half_is_harmless(run, data) else "float32"
+        for file in facts["files"]:
+            content = run._read(file)
+            if file.endswith(".safetensors") and facts["weights"] == "float16":
+                content = to_safetensors({key: _half(value) for key, value in load_tensors(content).items()})
+            write_atomic(folder / file, content)
+        _finish(folder, facts)
+        return Run(folder)
+
+    def verify(self, run: Run) -> tuple[float, float]:
+        """Stored and re-evaluated test error of a run, in percent; equal but for rounding on other processors.
+
+        Raises:
+            RunError: the run is damaged, or its data is not what is at hand.
+        """
+        data = load_data(run.spec)
+        _check_same_data(run, data)
+        _, error = evaluate(
+            run.model(),
+            data.test_images,
+            data.test_labels,
+            data.normalization,
+            precision=run.facts["precision"],
+        )
+        return float(run.final["test_error"]), error
+
+    def _train(self, spec: RunSpec, data: Classification, device: str) -> Run:
+        """Train under the run's lock; `run.json` last, so that a run is finished or visibly is not."""
+        folder = self.root / spec.name
+        for leftover in folder.glob(".*"):  # of a process that was killed while it wrote
+            leftover.unlink()
+        write_atomic(folder / "spec.json", spec.to_json())
+        shape = {"channels": data.in_channels, "classes": data.num_classes}
+        network = self._start(spec, data, shape)
+        training = train(network, data, spec.recipe, seed=spec.seed, device=device, folder=folder, label=spec.name)
+        save_weights(network, folder / "model.safetensors")
+        facts = {
+            "format": FORMAT,
+            "dataset": {
+                "variant": data.variant,
+                "fingerprint": data.fingerprint,
+                "train_images": len(data.train_images),
+                "test_images": len(data.test_images),
+                **shape,
+            },
+            "versions": provenance.versions(),
+            "code": provenance.code_version(),
+            "machine": _machine(training.device),
+            "device": training.device,
+            "precision": training.precision,
+            "threads": training.threads,
+            "seconds": round(sum(row.seconds for row in training.history), 1),
+            "resumed": training.resumed,
+            "weights": "float32",
+            "files": [file.name for file in folder.iterdir() if file.suffix in {".json", ".csv", ".safetensors"}],
+        }
+        _finish(folder, facts)
+        (folder / "checkpoint.pt").unlink(missing_ok=True)
+        return Run(folder)
+
+    def _start(self, spec: RunSpec, data: Classification, shape: Mapping[str, int]) -> models.Network:
+        if spec.start is None:
+            return initial_network(spec, shape)
+        shallow = self.get(spec.start).model()
+        depth = int(spec.model.rpartition("-")[2])
+        sample = data.train_subset(min(2000, len(data.train_images))).train_images
+        network = models.deepen(shallow, depth, data.normalization(sample))
+        if network.name != spec.model:
+            raise UsageError(f"{spec.start.model} deepened to {depth} layers is {network.name}, not {spec.model}")
+        return network
+
+    def _locked(self, name: str) -> FileLock:
+        (self.root / ".locks").mkdir(parents=True, exist_ok=True)
+        return FileLock(self.root / ".locks" / f"{name}.lock")

@@ -1,0 +1,390 @@
+"""The training loop: schedule, augmentation, precision, checkpoint, resume, history.
+
+An epoch is a function of the state at its start, the seed and its number: every random draw in it (order,
+crops, flips, dropout) comes from generators seeded by these. A run that was killed therefore goes on from
+its last checkpoint, written after each epoch, and on CPU ends bit-identical to one that was not.
+"""
+
+from __future__ import annotations
+
+import io
+import itertools
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import pandas as pd
+import torch
+from safetensors.torch import save as to_safetensors
+from torch import Tensor, nn
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from resnotes.datasets import Classification, Normalization
+from resnotes.errors import TrainingDiverged, UsageError
+from resnotes.files import write_atomic
+
+SCHEDULES = ("steps", "one-cycle")
+PRECISIONS = ("auto", "float32", "bfloat16")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """How a network is trained. The defaults are those of He et al. 2015, Sec. 4.2, unless a comment says more.
+
+    A new field needs a default under which training is what it was before: the defaults are not part of a
+    run's address (see `resnotes.runs`).
+    """
+
+    iterations: int  # of the optimiser, over all epochs; the paper: 64,000
+    batch_size: int = 128  # the rest of an epoch that fills no batch is left out, so that shapes never change
+    lr: float = 0.1  # the peak, for a one-cycle schedule
+    momentum: float = 0.9
+    weight_decay: float = 1e-4  # on all parameters, BN's included, as in the papers
+    schedule: Literal["steps", "one-cycle"] = "steps"
+    milestones: tuple[int, ...] = ()  # iterations at which lr is divided by 10; the paper: 32,000 and 48,000
+    warmup_iterations: int = 0  # the papers warm up 400 iterations for 110 layers and more,
+    warmup_lr: float = 0.01  # at this lr
+    pad: int = 4  # random crop from an image padded by so many zeros on each side; 0 for none
+    flip: bool = True  # mirror half of the images
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"  # bfloat16 autocast where hardware has it
+    probe_images: int | None = None  # evaluate on so many of each split between epochs, on all after the last
+    snapshots: tuple[int, ...] = ()  # epochs after which the weights are kept
+
+    def __post_init__(self) -> None:
+        for name in ("iterations", "batch_size", "lr"):
+            if not getattr(self, name) > 0:
+                raise UsageError(f"recipe: {name} must be positive, found {getattr(self, name)!r}")
+        for name in ("momentum", "weight_decay", "warmup_iterations", "warmup_lr", "pad"):
+            if not getattr(self, name) >= 0:
+                raise UsageError(f"recipe: {name} must not be negative, found {getattr(self, name)!r}")
+        if self.schedule not in SCHEDULES:
+            raise UsageError(f"recipe: unknown schedule {self.schedule!r}; allowed: {', '.join(SCHEDULES)}")
+        if self.precision not in PRECISIONS:
+            raise UsageError(f"recipe: unknown precision {self.precision!r}; allowed: {', '.join(PRECISIONS)}")
+
+    def lr_at(self, iteration: int) -> float:
+        """Learning rate of iteration 0, 1, ..., `iterations` - 1.
+
+        One-cycle rises linearly over the first 30 % of the iterations and falls linearly to zero.
+        """
+        if iteration < self.warmup_iterations:
+            return self.warmup_lr
+        if self.schedule == "steps":
+            return self.lr * 0.1 ** sum(iteration >= milestone for milestone in self.milestones)
+        progress = (iteration + 1) / (self.iterations + 1)
+        return self.lr * min(progress / 0.3, (1 - progress) / 0.7)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Epoch:
+    """One row of a history. Errors in percent, losses in nats per image; all at the end of the epoch.
+
+    `train_loss` and `running_error` are means over the epoch's batches, on augmented images, while the
+    weights changed and BN used batch statistics. The other columns are clean: eval mode, no augmentation.
+    """
+
+    epoch: int
+    iteration: int
+    lr: float
+    train_loss: float
+    running_error: float
+    clean_loss: float
+    clean_error: float
+    test_loss: float
+    test_error: float
+    seconds: float  # wall time of the epoch, its evaluation included
+
+
+@dataclass
+class Training:
+    """What `train` returns: the history and the conditions it was made under."""
+
+    history: list[Epoch]
+    device: str
+    precision: str
+    threads: int
+    resumed: int  # how often it went on from a checkpoint
+
+    def frame(self) -> pd.DataFrame:
+        """One row per epoch, the columns of `Epoch`."""
+        return pd.DataFrame([asdict(row) for row in self.history], columns=list(Epoch.__annotations__))
+
+
+def resolve_device(device: str = "auto") -> torch.device:
+    """``"auto"`` is the GPU if there is one, else the CPU; anything else is taken as PyTorch does."""
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        return torch.device(device)
+    except RuntimeError as error:
+        raise UsageError(f"unknown device {device!r}; expected auto, cpu, cuda or cuda:N") from error
+
+
+def resolve_precision(precision: str, device: torch.device) -> str:
+    """``"auto"`` is bfloat16 where the hardware multiplies in it, else float32."""
+    if precision != "auto":
+        return precision
+    if device.type == "cuda":
+        supported = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        # Emulated bfloat16 would work on any processor, more slowly than float32.
+        found: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
+        supported = any(found.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+    return "bfloat16" if supported else "float32"
+
+
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """Mixed precision for ``"bfloat16"``, nothing for ``"float32"``."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
+
+
+def augment(images: Tensor, dy: Tensor, dx: Tensor, flip: Tensor, pad: int) -> Tensor:
+    """Crop each image from its zero-padded self and mirror some, for a whole batch at once.
+
+    Args:
+        images: uint8 ``[N, C, H, W]``.
+        dy: int64 ``[N]``, top edge of the crop in the padded image, 0 to ``2 * pad``.
+        dx: int64 ``[N]``, left edge of the crop, likewise.
+        flip: bool ``[N]``, whether to mirror left and right.
+        pad: zeros added on each side.
+
+    Returns:
+        uint8 ``[N, C, H, W]``.
+    """
+    if pad:
+        height, width = images.shape[2:]
+        windows = F.pad(images, (pad,) * 4).unfold(2, height, 1).unfold(3, width, 1)
+        images = windows[torch.arange(len(images), device=images.device), :, dy, dx]
+    return torch.where(flip[:, None, None, None], images.flip(3), images)
+
+
+def _epoch_batches(
+    images: Tensor, labels: Tensor, recipe: Recipe, seed: int, epoch: int
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Shuffled, augmented uint8 batches and labels of one epoch, on the images' device."""
+    device = images.device
+    # Drawn on the CPU, for the whole epoch at once: the same on every device, no synchronisation in the loop.
+    generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
+    total = len(images)
+    order = torch.randperm(total, generator=generator).to(device)
+    dy, dx = torch.randint(2 * recipe.pad + 1, (2, total), generator=generator).to(device)
+    flip = (torch.rand(total, generator=generator) < (0.5 if recipe.flip else 0.0)).to(device)
+    for start in range(0, total - recipe.batch_size + 1, recipe.batch_size):
+        batch = slice(start, start + recipe.batch_size)
+        chosen = order[batch]
+        yield augment(images[chosen], dy[batch], dx[batch], flip[batch], recipe.pad), labels[chosen]
+
+
+def _probe(total: int, count: int | None) -> slice | Tensor:
+    """Which images are evaluated between epochs: all, or a fixed random choice, whatever the seed of the run."""
+    if count is None or count >= total:
+        return slice(None)
+    return torch.randperm(total, generator=torch.Generator().manual_seed(0))[:count]
+
+
+@torch.inference_mode()
+def predict(
+    network: nn.Module,
+    images: Tensor,
+    normalization: Normalization,
+    *,
+    precision: str = "float32",
+    batch: int = 500,
+) -> Tensor:
+    """Logits ``[N, num_classes]``, float32, of uint8 images ``[N, C, H, W]``, in eval mode."""
+    was_training = network.training
+    network.eval()
+    device = next(network.parameters()).device
+    logits = []
+    with autocast(device, precision):
+        for part in images.split(batch):
+            inputs = normalization(part.to(device)).contiguous(memory_format=torch.channels_last)
+            logits.append(network(inputs).float())
+    network.train(was_training)
+    return torch.cat(logits)
+
+
+def evaluate(
+    network: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    normalization: Normalization,
+    *,
+    precision: str = "float32",
+    batch: int = 500,
+) -> tuple[float, float]:
+    """Mean cross-entropy in nats and error in percent, in eval mode.
+
+    Args:
+        network: any classifier.
+        images: uint8 ``[N, C, H, W]``.
+        labels: int64 ``[N]``.
+        normalization: what the network's inputs were normalised with in training.
+        precision: ``"float32"`` or ``"bfloat16"`` (autocast).
+        batch: images per forward pass.
+    """
+    if not len(images):
+        raise UsageError("cannot evaluate on an empty set of images")
+    logits = predict(network, images, normalization, precision=precision, batch=batch)
+    labels = labels.to(logits.device)
+    loss = F.cross_entropy(logits, labels).item()
+    wrong = int((logits.argmax(1) != labels).sum())
+    return loss, 100 * wrong / len(labels)
+
+
+@dataclass
+class _Checkpoint:
+    """State after an epoch, in a file that loads without unpickling code."""
+
+    path: Path | None
+    resumed: int = 0
+    history: list[Epoch] = field(default_factory=list)
+
+    def save(self, network: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        if self.path is None:
+            return
+        state = {
+            "network": network.state_dict(),
+            "optimizer": optimizer.state_dict(),
+            "history": [asdict(row) for row in self.history],
+            "resumed": self.resumed,
+        }
+        buffer = io.BytesIO()
+        torch.save(state, buffer)
+        write_atomic(self.path, buffer.getvalue())
+
+    def restore(self, network: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        if self.path is None or not self.path.exists():
+            return
+        device = next(network.parameters()).device
+        state = torch.load(self.path, map_location=device, weights_only=True)
+        network.load_state_dict(state["network"])
+        optimizer.load_state_dict(state["optimizer"])
+        self.history = [Epoch(**row) for row in state["history"]]
+        self.resumed = state["resumed"] + 1
+
+
+def train(
+    network: nn.Module,
+    data: Classification,
+    recipe: Recipe,
+    *,
+    seed: int,
+    device: str = "auto",
+    folder: Path | None = None,
+    label: str = "training",
+) -> Training:
+    """Train `network` in place; its final weights are those after the last iteration.
+
+    Args:
+        network: a classifier of the data's images.
+        data: training and test images, uint8.
+        recipe: schedule, augmentation and precision.
+        seed: seeds order, crops, flips and dropout (initial weights are the caller's).
+        device: ``"auto"``, or as PyTorch names it.
+        folder: where ``checkpoint.pt``, ``history.csv`` and snapshots ``epoch-NNNN.safetensors`` are kept;
+            training goes on from a checkpoint found there. None keeps nothing.
+        label: shown before the progress bar.
+
+    Raises:
+        TrainingDiverged: the loss is NaN or infinite; the history up to there is in the folder.
+        UsageError: fewer training images than one batch.
+    """
+    if len(data.train_images) < recipe.batch_size:
+        raise UsageError(
+            f"{len(data.train_images)} training images do not fill a batch of {recipe.batch_size};"
+            " choose a smaller batch_size"
+        )
+    where = resolve_device(device)
+    precision = resolve_precision(recipe.precision, where)
+    normalization = data.normalization
+    train_images, train_labels = data.train_images.to(where), data.train_labels.to(where)
+    probes = [
+        (images.to(where), labels.to(where), _probe(len(images), recipe.probe_images))
+        for images, labels in ((train_images, train_labels), (data.test_images, data.test_labels))
+    ]
+    network.to(where).to(memory_format=torch.channels_last)
+    optimizer = torch.optim.SGD(
+        network.parameters(), lr=recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay
+    )
+    checkpoint = _Checkpoint(folder / "checkpoint.pt" if folder else None)
+    checkpoint.restore(network, optimizer)
+    history = checkpoint.history
+    training = Training(history, str(where), precision, torch.get_num_threads(), checkpoint.resumed)
+
+    per_epoch = len(data.train_images) // recipe.batch_size
+    iteration = history[-1].iteration if history else 0
+    bar = tqdm(total=recipe.iterations, initial=iteration, desc=label, unit="it", disable=None, leave=False)
+    with bar, torch.random.fork_rng([where] if where.type == "cuda" else []):
+        while iteration < recipe.iterations:
+            epoch = len(history) + 1
+            started = time.monotonic()
+            torch.manual_seed(seed * 1_000_003 + epoch)  # dropout
+            network.train()
+            losses = torch.zeros((), device=where)
+            wrong = torch.zeros((), device=where)
+            steps = min(per_epoch, recipe.iterations - iteration)
+            batches = _epoch_batches(train_images, train_labels, recipe, seed, epoch)
+            for images, labels in itertools.islice(batches, steps):
+                for group in optimizer.param_groups:
+                    group["lr"] = recipe.lr_at(iteration)
+                inputs = normalization(images).contiguous(memory_format=torch.channels_last)
+                with autocast(where, precision):
+                    logits = network(inputs)
+                    loss = F.cross_entropy(logits, labels)
+                optimizer.zero_grad(set_to_none=True)
+                loss.backward()
+                optimizer.step()
+                losses += loss.detach()
+                wrong += (logits.detach().argmax(1) != labels).sum()
+                iteration += 1
+                bar.update()
+            last = iteration == recipe.iterations
+            clean, test = (
+                evaluate(
+                    network,
+                    images if last else images[probe],
+                    labels if last else labels[probe],
+                    normalization,
+                    precision=precision,
+                )
+                for images, labels, probe in probes
+            )
+            row = Epoch(
+                epoch=epoch,
+                iteration=iteration,
+                lr=recipe.lr_at(iteration - 1),
+                train_loss=losses.item() / steps,
+                running_error=100 * wrong.item() / (steps * recipe.batch_size),
+                clean_loss=clean[0],
+                clean_error=clean[1],
+                test_loss=test[0],
+                test_error=test[1],
+                seconds=time.monotonic() - started,
+            )
+            history.append(row)
+            if folder:
+                write_atomic(folder / "history.csv", training.frame().to_csv(index=False).encode())
+            if not math.isfinite(row.train_loss):
+                raise TrainingDiverged(
+                    f"{label}: the loss is {row.train_loss} in epoch {epoch} at lr {row.lr:g}; lower the lr or warm up"
+                )
+            bar.set_postfix(clean=f"{row.clean_error:.1f} %", test=f"{row.test_error:.1f} %")
+            if folder and epoch in recipe.snapshots:
+                save_weights(network, folder / f"epoch-{epoch:04d}.safetensors")
+            checkpoint.save(network, optimizer)
+    network.eval()
+    return training
+
+
+def save_weights(network: nn.Module, path: Path, *, half: bool = False) -> None:
+    """Write the state dict as safetensors; `half` stores floating-point tensors in float16."""
+    state = {
+        key: (value.half() if half and value.is_floating_point() else value).contiguous()
+        for key, value in network.state_dict().items()
+    }
+    write_atomic(path, to_safetensors(state))

@@ -1,0 +1,32 @@
+"""Keeps whatever the tests write out of the checkout, and offers the data that only some machines have."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from resnotes import datasets
+from resnotes.datasets import Classification
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _written_elsewhere(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Cache, runs and outputs in a folder of this session; `RESNOTES_TEST_CACHE` keeps the cache between them."""
+    folder = tmp_path_factory.mktemp("written")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RESNOTES_CACHE", os.environ.get("RESNOTES_TEST_CACHE") or str(folder / "cache"))
+        patch.setenv("RESNOTES_RUNS", str(folder / "runs"))
+        patch.setenv("RESNOTES_OUT", str(folder / "out"))
+        yield
+
+
+@pytest.fixture(scope="session")
+def real_cifar10(_written_elsewhere: None) -> Classification:
+    """CIFAR-10 from `RESNOTES_DATA`; decoded once a session."""
+    root = os.environ.get("RESNOTES_DATA")
+    if not root or not (Path(root) / "cifar10").is_dir():
+        pytest.skip("RESNOTES_DATA names no folder with a copy of CIFAR-10 in cifar10/")
+    return datasets.load("cifar10")

@@ -1,0 +1,160 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from sklearn.datasets import load_digits
+
+from resnotes import datasets
+from resnotes.datasets import Classification, Normalization
+from resnotes.datasets.classification import fingerprinted
+from resnotes.errors import UsageError
+
+
+@pytest.fixture(scope="module")
+def digits() -> Classification:
+    return datasets.load("digits")
+
+
+def uneven(counts: tuple[int, ...]) -> Classification:
+    """Random 3x4x4 images, `counts[c]` of class `c`; every image is unique."""
+    labels = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts))
+    images = torch.randint(0, 256, (len(labels), 3, 4, 4), generator=torch.Generator().manual_seed(1))
+    images[:, 0, 0, 0] = torch.arange(len(labels))
+    images = images.to(torch.uint8)
+    names = tuple("abcdefgh"[: len(counts)])
+    return fingerprinted(images, labels, images[:2], labels[:2], classes=names, variant="made")
+
+
+def test_unknown_name_lists_the_allowed_ones() -> None:
+    with pytest.raises(UsageError, match="unknown data set 'imagenet'; allowed: digits, cifar10"):
+        datasets.load("imagenet")
+    with pytest.raises(UsageError, match="allowed: digits"):
+        datasets.fetch("imagenet")
+
+
+def test_importing_it_is_light() -> None:
+    program = (
+        "import sys, resnotes.datasets; print([m for m in ('torchvision', 'sklearn') if m in sys.modules])"
+    )
+    printed = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    ).stdout
+    assert printed.strip() == "[]"
+
+
+def test_digits_are_sklearns_pixels_split_without_overlap(digits: Classification) -> None:
+    reference = load_digits()
+    assert digits.train_images.shape == (1437, 1, 8, 8)
+    assert digits.test_images.shape == (360, 1, 8, 8)
+    assert digits.train_images.dtype == digits.test_images.dtype == torch.uint8
+    assert digits.train_labels.dtype == digits.test_labels.dtype == torch.int64
+
+    images = torch.cat([digits.train_images, digits.test_images]).numpy()
+    labels = torch.cat([digits.train_labels, digits.test_labels]).numpy()
+    # 0..16 levels come back exactly, and the multiset of (image, label) is that of scikit-learn: no image is
+    # lost, doubled, or on both sides of the split.
+    levels = np.rint(images.reshape(1797, 64) * (16 / 255))
+    ours = sorted(map(tuple, np.column_stack([levels, labels]).astype(int).tolist()))
+    theirs = sorted(map(tuple, np.column_stack([reference.data, reference.target]).astype(int).tolist()))
+    assert ours == theirs
+    assert images.max() == 255
+
+
+def test_digits_are_stratified_and_fixed(digits: Classification) -> None:
+    train, test = digits.train_labels.bincount(), digits.test_labels.bincount()
+    assert torch.all((test / (train + test) - 0.2).abs() < 0.01)
+    assert digits.classes == tuple("0123456789")
+    assert (digits.variant, digits.in_channels, digits.num_classes) == ("digits", 1, 10)
+    again = datasets.load("digits")
+    assert again.fingerprint == digits.fingerprint
+    assert torch.equal(again.train_images, digits.train_images)
+
+
+def test_fetching_digits_does_nothing(tmp_path: Path) -> None:
+    datasets.fetch("digits", tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("n", [10, 37, 100, 1437])
+def test_subset_is_stratified_fixed_and_drawn_from_the_training_set(digits: Classification, n: int) -> None:
+    torch.manual_seed(n)
+    subset = digits.train_subset(n)
+    assert subset.train_images.shape == (n, 1, 8, 8)
+    shares = n * digits.train_labels.bincount() / 1437
+    assert torch.all((subset.train_labels.bincount(minlength=10) - shares).abs() < 1.5)
+    known = {
+        (image.numpy().tobytes(), int(y))
+        for image, y in zip(digits.train_images, digits.train_labels, strict=True)
+    }
+    drawn = {
+        (image.numpy().tobytes(), int(y))
+        for image, y in zip(subset.train_images, subset.train_labels, strict=True)
+    }
+    assert drawn <= known
+    assert torch.equal(digits.train_subset(n).train_images, subset.train_images)
+    assert subset.test_images is digits.test_images
+    assert (subset.variant, subset.fingerprint) == (digits.variant, digits.fingerprint)
+
+
+def test_the_full_subset_is_the_training_set(digits: Classification) -> None:
+    assert torch.equal(digits.train_subset(1437).train_images, digits.train_images)
+
+
+def test_every_class_is_in_the_smallest_subset_however_rare_it_is() -> None:
+    data = uneven((200, 3, 40, 1))
+    assert data.train_subset(4).train_labels.tolist() == [0, 1, 2, 3]
+    counts = data.train_subset(100).train_labels.bincount().tolist()
+    assert counts[0] in (81, 82, 83) and counts[3] == 1
+
+
+def test_subsets_are_nested() -> None:
+    data = uneven((50, 20, 30))
+    small, large = (set(data.train_subset(n).train_images[:, 0, 0, 0].tolist()) for n in (12, 40))
+    assert len(small) == 12
+    assert small < large
+
+
+@pytest.mark.parametrize("n", [-1, 0, 9, 1438])
+def test_impossible_subset(digits: Classification, n: int) -> None:
+    with pytest.raises(UsageError, match=f"{n} images is not possible; allowed: 10 .* to 1437"):
+        digits.train_subset(n)
+
+
+def test_normalization_centres_each_pixel_and_scales_overall() -> None:
+    data = uneven((150, 150, 1))
+    normalization = data.normalization
+    exact = data.train_images.double()
+    assert normalization.mean.shape == (3, 4, 4)
+    assert normalization.std.shape == ()
+    torch.testing.assert_close(normalization.mean, exact.mean(dim=0).float())
+    torch.testing.assert_close(normalization.std, (exact - exact.mean(dim=0)).square().mean().sqrt().float())
+
+    before = data.train_images.clone()
+    normalized = normalization(data.train_images)
+    assert normalized.dtype == torch.float32
+    torch.testing.assert_close(normalized.mean(dim=0), torch.zeros(3, 4, 4), atol=1e-5, rtol=0)
+    torch.testing.assert_close(normalized.square().mean(), torch.tensor(1.0))
+    assert torch.equal(data.train_images, before)
+    assert data.normalization is normalization
+
+
+def test_published_normalization_equals_torchvisions() -> None:
+    from torchvision.transforms.functional import normalize
+
+    mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+    images = uneven((5, 5)).train_images
+    expected = normalize(images.float() / 255, list(mean), list(std))
+    torch.testing.assert_close(Normalization.per_channel(mean, std)(images), expected)
+
+
+def test_status_names_every_set_and_says_how_to_get_a_missing_one(tmp_path: Path) -> None:
+    digits, cifar10 = datasets.status(tmp_path)
+    assert (digits.name, digits.found, digits.variant) == ("digits", True, "digits")
+    assert (cifar10.name, cifar10.found, cifar10.variant) == ("cifar10", False, None)
+    assert str(tmp_path) in cifar10.where
+    assert "resnotes data fetch cifar10" in cifar10.how

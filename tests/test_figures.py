@@ -1,0 +1,139 @@
+import json
+import subprocess
+
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.colors import to_rgb
+
+from resnotes import figures, paths, provenance
+from resnotes.errors import ResnotesError, UsageError
+
+
+@pytest.fixture(autouse=True)
+def out(tmp_path, monkeypatch):
+    monkeypatch.setenv("RESNOTES_OUT", str(tmp_path / "out"))
+    with mpl.rc_context({"backend": "agg"}):
+        figures.use_style()
+        yield tmp_path / "out"
+    plt.close("all")
+
+
+def curve():
+    fig, ax = plt.subplots()
+    image = ax.scatter([0, 1, 2], [3, 1, 2], c=[1, 2, 3])
+    ax.set(xlabel="iteration", ylabel="training error (%)")
+    fig.colorbar(image, label="depth")
+    return fig
+
+
+def save(fig, name="degradation", **changes):
+    data = pd.DataFrame({"iteration": [0, 1], "error": [90.0, np.nan], "net": ["plain-20", "plain-56"]})
+    fields = dict(caption="Deeper [plain] nets", caption_zh="更深的网络", claims=["a.b"], parameters={"seeds": (0, 1)})
+    return figures.save(fig, name, **{**fields, "data": data, **changes})
+
+
+def test_the_same_figure_gives_the_same_bytes(out):
+    first, again = curve(), curve()
+    written = []
+    for fig in (first, first, again):
+        save(fig)
+        written.append([(out / f"figures/degradation.{kind}").read_bytes() for kind in ("png", "pdf", "json")])
+    assert written[0] == written[1] == written[2]
+    assert not list((out / "figures").glob(".*")), "no temporary file is left"
+
+
+def test_png_has_300_dots_per_inch(out):
+    fig = curve()
+    height, width, _ = plt.imread(save(fig)).shape
+    assert (width, height) == tuple(round(300 * inches) for inches in fig.get_size_inches())
+
+
+def test_sidecar_says_what_is_drawn(out):
+    sidecar = json.loads(save(curve()).with_suffix(".json").read_text())
+    assert sidecar["caption"] == {"en": "Deeper [plain] nets", "zh": "更深的网络"}
+    assert sidecar["claims"] == ["a.b"]
+    assert sidecar["parameters"] == {"seeds": [0, 1]}
+    assert sidecar["data"] == {"iteration": [0, 1], "error": [90.0, None], "net": ["plain-20", "plain-56"]}
+    assert {"name", "commit", "dirty", "version"} <= set(sidecar)
+
+
+def test_sidecar_of_several_frames_keeps_named_indices(out):
+    frame = pd.DataFrame({"std": np.float32([0.5, np.inf])}, index=pd.Index([1, 2], name="layer"))
+    sidecar = json.loads(save(curve(), data={"ordered": frame, "ranked": frame}).with_suffix(".json").read_text())
+    assert sidecar["data"] == {key: {"layer": [1, 2], "std": [0.5, None]} for key in ("ordered", "ranked")}
+
+
+@pytest.mark.parametrize("name", ["", "a/b", "../a", "A", "a.png"])
+def test_save_refuses_names_that_are_no_slug(name):
+    with pytest.raises(UsageError, match="figure name"):
+        save(curve(), name)
+
+
+def test_export_copies_and_captions(out, tmp_path):
+    save(curve(), "second")
+    save(curve(), "first")
+    snippets = figures.export(tmp_path / "report")
+    assert [path.name for path in sorted((tmp_path / "report").iterdir())] == [
+        f"{name}.{kind}" for name in ("first", "second") for kind in ("json", "pdf", "png")
+    ]
+    assert len(snippets) == 2
+    assert snippets[0].startswith(r"![Deeper \[plain\] nets](first.png)")
+    assert "更深的网络" in snippets[0]
+
+
+def test_export_refuses_what_is_missing_or_damaged(out, tmp_path):
+    with pytest.raises(ResnotesError, match="no figures"):
+        figures.export(tmp_path / "report")
+    path = save(curve())
+    path.with_suffix(".pdf").unlink()
+    with pytest.raises(ResnotesError, match="has no pdf"):
+        figures.export(tmp_path / "report")
+    path.with_suffix(".json").write_text('{"name": ')
+    with pytest.raises(ResnotesError, match="cannot read"):
+        figures.export(tmp_path / "report")
+
+
+def test_networks_look_alike_by_family_and_differ_by_depth():
+    styles = {name: figures.style_for(name) for name in ("plain-20", "plain-56", "resnet-20", "resnet-56")}
+    assert styles["plain-56"] == {"color": "#d55e00", "linestyle": "-"}
+    assert styles["resnet-56"] == {"color": "#0072b2", "linestyle": "-"}
+    assert figures.style_for("preresnet-56")["color"] == "#009e73"
+    assert len({tuple(style.values()) for style in styles.values()}) == 4
+    brightness = [sum(to_rgb(figures.style_for(f"plain-{depth}")["color"])) for depth in (20, 32, 44, 56, 110)]
+    assert brightness == sorted(brightness, reverse=True)
+    assert figures.style_for("resnet18")["linestyle"] == "--"
+    with pytest.raises(UsageError, match="plain, resnet, preresnet"):
+        figures.style_for("transformer-12")
+
+
+def test_code_version(tmp_path, monkeypatch):
+    monkeypatch.setattr(paths, "project_root", lambda: tmp_path)
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    assert provenance.code_version() == {"commit": None, "dirty": False}
+
+    def git(*arguments):
+        identity = ["-c", "user.name=t", "-c", "user.email=t@example.org"]
+        subprocess.run(["git", *identity, *arguments], cwd=tmp_path, check=True, capture_output=True)
+
+    (tmp_path / "resnotes").mkdir()
+    source = tmp_path / "resnotes/models.py"
+    source.write_text("depth = 20\n")
+    git("init")
+    git("add", ".")
+    git("commit", "-m", "first")
+    clean = provenance.code_version()
+    assert len(clean["commit"]) == 40
+    assert clean["dirty"] is False
+    (tmp_path / "figure.png").touch()
+    assert provenance.code_version() == clean
+    source.write_text("depth = 56\n")
+    assert provenance.code_version() == {**clean, "dirty": True}
+    monkeypatch.setattr(paths, "project_root", lambda: tmp_path / "resnotes")
+    assert provenance.code_version()["commit"] is None, "a folder inside another repository is not ours"
+
+
+def test_versions_name_what_results_depend_on():
+    assert {"resnotes", "python", "torch", "torchvision", "numpy"} == set(provenance.versions())
