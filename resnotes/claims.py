@@ -152,6 +152,7 @@ class Ledger:
         expected: str,
         measured: Interval | float | str,
         holds: Verdict,
+        profile: str | None = None,
         dataset: str | None = None,
         seeds: Sequence[int] | None = None,
     ) -> Claim:
@@ -165,6 +166,7 @@ class Ledger:
             expected: what the source reports.
             measured: what was found; NumPy and torch scalars are taken as numbers.
             holds: True, False, or None where the measurement cannot decide.
+            profile: profile, where it differs from the ledger's, as for recorded runs.
             dataset: data set variant, where it differs from the ledger's.
             seeds: seeds, where they differ from the ledger's.
 
@@ -181,7 +183,7 @@ class Ledger:
             expected=expected,
             measured=_measured(id, measured),
             holds=_holds(id, holds),
-            profile=self.profile,
+            profile=self.profile if profile is None else profile,
             dataset=self.dataset if dataset is None else dataset,
             seeds=self.seeds if seeds is None else tuple(int(seed) for seed in seeds),
             notebook=self.notebook,

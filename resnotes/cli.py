@@ -9,12 +9,15 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from resnotes import paths
-from resnotes.errors import ResnotesError, UsageError
+from resnotes.errors import ResnotesError, UsageError, unknown
+
+if TYPE_CHECKING:
+    from resnotes.runs import Run, RunSpec
 
 app = typer.Typer(
     name="resnotes",
@@ -25,9 +28,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-Out = Annotated[
-    Path | None, typer.Option("--out", help="Folder of the run.  [default: out, or $RESNOTES_OUT]")
-]
+Out = Annotated[Path | None, typer.Option("--out", help="Folder of the run, by default $RESNOTES_OUT or out.")]
 
 
 @app.command()
@@ -42,11 +43,10 @@ def run(
         list[str] | None,
         typer.Option("-p", "--parameter", metavar="NAME=VALUE", help="Set a notebook's parameter."),
     ] = None,
-    jobs: Annotated[
-        int | None, typer.Option(min=1, help="Notebooks side by side.  [default: one per core]")
+    jobs: Annotated[int | None, typer.Option(min=1, help="Notebooks side by side, by default one per core.")] = None,
+    cell_timeout: Annotated[
+        int | None, typer.Option(min=1, help="Longest time for one cell, in seconds, by default a day.")
     ] = None,
-    cell_timeout: Annotated[int, typer.Option(min=1, help="Longest time for one cell, in seconds.")] = 24
-    * 3600,
 ) -> None:
     """Execute notebooks and write what they found to a folder, with an index."""
     from resnotes import notebooks as suite
@@ -56,7 +56,9 @@ def run(
     selected = suite.select(notebooks or [])
     settings = ([] if profile is None else [f"profile={profile}"]) + (parameter or [])
     overrides = suite.parse_overrides(settings, selected)
-    done = suite.execute(selected, overrides, folder, jobs=jobs, cell_timeout=cell_timeout, report=typer.echo)
+    done = suite.execute(
+        selected, overrides, folder, jobs=jobs, cell_timeout=cell_timeout or suite.CELL_TIMEOUT, report=typer.echo
+    )
     index = report.write_index(folder)
     failures = [execution.failure for execution in done if execution.failure]
     for failure in failures:
@@ -64,6 +66,23 @@ def run(
     typer.echo(index)
     if failures:
         raise typer.Exit(1)
+
+
+@app.command()
+def train(
+    profile: Annotated[str, typer.Option(help="Scale of the experiments, such as desk.")],
+    study: Annotated[str | None, typer.Option(help="One study of the profile; all if none is given.")] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Runs at once, one thread each; by default one per thread on a CPU.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+) -> None:
+    """Train the runs of a profile that are not in the run store yet."""
+    from resnotes import runs as store
+
+    specs = _specs(profile, study)
+    for finished in store.RunStore().get_all(specs, device=device, workers=workers):
+        typer.echo(_summary(finished))
 
 
 @app.command()
@@ -92,6 +111,103 @@ def figures(
         typer.echo(snippet)
 
 
+runs_app = typer.Typer(no_args_is_help=True, help="The run store: what has been trained.")
+app.add_typer(runs_app, name="runs")
+
+Recorded = Annotated[bool, typer.Option("--recorded", help="The recorded runs in place of the store's.")]
+
+
+@runs_app.command("list")
+def list_runs(recorded: Recorded = False) -> None:
+    """One line per finished run: its name, data, training and test error."""
+    from resnotes.runs import RunStore
+
+    store = RunStore()
+    finished = store.finished(recorded=recorded)
+    if not finished:
+        typer.echo(f"no runs in {store.recorded if recorded else store.root}; `resnotes train` makes them")
+    for run in finished:
+        typer.echo(_summary(run))
+
+
+@runs_app.command()
+def show(
+    name: Annotated[str, typer.Argument(help="Name of a run, or its beginning.")], recorded: Recorded = False
+) -> None:
+    """All that is known of a run: what was asked for, what it ran on, its history."""
+    import json
+
+    for run in _matching([name], recorded):
+        typer.echo(f"{run.folder}\n\n{run.spec.to_json()}\n{json.dumps(run.facts, indent=2)}\n")
+        typer.echo(run.history.to_string(index=False, float_format="{:.4g}".format))
+
+
+@runs_app.command()
+def verify(
+    names: Annotated[list[str] | None, typer.Argument(help="Names of runs, or their beginnings; all if none.")] = None,
+    recorded: Recorded = False,
+    tolerance: Annotated[float, typer.Option(min=0, help="Points by which other processors may round.")] = 0.2,
+) -> None:
+    """Check the files of runs, evaluate their weights again and compare with the test error on record."""
+    from resnotes.runs import RunStore
+
+    failed = False
+    for run in _matching(names or [""], recorded):
+        try:
+            stored, measured = RunStore().verify(run)
+        except ResnotesError as error:
+            typer.echo(f"FAILED   {run.name}: {error}")
+            failed = True
+            continue
+        agree = abs(stored - measured) <= tolerance
+        failed |= not agree
+        typer.echo(f"{'ok' if agree else 'FAILED':<8} {run.name}: {stored:.2f} % stored, {measured:.2f} % measured")
+    if failed:
+        raise typer.Exit(1)
+
+
+@runs_app.command()
+def record(
+    profile: Annotated[str, typer.Option(help="Scale of the runs, such as desk.")],
+    study: Annotated[str | None, typer.Option(help="One study of the profile; all if none is given.")] = None,
+) -> None:
+    """Copy the finished runs of a profile to data/recorded, to be committed."""
+    from resnotes.runs import RunStore
+
+    store = RunStore()
+    for run in store.find_all(_specs(profile, study)):
+        typer.echo(store.record(run).folder)
+
+
+data_app = typer.Typer(no_args_is_help=True, help="The data sets: what is at hand, and getting the rest.")
+app.add_typer(data_app, name="data")
+
+
+@data_app.command()
+def status() -> None:
+    """Say of every data set whether it is at hand, and how to get it if not."""
+    from resnotes import datasets
+
+    for entry in datasets.status():
+        found = f"found    {entry.variant or ''}".rstrip() if entry.found else "missing"
+        typer.echo(
+            f"{entry.name:<10} {found}\n{'':<10} {entry.where}" + ("" if entry.found else f"\n{'':<10} {entry.how}")
+        )
+
+
+@data_app.command()
+def fetch(
+    name: Annotated[str, typer.Argument(help="Name of a data set.")],
+    mirror: Annotated[
+        list[str] | None, typer.Option(help="URL to try before the publisher's; may be repeated.")
+    ] = None,
+) -> None:
+    """Download a data set to $RESNOTES_DATA, unless it is there."""
+    from resnotes import datasets
+
+    datasets.fetch(name, mirrors=mirror or [])
+
+
 def main() -> None:
     """Run the command line, reporting expected errors without a traceback."""
     with reporting_errors():
@@ -106,6 +222,31 @@ def reporting_errors() -> Iterator[None]:
     except ResnotesError as error:
         print(f"resnotes: {error}", file=sys.stderr)
         sys.exit(2 if isinstance(error, UsageError) else 1)
+
+
+def _specs(profile: str, study: str | None) -> list[RunSpec]:
+    """The runs of one study of a profile, or of all."""
+    from resnotes import profiles
+
+    loaded = profiles.load(profile)
+    studies = loaded.studies if study is None else {study: loaded.study(study)}
+    return [spec for one in studies.values() for spec in one.all_specs()]
+
+
+def _matching(names: list[str], recorded: bool) -> list[Run]:
+    """Finished runs whose names begin with one of `names`."""
+    from resnotes.runs import RunStore
+
+    finished = RunStore().finished(recorded=recorded)
+    for name in names:
+        if name and not any(run.name.startswith(name) for run in finished):
+            raise unknown("run", name, [run.name for run in finished] or ["none, the store is empty"])
+    return [run for run in finished if run.name.startswith(tuple(names))]
+
+
+def _summary(run: Run) -> str:
+    row = run.final
+    return f"{run.name:<44} {run.variant:<13} training {row.clean_error:6.2f} %  test {row.test_error:6.2f} %"
 
 
 def _folder(out: Path | None) -> Path:

@@ -13,6 +13,7 @@ import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 
@@ -62,6 +63,25 @@ def style_for(model_name: str) -> dict[str, str]:
     red, green, blue = ((1 - share) * channel + share * target for channel in to_rgb(FAMILY_COLORS[parts[1]]))
     color = to_hex((red, green, blue))
     return {"color": color, "linestyle": "--" if depth < 32 else "-." if depth < 56 else "-"}
+
+
+def bands(ax: Axes, frame: pd.DataFrame, *, x: str, y: str, by: str, **style: Any) -> None:
+    """Draw the mean over seeds of column `y` against `x`, and a band from the lowest seed to the highest.
+
+    Args:
+        ax: where to draw.
+        frame: one row per seed and value of `x`.
+        x: column of the horizontal axis.
+        y: column of the vertical axis.
+        by: column whose values get a line each, named in the legend; networks get the look of `style_for`.
+        style: overrides that look; needed where `by` does not name networks.
+    """
+    for name, group in frame.groupby(by, sort=False):
+        seeds = group.groupby(x)[y]
+        look = {**(style_for(str(name)) if not style else {}), **style}
+        middle, low, high = seeds.mean(), seeds.min(), seeds.max()
+        ax.plot(middle.index, middle, label=str(name), **look)
+        ax.fill_between(middle.index, low, high, color=look["color"], alpha=0.2, linewidth=0)
 
 
 def save(

@@ -36,9 +36,7 @@ def write_json(path: Path, value: Any) -> Path:
         ValueError: `value` holds a NaN or an infinity, which JSON has no words for.
         TypeError: `value` holds something that is neither JSON nor an array.
     """
-    return write_atomic(
-        path, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False, default=_plain) + "\n"
-    )
+    return write_atomic(path, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False, default=_plain) + "\n")
 
 
 def read_json(path: Path) -> Any:

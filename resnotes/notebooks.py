@@ -19,6 +19,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import nbformat
@@ -31,6 +32,7 @@ from resnotes.files import write_atomic
 from resnotes.tidy import PARAMETERS_TAG, hygiene, tidied
 
 CELL_TIMEOUT = 24 * 3600  # seconds; against notebooks that hang, not against long trainings
+OUTCOME = "resnotes"  # metadata of an executed notebook: seconds, failed, parameters
 
 _ANSI = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 
@@ -57,14 +59,10 @@ class Notebook:
         tagged = [cell for cell in notebook.cells if PARAMETERS_TAG in cell.metadata.get("tags", [])]
         try:
             return {
-                name: ast.literal_eval(value)
-                for cell in tagged
-                for name, value in _assignments(ast.parse(cell.source))
+                name: ast.literal_eval(value) for cell in tagged for name, value in _assignments(ast.parse(cell.source))
             }
         except (SyntaxError, ValueError) as error:
-            raise ResnotesError(
-                f"{self.path}: the parameters cell may only hold literals: {error}"
-            ) from error
+            raise ResnotesError(f"{self.path}: the parameters cell may only hold literals: {error}") from error
 
 
 @dataclass(frozen=True)
@@ -84,16 +82,14 @@ def read(path: Path) -> Any:
         ResnotesError: it is missing or no notebook.
     """
     try:
-        return nbformat.read(path, as_version=4)  # type: ignore[no-untyped-call]
+        return nbformat.read(path, as_version=4)
     except Exception as error:  # nbformat lets errors of json, jsonschema and its own through
         raise ResnotesError(f"{path} is not a readable notebook: {error}") from error
 
 
 def discover() -> list[Notebook]:
     """The notebooks of the checkout, in their order."""
-    return [
-        Notebook(path) for path in sorted((paths.project_root() / "notebooks").glob("[0-9][0-9]_*.ipynb"))
-    ]
+    return [Notebook(path) for path in sorted((paths.project_root() / "notebooks").glob("[0-9][0-9]_*.ipynb"))]
 
 
 def select(names: Sequence[str]) -> list[Notebook]:
@@ -168,13 +164,19 @@ def execute(
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     jobs = max(1, min(jobs or cores, len(notebooks)))
     done: dict[Notebook, Execution] = {}
+    lock = Lock()
+
+    def say(line: str) -> None:
+        with lock:  # or lines of notebooks that start together would mix
+            report(line)
+
     with tempfile.TemporaryDirectory() as kernels, ThreadPoolExecutor(jobs) as pool:
         # `python3` must mean this interpreter, whatever kernels the user has installed under that name.
         write_kernel_spec(Path(kernels) / "kernels" / "python3")
         environment = _environment(out, Path(kernels), threads=max(1, cores // jobs))
 
         def one(book: Notebook) -> Execution:
-            report(f"{book.stem}: started")
+            say(f"{book.stem}: started")
             given = {name: value for name, value in parameters.items() if name in book.parameters}
             return _execute(book, given, out, environment, cell_timeout)
 
@@ -183,10 +185,8 @@ def execute(
             for future in as_completed(futures):
                 execution = future.result()
                 done[execution.notebook] = execution
-                report(
-                    f"{execution.notebook.stem}: {'failed' if execution.failure else 'done'} "
-                    f"after {execution.seconds:.1f} s"
-                )
+                outcome = "failed" if execution.failure else "done"
+                say(f"{execution.notebook.stem}: {outcome} after {execution.seconds:.1f} s")
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)  # or an interrupt would start those still waiting
             raise
@@ -211,7 +211,7 @@ def refresh() -> None:
             if violations := hygiene(notebook):
                 problems.append("\n".join(f"{path.name}: {violation}" for violation in violations))
             else:
-                write_atomic(path, nbformat.writes(notebook) + "\n")  # type: ignore[no-untyped-call]
+                write_atomic(path, nbformat.writes(notebook) + "\n")
     if problems:
         raise ResnotesError("\n".join(problems))
 
@@ -257,24 +257,23 @@ def _execute(
         *(["--parameters_base64", values] if parameters else []),
     ]
     start = time.perf_counter()
-    process = subprocess.run(
-        command, env=environment, capture_output=True, text=True, errors="replace", check=False
-    )
+    process = subprocess.run(command, env=environment, capture_output=True, text=True, errors="replace", check=False)
     seconds = time.perf_counter() - start
     failure = None
     if process.returncode != 0:
         failure = _failure(book, output, process.stderr, cell_timeout)
         claims.unlink(missing_ok=True)
     if output.exists():
-        _render(output)
+        _finish(output, {"seconds": round(seconds, 1), "failed": failure is not None, "parameters": parameters})
     return Execution(book, output, seconds, failure)
 
 
 def _failure(book: Notebook, output: Path, stderr: str, cell_timeout: int) -> str:
     """Which cell failed and why, and where the partial notebook lies."""
     cells = read(output).cells if output.exists() else []
-    executed = [cell for cell in cells if cell.get("execution_count")]
-    errors = [entry for cell in executed[-1:] for entry in cell.outputs if entry.output_type == "error"]
+    code = [cell for cell in cells if cell.cell_type == "code"]
+    started = [cell for cell in code if cell.metadata.get("papermill", {}).get("start_time")]
+    errors = [entry for cell in started[-1:] for entry in cell.outputs if entry.output_type == "error"]
     log = _ANSI.sub("", stderr).strip().splitlines()
     if "CellTimeoutError" in stderr:
         reason = f"took longer than {cell_timeout} s and was stopped"
@@ -285,18 +284,24 @@ def _failure(book: Notebook, output: Path, stderr: str, cell_timeout: int) -> st
         reason = f"raised {errors[0].ename}: {errors[0].evalue}\n{traceback}"
     else:
         reason = "could not be executed\n" + "\n".join(log[-5:])
-    place = f"cell In [{executed[-1].execution_count}] " if executed else ""
+    # A kernel that dies at once does not even tell the number of the cell that it was given.
+    number = started and (started[-1].execution_count or 1 + max(cell.execution_count or 0 for cell in started))
+    place = f"cell In [{number}] " if number else ""
     kept = f"partial notebook: {output}" if output.exists() else "no cell was executed"
     return f"{book.stem}: {place}{reason}\n{kept}"
 
 
-def _render(path: Path) -> None:
-    """HTML of an executed notebook, beside it, with its images inside."""
+def _finish(path: Path, outcome: dict[str, Any]) -> None:
+    """Note the outcome in an executed notebook and render it beside as HTML, with its images inside."""
     from nbconvert import HTMLExporter  # a second of import that no other command needs
 
-    exporter = HTMLExporter(embed_images=True, require_js_url="")  # type: ignore[no-untyped-call]
+    exporter = HTMLExporter(embed_images=True, require_js_url="")
     exporter.log.setLevel("ERROR")
-    html, _ = exporter.from_filename(str(path))
+    notebook = read(path)
+    # Papermill's own note does not tell a notebook whose kernel died from one that went well.
+    notebook.metadata[OUTCOME] = outcome
+    write_atomic(path, nbformat.writes(notebook) + "\n")
+    html, _ = exporter.from_notebook_node(notebook, resources={"metadata": {"name": path.stem}})
     write_atomic(path.with_suffix(".html"), html)
 
 
@@ -316,7 +321,7 @@ def _assignments(tree: ast.Module) -> list[tuple[str, ast.expr]]:
 
 def _literal(text: str) -> Any:
     """`text` as a JSON or Python literal, or else as itself."""
-    for parse in (ast.literal_eval, json.loads):
+    for parse in (json.loads, ast.literal_eval):  # JSON first: Python reads its surrogate pairs differently
         try:
             return parse(text)
         except (ValueError, SyntaxError, MemoryError, RecursionError):

@@ -11,7 +11,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from resnotes import claims, figures
 from resnotes.files import write_atomic, write_json
-from resnotes.notebooks import read
+from resnotes.notebooks import OUTCOME, read
 from resnotes.provenance import code_version, versions
 
 
@@ -61,23 +61,21 @@ def write_index(out: Path) -> Path:
 
 
 def _executed(path: Path) -> ExecutedNotebook:
-    """What papermill noted in an executed notebook."""
+    """What the runner noted in an executed notebook."""
     notebook = read(path)
-    noted: dict[str, Any] = notebook.metadata.get("papermill", {})
+    noted: dict[str, Any] = notebook.metadata.get(OUTCOME, {})
     return ExecutedNotebook(
         stem=path.stem,
         title=_title(notebook) or path.stem,
         profile=noted.get("parameters", {}).get("profile"),
-        seconds=noted.get("duration"),
-        failed=noted.get("exception") is not False,  # None, where the kernel died or was stopped
+        seconds=noted.get("seconds"),
+        failed=noted.get("failed", False),
     )
 
 
 def _title(notebook: Any) -> str:
     """The first Markdown heading; papermill may have put a note on an error above it."""
-    lines = (
-        line for cell in notebook.cells if cell.cell_type == "markdown" for line in cell.source.splitlines()
-    )
+    lines = (line for cell in notebook.cells if cell.cell_type == "markdown" for line in cell.source.splitlines())
     return next((line.lstrip("# ") for line in lines if line.startswith("# ")), "")
 
 

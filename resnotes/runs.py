@@ -40,7 +40,7 @@ from resnotes import datasets, models, paths, provenance
 from resnotes.datasets import Classification
 from resnotes.errors import RunError, UsageError
 from resnotes.files import write_atomic, write_json
-from resnotes.training import Recipe, evaluate, save_weights, train
+from resnotes.training import Recipe, evaluate, resolve_device, save_weights, train
 
 FORMAT = 1  # of the run folder
 
@@ -195,6 +195,12 @@ class Run:
         return network.eval()
 
 
+def histories(finished: Iterable[Run]) -> pd.DataFrame:
+    """The histories of several runs below each other, with columns ``model``, ``seed`` and ``dataset`` (variant)."""
+    frames = [run.history.assign(model=run.spec.model, seed=run.spec.seed, dataset=run.variant) for run in finished]
+    return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
+
+
 def load_data(spec: RunSpec) -> Classification:
     """The data that `spec` trains on; its normalization is that of these training images."""
     data = datasets.load(spec.dataset)
@@ -298,20 +304,25 @@ class RunStore:
         _check_same_data(run, data)
         return run
 
-    def get_all(self, specs: Iterable[RunSpec], *, device: str = "auto", workers: int = 1) -> list[Run]:
+    def get_all(self, specs: Iterable[RunSpec], *, device: str = "auto", workers: int | None = None) -> list[Run]:
         """`get` for each of `specs`, in their order.
 
         Args:
             specs: what is asked for.
             device: where missing runs are trained.
-            workers: train so many at once, each in a process with one thread, which suits small images on a
-                CPU: there a second thread mostly waits for the first.
+            workers: train so many at once, in processes with one thread each: where images are small, two runs
+                with a thread each finish sooner than one after the other with two. By default as many as
+                PyTorch has threads here, and one on a GPU.
         """
         specs = list(specs)
+        if workers is None:
+            workers = torch.get_num_threads() if resolve_device(device).type == "cpu" else 1
         missing = [spec for spec in specs if self.find(spec) is None]
         with tqdm(total=len(specs), desc="runs", unit="run", disable=None, leave=False) as bar:
-            if workers > 1 and len(missing) > 1:
-                with ProcessPoolExecutor(workers, get_context("spawn"), torch.set_num_threads, (1,)) as pool:
+            if workers > 1 and missing:
+                with ProcessPoolExecutor(
+                    min(workers, len(missing)), get_context("spawn"), torch.set_num_threads, (1,)
+                ) as pool:
                     for task in [pool.submit(self.get, spec, device=device) for spec in missing]:
                         task.result()
                         bar.update()

@@ -42,9 +42,7 @@ def tidied(notebook: Any, replacements: Mapping[str, str]) -> Any:
     notebook = copy.deepcopy(notebook)
     notebook.metadata = {"kernelspec": _LAB_KERNEL, "language_info": {"name": "python"}}
     notebook.nbformat_minor = 5
-    notebook.cells = [
-        cell for cell in notebook.cells if "injected-parameters" not in cell.metadata.get("tags", [])
-    ]
+    notebook.cells = [cell for cell in notebook.cells if "injected-parameters" not in cell.metadata.get("tags", [])]
     for cell in notebook.cells:
         for key in _RUN_METADATA:
             cell.metadata.pop(key, None)
@@ -67,9 +65,7 @@ def _layout_problems(notebook: Any) -> Iterator[str]:
         yield "the first cell is no Markdown that starts with a title"
     elif not _CHINESE.search(first.source):
         yield "the first cell has no Chinese abstract"
-    tagged = [
-        position for position, cell in enumerate(cells) if PARAMETERS_TAG in cell.metadata.get("tags", [])
-    ]
+    tagged = [position for position, cell in enumerate(cells) if PARAMETERS_TAG in cell.metadata.get("tags", [])]
     if tagged != [1] or cells[1].cell_type != "code":
         yield "the second cell, and no other, must be the code cell tagged parameters"
 

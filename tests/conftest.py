@@ -14,7 +14,7 @@ from resnotes.datasets import Classification
 
 @pytest.fixture(scope="session", autouse=True)
 def _written_elsewhere(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Cache, runs and outputs in a folder of this session; `RESNOTES_TEST_CACHE` keeps the cache between them."""
+    """Cache, runs and outputs in a folder of this session; `RESNOTES_TEST_CACHE` keeps the cache."""
     folder = tmp_path_factory.mktemp("written")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RESNOTES_CACHE", os.environ.get("RESNOTES_TEST_CACHE") or str(folder / "cache"))
@@ -30,3 +30,19 @@ def real_cifar10(_written_elsewhere: None) -> Classification:
     if not root or not (Path(root) / "cifar10").is_dir():
         pytest.skip("RESNOTES_DATA names no folder with a copy of CIFAR-10 in cifar10/")
     return datasets.load("cifar10")
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache for this test alone."""
+    monkeypatch.setenv("RESNOTES_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def root(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder for data sets, with a cache of its own and without downloads."""
+    monkeypatch.setenv("RESNOTES_OFFLINE", "1")
+    monkeypatch.delenv("RESNOTES_CIFAR10_MIRRORS", raising=False)
+    (tmp_path / "data" / "cifar10").mkdir(parents=True)
+    return tmp_path / "data"

@@ -23,8 +23,15 @@ def out(tmp_path, monkeypatch):
 
 
 def record(ledger, id="study.claim", measured=1.0, holds=True, **changes):
-    fields = dict(statement="Deeper is worse.", statement_zh="越深越差。", source="He et al.", expected="worse")
-    return ledger.record(id, **{**fields, "measured": measured, "holds": holds, **changes})
+    fields = {
+        "statement": "Deeper is worse.",
+        "statement_zh": "越深越差。",
+        "source": "He et al.",
+        "expected": "worse",
+        "measured": measured,
+        "holds": holds,
+    }
+    return ledger.record(id, **{**fields, **changes})
 
 
 @given(samples)
@@ -180,7 +187,7 @@ def test_load_refuses_damage(out):
     ]
     for text in damaged:
         path.write_text(text)
-        with pytest.raises(ResnotesError, match="claims.json"):
+        with pytest.raises(ResnotesError, match=r"claims\.json"):
             load(path)
     with pytest.raises(ResnotesError, match="cannot read"):
         load(out / "missing.json")

@@ -38,12 +38,8 @@ def test_unknown_name_lists_the_allowed_ones() -> None:
 
 
 def test_importing_it_is_light() -> None:
-    program = (
-        "import sys, resnotes.datasets; print([m for m in ('torchvision', 'sklearn') if m in sys.modules])"
-    )
-    printed = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, check=True
-    ).stdout
+    program = "import sys, resnotes.datasets; print([m for m in ('torchvision', 'sklearn') if m in sys.modules])"
+    printed = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
     assert printed.strip() == "[]"
 
 
@@ -88,12 +84,10 @@ def test_subset_is_stratified_fixed_and_drawn_from_the_training_set(digits: Clas
     shares = n * digits.train_labels.bincount() / 1437
     assert torch.all((subset.train_labels.bincount(minlength=10) - shares).abs() < 1.5)
     known = {
-        (image.numpy().tobytes(), int(y))
-        for image, y in zip(digits.train_images, digits.train_labels, strict=True)
+        (image.numpy().tobytes(), int(y)) for image, y in zip(digits.train_images, digits.train_labels, strict=True)
     }
     drawn = {
-        (image.numpy().tobytes(), int(y))
-        for image, y in zip(subset.train_images, subset.train_labels, strict=True)
+        (image.numpy().tobytes(), int(y)) for image, y in zip(subset.train_images, subset.train_labels, strict=True)
     }
     assert drawn <= known
     assert torch.equal(digits.train_subset(n).train_images, subset.train_images)
@@ -109,7 +103,8 @@ def test_every_class_is_in_the_smallest_subset_however_rare_it_is() -> None:
     data = uneven((200, 3, 40, 1))
     assert data.train_subset(4).train_labels.tolist() == [0, 1, 2, 3]
     counts = data.train_subset(100).train_labels.bincount().tolist()
-    assert counts[0] in (81, 82, 83) and counts[3] == 1
+    assert abs(counts[0] - 82) <= 2
+    assert counts[3] == 1
 
 
 def test_subsets_are_nested() -> None:

@@ -30,9 +30,14 @@ def curve():
 
 
 def save(fig, name="degradation", **changes):
-    data = pd.DataFrame({"iteration": [0, 1], "error": [90.0, np.nan], "net": ["plain-20", "plain-56"]})
-    fields = dict(caption="Deeper [plain] nets", caption_zh="更深的网络", claims=["a.b"], parameters={"seeds": (0, 1)})
-    return figures.save(fig, name, **{**fields, "data": data, **changes})
+    fields = {
+        "caption": "Deeper [plain] nets",
+        "caption_zh": "更深的网络",
+        "claims": ["a.b"],
+        "data": pd.DataFrame({"iteration": [0, 1], "error": [90.0, np.nan], "net": ["plain-20", "plain-56"]}),
+        "parameters": {"seeds": (0, 1)},
+    }
+    return figures.save(fig, name, **{**fields, **changes})
 
 
 def test_the_same_figure_gives_the_same_bytes(out):

@@ -87,9 +87,7 @@ def test_equals_torchvision_in_train_mode(name: str) -> None:
     torch.testing.assert_close(ours.state_dict(), theirs.state_dict())  # the running statistics moved alike
 
 
-@pytest.mark.parametrize(
-    ("output_stride", "replaced"), [(8, [False, True, True]), (16, [False, False, True])]
-)
+@pytest.mark.parametrize(("output_stride", "replaced"), [(8, [False, True, True]), (16, [False, False, True])])
 @torch.no_grad()
 def test_output_stride_equals_torchvision(output_stride: int, replaced: list[bool]) -> None:
     theirs = reference("resnet50", replace_stride_with_dilation=replaced).eval()

@@ -60,7 +60,7 @@ def test_select_by_number_stem_and_name(root):
     both = ["01_degradation", "02_identity_mappings"]
     assert [found.stem for found in select([])] == both
     assert [found.stem for found in select(["identity_mappings", "01", "01_degradation"])] == both
-    with pytest.raises(UsageError, match="'1_degradation'; allowed: 01_degradation, 02_identity_mappings$"):
+    with pytest.raises(UsageError, match=r"'1_degradation'; allowed: 01_degradation, 02_identity_mappings$"):
         select(["1_degradation"])
 
 
@@ -138,8 +138,8 @@ def test_each_notebook_is_given_what_it_takes_and_failures_stay_apart(root, monk
         write_notebook(
             folder, "02_fails", ledger.format("02_fails") + claim, "seed / 0", parameters="seed = 1\nprofile = ''"
         ),
-        write_notebook(folder, "03_dies", "import os; os._exit(3)", parameters=""),
-        write_notebook(folder, "04_hangs", "import time; time.sleep(60)", parameters=""),
+        write_notebook(folder, "03_dies", "import os; os._exit(3)", parameters="x = 1"),
+        write_notebook(folder, "04_hangs", "import time; time.sleep(60)", parameters="x = 1"),
     ]
     lines = []
     out = root / "out"
@@ -162,7 +162,8 @@ def test_each_notebook_is_given_what_it_takes_and_failures_stay_apart(root, monk
     for failed in (fails, dies, hangs):
         assert failed.failure.endswith(f"partial notebook: {failed.output}")
     for execution in (good, fails, dies, hangs):
-        assert nbformat.read(execution.output, 4).cells
+        noted = nbformat.read(execution.output, 4).metadata.resnotes
+        assert (noted.failed, noted.seconds) == (execution is not good, round(execution.seconds, 1))
         assert execution.output.with_suffix(".html").stat().st_size > 0
     assert [path.name for path in (out / "claims").iterdir()] == ["01_good.json"], "failed ones lose their claims"
     assert len(lines) == 8

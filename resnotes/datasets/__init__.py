@@ -1,6 +1,6 @@
 """Data sets by name. A new one is a loader module and a line in `_LOADERS`.
 
-Importing this costs no more than torch: scikit-learn and torchvision are imported by the loaders, when called.
+Importing this costs no more than torch: scikit-learn and torchvision are imported by the loaders when called.
 """
 
 from __future__ import annotations

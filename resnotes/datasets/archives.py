@@ -32,6 +32,8 @@ _DECOMPRESSORS: dict[bytes, Callable[[Path], io.BufferedIOBase]] = {
     b"\xfd7zXZ\x00": lzma.LZMAFile,
 }
 
+_MAX_HEADER_BYTES = 2**20
+
 
 @contextmanager
 def damage_reported(what: object, expected: str) -> Iterator[None]:
@@ -74,12 +76,8 @@ class Source:
                 entries = sorted((name, file.stat()) for name, file in self._folder_entries())
             else:
                 entries = [("", self.path.stat())]
-            digest = hashlib.sha256(os.fsencode(self.path.resolve()))
-            for name, found in entries:
-                digest.update(
-                    f"\0{name}\0{found.st_size}\0{found.st_mtime_ns}".encode(errors="surrogateescape")
-                )
-        return digest.hexdigest()
+        lines = (f"{name}\0{found.st_size}\0{found.st_mtime_ns}" for name, found in entries)
+        return hashlib.sha256(os.fsencode("\n".join((str(self.path.resolve()), *lines)))).hexdigest()
 
     def files(self, wanted: Wanted, max_bytes: int) -> Files:
         """Path inside the source, and contents, of every file that is `wanted`, in the order they are stored.
@@ -138,9 +136,7 @@ class Source:
         with (
             self._decompressed() as stream,
             # Reading no further than the archive does leaves the rest of the stream for the check at the end.
-            tarfile.open(
-                fileobj=stream, mode="r|", bufsize=tarfile.BLOCKSIZE, tarinfo=_StrictTarInfo
-            ) as archive,
+            tarfile.open(fileobj=stream, mode="r|", bufsize=tarfile.BLOCKSIZE, tarinfo=_StrictTarInfo) as archive,
         ):
             for member in archive:
                 path = self._inside(member.name)
@@ -184,22 +180,27 @@ class Source:
     def _refuse_large(self, path: PurePosixPath, size: int, max_bytes: int) -> None:
         if size > max_bytes:
             raise DatasetError(
-                f"{self.path}: '{path}' has {size} bytes; expected at most {max_bytes}; "
-                "remove it or get the data again"
+                f"{self.path}: '{path}' has {size} bytes; expected at most {max_bytes}; remove it or get the data again"
             )
 
 
 class _StrictTarInfo(tarfile.TarInfo):
-    """Reports a damaged or cut-off header, which `tarfile` beyond the first member takes for the end."""
+    """Reports a damaged or cut-off header, which `tarfile` beyond the first member takes for the end.
+
+    Also refuses long names and extended headers that would fill the memory.
+    """
 
     @classmethod
     def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
         try:
-            return super().frombuf(buf, encoding, errors)
+            header = super().frombuf(buf, encoding, errors)
         except tarfile.HeaderError as error:
             if bytes(buf) == bytes(tarfile.BLOCKSIZE):
                 raise  # the block of zeros that ends every complete archive
             raise tarfile.ReadError(str(error)) from error
+        if not header.isreg() and header.size > _MAX_HEADER_BYTES:
+            raise tarfile.ReadError(f"a header of {header.size} bytes")
+        return header
 
 
 def decode_rgb(data: bytes, where: str, size: tuple[int, int]) -> tuple[NDArray[np.uint8], bool]:
@@ -222,7 +223,6 @@ def decode_rgb(data: bytes, where: str, size: tuple[int, int]) -> tuple[NDArray[
     with damage_reported(where, expected), Image.open(io.BytesIO(data), formats=("PNG", "JPEG")) as image:
         if image.size != size or image.mode not in ("RGB", "P", "L"):
             raise DatasetError(
-                f"{where} is {image.width}x{image.height} {image.mode}; expected {expected}; "
-                "convert it or remove it"
+                f"{where} is {image.width}x{image.height} {image.mode}; expected {expected}; convert it or remove it"
             )
         return np.asarray(image.convert("RGB")).transpose(2, 0, 1), image.format == "PNG"

@@ -25,9 +25,7 @@ _log = logging.getLogger(__name__)
 _ARRAYS = ("train_images", "train_labels", "test_images", "test_labels")
 
 
-def cached(
-    name: str, source: Source, classes: tuple[str, ...], decode: Callable[[], Classification]
-) -> Classification:
+def cached(name: str, source: Source, classes: tuple[str, ...], decode: Callable[[], Classification]) -> Classification:
     """The data set decoded from `source`: from the cache where it is up to date, else decoded and stored.
 
     Several processes may call this at once: one decodes, the others wait for it.
@@ -50,7 +48,7 @@ def cached(
         folder.parent.mkdir(parents=True, exist_ok=True)
         lock = FileLock(f"{folder}.lock")
         lock.acquire()
-    except OSError as error:
+    except (OSError, NotImplementedError) as error:  # the latter: a file system without locks
         raise _unwritable(error) from error
     try:
         if found := _open(folder, signature, classes):
@@ -127,7 +125,7 @@ def _store(folder: Path, signature: str, decoded: Classification) -> None:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def _unwritable(error: OSError) -> DatasetError:
+def _unwritable(error: Exception) -> DatasetError:
     return DatasetError(
         f"the cache of decoded data {cache_root()} cannot be written ({error}); expected a writable folder "
         "with room for the data set (CIFAR-10: 185 MB); set RESNOTES_CACHE to one"

@@ -15,6 +15,7 @@ import os
 import re
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -52,16 +53,9 @@ def load(root: Path) -> Classification:
         DatasetError: the data is missing and cannot be downloaded, damaged, or not laid out as expected; or
             the cache cannot be written.
     """
-    source = _original(root) or _image_tree(root)
-    if source is None:
-        if os.environ.get("RESNOTES_OFFLINE", "0") not in ("", "0"):
-            raise DatasetError(f"found no CIFAR-10; expected {_expected(root)}; {_how(root)}")
-        print(f"no CIFAR-10 in {root}; downloading it to {root / 'cifar10'}", file=sys.stderr)
-        fetch(root, ())
-        source = Source(root / "cifar10" / _ORIGINAL_ARCHIVE)
-    found = source
-    reader = _read_original if _is_original(found) else _read_tree
-    return cached("cifar10", found, CLASSES, lambda: reader(found))
+    source = _original(root) or _image_tree(root) or _downloaded(root)
+    decode = _read_original if _is_original(source) else _read_tree
+    return cached("cifar10", source, CLASSES, partial(decode, source))
 
 
 def status(root: Path) -> Availability:
@@ -97,6 +91,14 @@ def fetch(root: Path, mirrors: Sequence[str]) -> None:
         download([*urls, CIFAR10.url], root / "cifar10" / _ORIGINAL_ARCHIVE, CIFAR10.tgz_md5)
     except DatasetError as error:
         raise DatasetError(f"{error}; {_how(root)}") from error
+
+
+def _downloaded(root: Path) -> Source:
+    if os.environ.get("RESNOTES_OFFLINE", "0") not in ("", "0"):
+        raise DatasetError(f"found no CIFAR-10; expected {_expected(root)}; {_how(root)}")
+    print(f"no CIFAR-10 in {root}; downloading it to {root / 'cifar10'}", file=sys.stderr)
+    fetch(root, ())
+    return Source(root / "cifar10" / _ORIGINAL_ARCHIVE)
 
 
 def _expected(root: Path) -> str:
@@ -174,8 +176,7 @@ def _read_tree(source: Source) -> Classification:
         key = CLASSES.index(label), name
         if wrapper != tuple(top) or key in splits[split]:
             raise DatasetError(
-                f"{source.path}: '{path}' is there twice or part of a second tree; expected a single tree; "
-                "remove it"
+                f"{source.path}: '{path}' is there twice or part of a second tree; expected a single tree; remove it"
             )
         pixels, is_lossless = decode_rgb(content, f"{source.path}: '{path}'", _SIZE)
         splits[split][key] = pixels
