@@ -13,6 +13,7 @@ run: $(STAMP)  ## execute every notebook at PROFILE; ends with the path of the H
 
 test: $(STAMP) lint  ## lint, types, unit tests, and nbval on the committed notebooks
 	"$(BIN)/python" -m pytest
+	"$(BIN)/python" -m pytest --nbval-lax notebooks
 
 lint: $(STAMP)
 	"$(BIN)/ruff" check .

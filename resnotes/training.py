@@ -162,10 +162,10 @@ def augment(images: Tensor, dy: Tensor, dx: Tensor, flip: Tensor, pad: int) -> T
     return torch.where(flip[:, None, None, None], images.flip(3), images)
 
 
-def _epoch_batches(
-    images: Tensor, labels: Tensor, recipe: Recipe, seed: int, epoch: int
+def batches(
+    images: Tensor, labels: Tensor, recipe: Recipe, *, seed: int, epoch: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Shuffled, augmented uint8 batches and labels of one epoch, on the images' device."""
+    """Shuffled, augmented batches of one epoch: uint8 ``[B, C, H, W]`` and int64 ``[B]``, on the images' device."""
     device = images.device
     # Drawn on the CPU, for the whole epoch at once: the same on every device, no synchronisation in the loop.
     generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
@@ -234,6 +234,19 @@ def evaluate(
     loss = F.cross_entropy(logits, labels).item()
     wrong = int((logits.argmax(1) != labels).sum())
     return loss, 100 * wrong / len(labels)
+
+
+def optimizer_step(
+    network: nn.Module, optimizer: torch.optim.Optimizer, inputs: Tensor, labels: Tensor, precision: str
+) -> tuple[Tensor, Tensor]:
+    """One step of training on normalised images ``[B, C, H, W]``; returns the loss and the logits, detached."""
+    with autocast(inputs.device, precision):
+        logits: Tensor = network(inputs.contiguous(memory_format=torch.channels_last))
+        loss = F.cross_entropy(logits, labels)
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    optimizer.step()
+    return loss.detach(), logits.detach()
 
 
 @dataclass
@@ -328,19 +341,13 @@ def train(
             losses = torch.zeros((), device=where)
             wrong = torch.zeros((), device=where)
             steps = min(per_epoch, recipe.iterations - iteration)
-            batches = _epoch_batches(train_images, train_labels, recipe, seed, epoch)
-            for images, labels in itertools.islice(batches, steps):
+            epoch_batches = batches(train_images, train_labels, recipe, seed=seed, epoch=epoch)
+            for images, labels in itertools.islice(epoch_batches, steps):
                 for group in optimizer.param_groups:
                     group["lr"] = recipe.lr_at(iteration)
-                inputs = normalization(images).contiguous(memory_format=torch.channels_last)
-                with autocast(where, precision):
-                    logits = network(inputs)
-                    loss = F.cross_entropy(logits, labels)
-                optimizer.zero_grad(set_to_none=True)
-                loss.backward()
-                optimizer.step()
-                losses += loss.detach()
-                wrong += (logits.detach().argmax(1) != labels).sum()
+                loss, logits = optimizer_step(network, optimizer, normalization(images), labels, precision)
+                losses += loss
+                wrong += (logits.argmax(1) != labels).sum()
                 iteration += 1
                 bar.update()
             last = iteration == recipe.iterations
