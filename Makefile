@@ -21,7 +21,7 @@ lint: $(STAMP)
 	"$(BIN)/mypy"
 
 lab: $(STAMP)  ## JupyterLab on the notebooks
-	"$(BIN)/jupyter" lab notebooks
+	"$(BIN)/jupyter" lab notebooks $(if $(filter 0,$(shell id -u)),--allow-root) $(LAB_FLAGS)
 
 notebooks: $(STAMP)  ## refresh the committed outputs of the notebooks
 	"$(BIN)/python" -m resnotes.notebooks

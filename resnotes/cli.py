@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from resnotes import paths
-from resnotes.errors import ResnotesError, UsageError, unknown
+from resnotes.errors import ResnotesError, RunError, UsageError, unknown
 
 if TYPE_CHECKING:
     from resnotes.runs import Run, RunSpec
@@ -175,7 +175,10 @@ def record(
     from resnotes.runs import RunStore
 
     store = RunStore()
-    for run in store.find_all(_specs(profile, study)):
+    finished = store.find_all(_specs(profile, study))
+    if not finished:
+        raise RunError(f"no finished run of profile {profile} in {store.root}; `resnotes train` makes them")
+    for run in finished:
         typer.echo(store.record(run).folder)
 
 
@@ -245,7 +248,10 @@ def _matching(names: list[str], recorded: bool) -> list[Run]:
 
 
 def _summary(run: Run) -> str:
-    row = run.final
+    try:
+        row = run.final
+    except ResnotesError as error:
+        return f"{run.name:<44} {error}"
     return f"{run.name:<44} {run.variant:<13} training {row.clean_error:6.2f} %  test {row.test_error:6.2f} %"
 
 

@@ -6,6 +6,7 @@ should be easier for the solver to find the perturbations with reference to an i
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 
 import pandas as pd
@@ -46,7 +47,7 @@ def _two_layers(channels: int, *, shortcut: bool) -> Block:
 
 
 def fit(
-    inputs: Tensor, targets: Tensor, *, shortcut: bool, seed: int, steps: int, lr: float, batch_size: int = 128
+    inputs: Tensor, targets: Tensor, *, shortcut: bool, seed: int, steps: int, lr: float, batch_size: int = 64
 ) -> pd.DataFrame:
     """Fit ``targets`` from ``inputs`` with one two-layer unit by SGD with momentum 0.9.
 
@@ -113,6 +114,7 @@ def compare_fits(
                 )
                 for lr in lrs
             ]
-            best = min(by_lr, key=lambda frame: frame.loc[frame.step > 0.9 * steps, "loss"].mean())
+            # A loss that is no longer a number is the worst of all.
+            best = min(by_lr, key=lambda frame: frame.loc[frame.step > 0.9 * steps, "loss"].fillna(math.inf).mean())
             kept.append(best.assign(strength=strength, unit="residual" if shortcut else "plain"))
     return pd.concat(kept, ignore_index=True)

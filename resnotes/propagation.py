@@ -103,6 +103,8 @@ def gradient_step_gain(
     """
     network = copy.deepcopy(network).train()
     loss = F.cross_entropy(network(inputs), labels)
+    if not loss.item():  # exactly zero once every probability rounds to 1
+        return 0.0
     parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
     gradients = torch.autograd.grad(loss, parameters)
     weight_norm = torch.stack([parameter.detach().norm() for parameter in parameters]).norm()

@@ -68,6 +68,13 @@ class RunSpec:
     train_images: int | None = None
     start: RunSpec | None = None
 
+    def __post_init__(self) -> None:
+        if self.start and (self.start.dataset, dict(self.start.options)) != (self.dataset, dict(self.options)):
+            raise UsageError(
+                f"{self.model} cannot start from {self.start.model}: data set and options must be the same, found"
+                f" {self.dataset} {dict(self.options)} and {self.start.dataset} {dict(self.start.options)}"
+            )
+
     @property
     def name(self) -> str:
         """Readable slug and hash; the name of the run's folder."""
@@ -95,9 +102,9 @@ class RunSpec:
 
     @classmethod
     def _from_dict(cls, values: dict[str, Any]) -> RunSpec:
-        recipe: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values["recipe"].items()}
         start = values.get("start")
-        return cls(**{**values, "recipe": Recipe(**recipe), "start": cls._from_dict(start) if start else None})
+        recipe = Recipe(**values["recipe"])
+        return cls(**{**values, "recipe": recipe, "start": cls._from_dict(start) if start else None})
 
 
 def _without_defaults(value: Any) -> Any:
@@ -133,7 +140,9 @@ class Run:
             facts = json.loads((self.folder / "run.json").read_bytes())
             if facts["format"] != FORMAT:
                 raise RunError(f"{self.folder / 'run.json'}: format {facts['format']}, expected {FORMAT}")
-            _ = facts["dataset"]["variant"], facts["dataset"]["fingerprint"], facts["files"], facts["precision"]
+            for key in ("variant", "fingerprint", "channels", "classes"):
+                _ = facts["dataset"][key]
+            _ = facts["precision"], facts["files"]["spec.json"]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise RunError(
                 f"run {self.folder} is damaged (run.json: {error!r}); delete the folder to redo it"
@@ -142,18 +151,27 @@ class Run:
 
     def _read(self, file: str) -> bytes:
         """The bytes of a file of the run, if they are those that were written."""
+        if file not in self.facts["files"]:
+            raise RunError(f"run {self.folder} has no {file}; it has {', '.join(self.facts['files'])}")
         try:
             content = (self.folder / file).read_bytes()
         except OSError as error:
             raise RunError(f"run {self.folder} lacks {file}; delete the folder to redo it") from error
-        if hashlib.sha256(content).hexdigest() != self.facts["files"].get(file):
+        if hashlib.sha256(content).hexdigest() != self.facts["files"][file]:
             raise RunError(f"{self.folder / file} is not what the run wrote; delete the folder to redo it")
         return content
 
     @cached_property
     def spec(self) -> RunSpec:
-        """What was asked for."""
-        return RunSpec.from_json(self._read("spec.json"))
+        """What was asked for.
+
+        Raises:
+            RunError: it is damaged, or the folder is named as another run's.
+        """
+        spec = RunSpec.from_json(self._read("spec.json"))
+        if spec.name != self.name:
+            raise RunError(f"{self.folder} holds the run {spec.name}; give the folder that name back")
+        return spec
 
     @cached_property
     def history(self) -> pd.DataFrame:
@@ -184,13 +202,13 @@ class Run:
         Raises:
             RunError: no such snapshot, or damaged weights.
         """
-        network = initial_network(self.spec, self.facts["dataset"])
-        if epoch == 0 and self.spec.start is None:
-            return network.eval()
         file = "model.safetensors" if epoch is None else f"epoch-{epoch:04d}.safetensors"
         try:
+            network = initial_network(self.spec, self.facts["dataset"])
+            if epoch == 0 and self.spec.start is None:
+                return network.eval()
             network.load_state_dict(load_tensors(self._read(file)))
-        except (SafetensorError, RuntimeError) as error:
+        except (SafetensorError, RuntimeError, UsageError) as error:
             raise RunError(f"{self.folder / file} does not fit {self.spec.model}: {error}") from error
         return network.eval()
 
@@ -290,18 +308,23 @@ class RunStore:
             resnotes.errors.TrainingDiverged: the loss became NaN or infinite.
         """
         data = load_data(spec)
-        if (run := self.find(spec)) is None:
-            run = self.find(spec, recorded=True)
-            if run is not None and run.fingerprint == data.fingerprint:
-                return run
+        if (run := self._at_hand(spec, data)) is None:
             try:
                 with self._locked(spec.name):
                     run = self.find(spec) or self._train(spec, data, device)
-            except PermissionError as error:
+            except OSError as error:
                 raise RunError(
                     f"cannot write to the run store: {error}; set RESNOTES_RUNS to a folder of yours"
                 ) from error
         _check_same_data(run, data)
+        return run
+
+    def _at_hand(self, spec: RunSpec, data: Classification) -> Run | None:
+        """The finished run in the store, or else the recorded one, if that was made on this data."""
+        if (run := self.find(spec)) is None:
+            run = self.find(spec, recorded=True)
+            if run is not None and run.fingerprint != data.fingerprint:
+                return None
         return run
 
     def get_all(self, specs: Iterable[RunSpec], *, device: str = "auto", workers: int | None = None) -> list[Run]:
@@ -317,7 +340,7 @@ class RunStore:
         specs = list(specs)
         if workers is None:
             workers = torch.get_num_threads() if resolve_device(device).type == "cpu" else 1
-        missing = [spec for spec in specs if self.find(spec) is None]
+        missing = [spec for spec in specs if self._at_hand(spec, load_data(spec)) is None]
         with tqdm(total=len(specs), desc="runs", unit="run", disable=None, leave=False) as bar:
             if workers > 1 and missing:
                 with ProcessPoolExecutor(
@@ -336,9 +359,10 @@ class RunStore:
         """Copy a finished run to the recorded ones; weights in half precision if the test error stays the same.
 
         Raises:
-            RunError: the run is damaged.
+            RunError: the run is damaged, or its data is not what is at hand.
         """
         data = load_data(run.spec)
+        _check_same_data(run, data)
         folder = self.recorded / run.name
         facts = dict(run.facts)
         facts["weights"] = "float16" if _half_is_harmless(run, data) else "float32"
@@ -374,7 +398,7 @@ class RunStore:
             leftover.unlink()
         write_atomic(folder / "spec.json", spec.to_json())
         shape = {"channels": data.in_channels, "classes": data.num_classes}
-        network = self._start(spec, data, shape)
+        network = self._start(spec, data, shape, device)
         training = train(network, data, spec.recipe, seed=spec.seed, device=device, folder=folder, label=spec.name)
         save_weights(network, folder / "model.safetensors")
         facts = {
@@ -401,10 +425,10 @@ class RunStore:
         (folder / "checkpoint.pt").unlink(missing_ok=True)
         return Run(folder)
 
-    def _start(self, spec: RunSpec, data: Classification, shape: Mapping[str, int]) -> models.Network:
+    def _start(self, spec: RunSpec, data: Classification, shape: Mapping[str, int], device: str) -> models.Network:
         if spec.start is None:
             return initial_network(spec, shape)
-        shallow = self.get(spec.start).model()
+        shallow = self.get(spec.start, device=device).model()
         depth = int(spec.model.rpartition("-")[2])
         sample = data.train_subset(min(2000, len(data.train_images))).train_images
         network = models.deepen(shallow, depth, data.normalization(sample))

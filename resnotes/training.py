@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import itertools
 import math
+import pickle
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
@@ -24,7 +25,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from resnotes.datasets import Classification, Normalization
-from resnotes.errors import TrainingDiverged, UsageError
+from resnotes.errors import RunError, TrainingDiverged, UsageError
 from resnotes.files import write_atomic
 
 SCHEDULES = ("steps", "one-cycle")
@@ -55,7 +56,11 @@ class Recipe:
     snapshots: tuple[int, ...] = ()  # epochs after which the weights are kept
 
     def __post_init__(self) -> None:
-        for name in ("iterations", "batch_size", "lr"):
+        for name in ("milestones", "snapshots"):  # lists, where they come from TOML or JSON
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        for name in ("lr", "momentum", "weight_decay", "warmup_lr"):  # 1 and 1.0 are the same recipe
+            object.__setattr__(self, name, float(getattr(self, name)))
+        for name in ("iterations", "batch_size", "lr", *(["probe_images"] if self.probe_images is not None else [])):
             if not getattr(self, name) > 0:
                 raise UsageError(f"recipe: {name} must be positive, found {getattr(self, name)!r}")
         for name in ("momentum", "weight_decay", "warmup_iterations", "warmup_lr", "pad"):
@@ -254,6 +259,7 @@ class _Checkpoint:
     """State after an epoch, in a file that loads without unpickling code."""
 
     path: Path | None
+    fingerprint: str  # of the data: a run does not go on with other data than it began with
     resumed: int = 0
     history: list[Epoch] = field(default_factory=list)
 
@@ -265,6 +271,7 @@ class _Checkpoint:
             "optimizer": optimizer.state_dict(),
             "history": [asdict(row) for row in self.history],
             "resumed": self.resumed,
+            "fingerprint": self.fingerprint,
         }
         buffer = io.BytesIO()
         torch.save(state, buffer)
@@ -274,7 +281,19 @@ class _Checkpoint:
         if self.path is None or not self.path.exists():
             return
         device = next(network.parameters()).device
-        state = torch.load(self.path, map_location=device, weights_only=True)
+        try:
+            state = torch.load(self.path, map_location=device, weights_only=True)
+            fingerprint = state["fingerprint"]
+        except (RuntimeError, OSError, EOFError, KeyError, TypeError, pickle.UnpicklingError) as error:
+            # PyTorch's own words would advise to load it without the protection against foreign code.
+            raise RunError(
+                f"{self.path} is damaged ({type(error).__name__}); delete it to train the run from its start"
+            ) from error
+        if fingerprint != self.fingerprint:
+            raise RunError(
+                f"{self.path} belongs to data with fingerprint {fingerprint}, but that at hand has"
+                f" {self.fingerprint}; delete it to train the run on this data"
+            )
         network.load_state_dict(state["network"])
         optimizer.load_state_dict(state["optimizer"])
         self.history = [Epoch(**row) for row in state["history"]]
@@ -305,6 +324,7 @@ def train(
 
     Raises:
         TrainingDiverged: the loss is NaN or infinite; the history up to there is in the folder.
+        RunError: the checkpoint is damaged, or was made on other data.
         UsageError: fewer training images than one batch.
     """
     if len(data.train_images) < recipe.batch_size:
@@ -324,7 +344,7 @@ def train(
     optimizer = torch.optim.SGD(
         network.parameters(), lr=recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay
     )
-    checkpoint = _Checkpoint(folder / "checkpoint.pt" if folder else None)
+    checkpoint = _Checkpoint(folder / "checkpoint.pt" if folder else None, data.fingerprint)
     checkpoint.restore(network, optimizer)
     history = checkpoint.history
     training = Training(history, str(where), precision, torch.get_num_threads(), checkpoint.resumed)
@@ -376,10 +396,11 @@ def train(
             history.append(row)
             if folder:
                 write_atomic(folder / "history.csv", training.frame().to_csv(index=False).encode())
-            if not math.isfinite(row.train_loss):
-                raise TrainingDiverged(
-                    f"{label}: the loss is {row.train_loss} in epoch {epoch} at lr {row.lr:g}; lower the lr or warm up"
-                )
+            for value in (row.train_loss, row.clean_loss):  # what the last step did shows in the clean loss alone
+                if not math.isfinite(value):
+                    raise TrainingDiverged(
+                        f"{label}: the loss is {value} in epoch {epoch} at lr {row.lr:g}; lower the lr or warm up"
+                    )
             bar.set_postfix(clean=f"{row.clean_error:.1f} %", test=f"{row.test_error:.1f} %")
             if folder and epoch in recipe.snapshots:
                 save_weights(network, folder / f"epoch-{epoch:04d}.safetensors")

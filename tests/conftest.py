@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from resnotes import datasets
 from resnotes.datasets import Classification
@@ -20,6 +21,9 @@ def _written_elsewhere(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Non
         patch.setenv("RESNOTES_CACHE", os.environ.get("RESNOTES_TEST_CACHE") or str(folder / "cache"))
         patch.setenv("RESNOTES_RUNS", str(folder / "runs"))
         patch.setenv("RESNOTES_OUT", str(folder / "out"))
+        # The networks of the tests are small: a second thread would mostly wait, on a busy machine for long.
+        patch.setenv("OMP_NUM_THREADS", "1")
+        torch.set_num_threads(1)
         yield
 
 

@@ -8,9 +8,10 @@ import pytest
 from matplotlib.figure import Figure
 from test_notebooks import write_notebook
 
-from resnotes import cli, figures, notebooks, paths
+from resnotes import cli, figures, notebooks, paths, profiles
 from resnotes.claims import Ledger, interval, load
 from resnotes.report import write_index
+from resnotes.runs import RunStore
 
 
 @pytest.fixture(autouse=True)
@@ -46,6 +47,33 @@ def add_claim(holds=True, statement="Deeper <b>is</b> worse."):
         measured=interval([1, 2], "%"),
         holds=holds,
     )
+
+
+TINY = """
+[small]
+dataset = "digits"
+models = ["plain-8", "resnet-8"]
+seeds = [0]
+train_images = 64
+options = { width = 4 }
+[small.recipe]
+iterations = 2
+batch_size = 32
+"""
+
+
+@pytest.fixture
+def tiny(root, monkeypatch):
+    """A profile of two runs in an empty store."""
+    monkeypatch.setenv("RESNOTES_RUNS", str(root / "runs"))
+    monkeypatch.setattr(profiles, "FOLDER", root)
+    (root / "tiny.toml").write_text(TINY)
+
+
+@pytest.fixture
+def trained(tiny):
+    """Its runs, trained."""
+    return RunStore().get_all(profiles.load("tiny").study("small").specs(), device="cpu", workers=1)
 
 
 def add_figure(name="curves"):
@@ -160,3 +188,110 @@ def test_help_comes_at_once():
     assert time.perf_counter() - start < 2, "half a second when idle"
     assert "run" in done.stdout
     assert not [heavy for heavy in ("torch", "matplotlib", "pandas", "nbconvert") if f" {heavy}\n" in done.stderr]
+
+
+def test_training_fills_the_store(tiny, resnotes):
+    status, stdout, _ = resnotes("train", "--profile", "tiny", "--study", "small", "--workers", 1, "--device", "cpu")
+    finished = RunStore().finished()
+    assert status == 0
+    assert [line.split()[0] for line in stdout.splitlines()] == [run.name for run in finished]
+    assert [run.spec.model for run in finished] == ["plain-8", "resnet-8"]
+    before = [run.facts for run in finished]
+    assert resnotes("train", "--profile", "tiny") == (0, stdout, "")
+    assert [run.facts for run in RunStore().finished()] == before
+
+
+def test_runs_are_listed(tiny, resnotes):
+    assert resnotes("runs", "list") == (0, f"no runs in {paths.runs_root()}; `resnotes train` makes them\n", "")
+    run = RunStore().get(profiles.load("tiny").study("small").spec("plain-8", 0), device="cpu")
+    status, stdout, _ = resnotes("runs", "list")
+    assert (status, stdout.count("\n")) == (0, 1)
+    name, variant, _, clean, _, _, test, _ = stdout.split()
+    assert (name, variant) == (run.name, "digits")
+    assert float(clean) == pytest.approx(run.final.clean_error, abs=0.005)
+    assert float(test) == pytest.approx(run.final.test_error, abs=0.005)
+    assert resnotes("runs", "list", "--recorded")[1].startswith("no runs in")
+
+
+def test_a_run_is_shown(trained, resnotes):
+    status, stdout, _ = resnotes("runs", "show", "plain-8")
+    assert status == 0
+    for part in (str(trained[0].folder), '"train_images": 64', trained[0].fingerprint, "clean_error"):
+        assert part in stdout
+    assert str(trained[1].folder) not in stdout
+
+
+def test_verification_names_the_runs_that_fail(trained, resnotes):
+    status, stdout, _ = resnotes("runs", "verify")
+    assert (status, [line.split()[0] for line in stdout.splitlines()]) == (0, ["ok", "ok"])
+    (trained[0].folder / "history.csv").write_text("epoch\n")
+    status, stdout, _ = resnotes("runs", "verify")
+    assert (status, [line.split()[0] for line in stdout.splitlines()]) == (1, ["FAILED", "ok"])
+    assert "history.csv is not what the run wrote" in stdout
+    assert resnotes("runs", "verify", "resnet")[0] == 0
+
+
+def test_an_error_that_is_not_reached_again_fails(trained, resnotes, monkeypatch):
+    monkeypatch.setattr(RunStore, "verify", lambda _, run: (10.0, 10.3))
+    status, stdout, _ = resnotes("runs", "verify", "plain-8")
+    assert (status, stdout) == (1, f"FAILED   {trained[0].name}: 10.00 % stored, 10.30 % measured\n")
+    assert resnotes("runs", "verify", "plain-8", "--tolerance", "0.5")[0] == 0
+
+
+def test_recording_copies_the_runs_of_a_profile(root, trained, resnotes):
+    status, stdout, _ = resnotes("runs", "record", "--profile", "tiny")
+    folders = [root / "data/recorded" / run.name for run in trained]
+    assert (status, stdout.split()) == (0, [str(folder) for folder in folders])
+    assert [run.folder for run in RunStore().finished(recorded=True)] == folders
+    assert resnotes("runs", "list", "--recorded")[1] == resnotes("runs", "list")[1]
+    assert resnotes("runs", "verify", "--recorded")[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "names"),
+    [
+        (["train", "--profile", "huge"], "unknown profile 'huge'; allowed: tiny"),
+        (["train", "--profile", "tiny", "--study", "big"], "allowed: small"),
+        (["runs", "record", "--profile", "huge"], "allowed: tiny"),
+        (["runs", "show", "vgg"], "unknown run 'vgg'; allowed: none, the store is empty"),
+        (["runs", "verify", "vgg"], "unknown run 'vgg'"),
+        (["data", "fetch", "imagenet"], "unknown data set 'imagenet'; allowed: digits, cifar10"),
+    ],
+)
+def test_unknown_runs_and_data_are_refused_in_one_line(tiny, resnotes, arguments, names):
+    status, stdout, stderr = resnotes(*arguments)
+    assert (status, stdout, stderr.count("\n")) == (2, "", 1)
+    assert names in stderr
+
+
+def test_data_sets_are_listed_and_fetched(root, resnotes, monkeypatch):
+    from resnotes.datasets import cifar10
+
+    monkeypatch.setenv("RESNOTES_DATA", str(root / "data"))
+    status, stdout, _ = resnotes("data", "status")
+    assert status == 0
+    assert stdout.startswith("digits     found    digits\n")
+    assert "cifar10    missing\n" in stdout
+    assert "resnotes data fetch cifar10" in stdout
+    assert resnotes("data", "fetch", "digits") == (0, "", "")
+
+    asked = []
+    monkeypatch.setattr(cifar10, "download", lambda urls, target, md5: asked.append((urls, target)))
+    assert resnotes("data", "fetch", "cifar10", "--mirror", "file:///a", "--mirror", "file:///b")[0] == 0
+    [(urls, target)] = asked
+    assert urls[:2] == ["file:///a/cifar-10-python.tar.gz", "file:///b/cifar-10-python.tar.gz"]
+    assert target == root / "data/cifar10/cifar-10-python.tar.gz"
+
+
+def test_a_download_that_fails_ends_in_a_message(root, resnotes, monkeypatch):
+    from resnotes.datasets import download
+
+    def unreachable(url, target):
+        raise OSError("no route")
+
+    monkeypatch.setenv("RESNOTES_DATA", str(root / "data"))
+    monkeypatch.setattr(download, "_transfer", unreachable)
+    status, _, stderr = resnotes("data", "fetch", "cifar10", "--mirror", "http://mirror")
+    assert (status, stderr.count("\n")) == (1, 1)
+    assert stderr.startswith("resnotes: cannot download cifar-10-python.tar.gz; tried http://mirror")
+    assert not [path for path in (root / "data").rglob("*") if path.is_file()]

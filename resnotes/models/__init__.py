@@ -4,34 +4,44 @@ from __future__ import annotations
 
 import re
 from inspect import signature
-from typing import Any
+from typing import Any, cast
 
 from resnotes.errors import UsageError
 from resnotes.models.deepening import deepen
+from resnotes.models.imagenet import LAYOUTS, imagenet_resnet
 from resnotes.models.network import Block, Network, count_parameters
 from resnotes.models.residual import FAMILIES, from_published, residual_network
 
 __all__ = ["Block", "Network", "build", "count_parameters", "deepen", "from_published"]
 
-_NAMES = "plain-N, resnet-N, preresnet-N (N = 6n + 2)"
+_NAMES = f"{', '.join(f'{family}-N' for family in FAMILIES)} (N = 6n + 2), {', '.join(LAYOUTS)}"
 
 
 def build(name: str, **options: Any) -> Network:
     """Build a network with fresh weights, drawn from PyTorch's global generator.
 
     Args:
-        name: ``plain-N``, ``resnet-N`` or ``preresnet-N`` with N = 6n + 2.
-        options: ``num_classes``, ``in_channels``, ``width``, ``shortcut``, ``order``;
-            see `resnotes.models.residual.residual_network`.
+        name: ``plain-N``, ``resnet-N`` or ``preresnet-N`` with N = 6n + 2, or ``resnet18`` to ``resnet152``.
+        options: for the former ``num_classes``, ``in_channels``, ``width``, ``shortcut``, ``order``, see
+            `resnotes.models.residual.residual_network`; for the latter see
+            `resnotes.models.imagenet.imagenet_resnet`.
 
     Raises:
         UsageError: an unknown name or option, or a value that the network cannot take.
     """
     match = re.fullmatch(r"([a-z]+)-(\d+)", name)
-    if not match or match[1] not in FAMILIES:
+    small = match is not None and match[1] in FAMILIES
+    if not small and name not in LAYOUTS:
         raise UsageError(f"unknown network {name!r}; allowed: {_NAMES}")
-    allowed = list(signature(residual_network).parameters)[2:]
+    allowed = [
+        parameter.name
+        for parameter in signature(residual_network if small else imagenet_resnet).parameters.values()
+        if parameter.kind is parameter.KEYWORD_ONLY
+    ]
     for option in options:
         if option not in allowed:
             raise UsageError(f"{name} takes no option {option!r}; allowed: {', '.join(allowed)}")
-    return residual_network(match[1], int(match[2]), **options)
+    if match and small:
+        return residual_network(match[1], int(match[2]), **options)
+    # It has a network's shape, under torchvision's names for the parameters.
+    return cast(Network, imagenet_resnet(name, **options))

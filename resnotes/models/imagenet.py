@@ -150,6 +150,8 @@ class ImageNetResNet(nn.Module):
     """A residual net for large images: `[N, in_channels, H, W]` to logits `[N, num_classes]`.
 
     Attributes:
+        name: the name that `imagenet_resnet` takes.
+        options: the options that it takes, so that the network can be built again.
         stages: blocks per stage.
         channels: channels that each stage puts out.
 
@@ -165,6 +167,9 @@ class ImageNetResNet(nn.Module):
     Raises:
         UsageError: `output_stride` is not among `OUTPUT_STRIDES`.
     """
+
+    name: str
+    options: dict[str, int]
 
     def __init__(
         self,
@@ -249,10 +254,12 @@ def imagenet_resnet(
     """
     if name not in LAYOUTS:
         raise unknown("network", name, LAYOUTS)
-    return ImageNetResNet(
-        LAYOUTS[name],
-        num_classes=num_classes,
-        in_channels=in_channels,
-        width=width,
-        output_stride=output_stride,
-    )
+    options = {
+        "num_classes": num_classes,
+        "in_channels": in_channels,
+        "width": width,
+        "output_stride": output_stride,
+    }
+    network = ImageNetResNet(LAYOUTS[name], **options)
+    network.name, network.options = name, options
+    return network

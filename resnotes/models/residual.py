@@ -95,7 +95,7 @@ def residual_network(
         order: ``"original"`` or ``"pre-activation"``; the default follows from the family.
 
     Raises:
-        UsageError: a depth that is not 6n + 2, or an unknown family, shortcut or order.
+        UsageError: a depth that is not 6n + 2, a count below 1, or an unknown family, shortcut or order.
     """
     if family not in FAMILIES:
         raise unknown("network family", family, FAMILIES)
@@ -109,6 +109,9 @@ def residual_network(
     if order is not None and order not in ORDERS:
         raise unknown("order", order, ORDERS)
     options: dict[str, Any] = {"num_classes": num_classes, "in_channels": in_channels, "width": width}
+    for option, value in options.items():
+        if value < 1:
+            raise UsageError(f"{family}-{depth}: {option} must be at least 1, found {value!r}")
     options |= {"shortcut": shortcut} if shortcut else {}
     options |= {"order": order} if order else {}
     shortcut = shortcut or "A"

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -61,12 +61,9 @@ class Study:
             train_images=self.train_images,
         )
 
-    def deepened(self, shallow: str, seed: int) -> RunSpec:
-        """The run that starts from the trained `shallow` network, deepened as the study says."""
-        spec = self.spec(self.deepen[shallow], seed)
-        return RunSpec(
-            **{**{item.name: getattr(spec, item.name) for item in fields(spec)}, "start": self.spec(shallow, seed)}
-        )
+    def deepened(self, shallow: str, deep: str, seed: int) -> RunSpec:
+        """The run of `deep` that starts from the trained `shallow` network, deepened by identity blocks."""
+        return replace(self.spec(deep, seed), start=self.spec(shallow, seed))
 
     def specs(self, models: Iterable[str] | None = None, seeds: Iterable[int] | None = None) -> list[RunSpec]:
         """Every run from random weights, seed by seed; `models` and `seeds` narrow or widen what is there."""
@@ -75,7 +72,8 @@ class Study:
 
     def all_specs(self) -> list[RunSpec]:
         """Every run of the study: those of `specs`, then those from deepened networks."""
-        return [*self.specs(), *(self.deepened(shallow, seed) for seed in self.seeds for shallow in self.deepen)]
+        deepened = [self.deepened(*pair, seed) for seed in self.seeds for pair in self.deepen.items()]
+        return [*self.specs(), *deepened]
 
 
 @dataclass(frozen=True)
@@ -108,7 +106,7 @@ def load(name: str) -> Profile:
     try:
         tables = tomllib.loads(path.read_text(encoding="utf-8"))
         studies = {study: _study(table) for study, table in tables.items()}
-    except (tomllib.TOMLDecodeError, TypeError, ValueError) as error:
+    except (tomllib.TOMLDecodeError, AttributeError, TypeError, ValueError) as error:
         raise UsageError(f"{path}: {error}") from error
     return Profile(name, studies)
 

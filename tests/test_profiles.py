@@ -1,0 +1,162 @@
+"""What each study trains at each scale."""
+
+from pathlib import Path
+
+import pytest
+
+from resnotes import datasets, models, profiles
+from resnotes.errors import UsageError
+from resnotes.runs import RunSpec
+from resnotes.training import Recipe
+
+STUDIES = [(name, study) for name in profiles.names() for study in profiles.load(name).studies]
+
+TINY = """
+[small]
+dataset = "digits"
+models = ["plain-8", "resnet-8"]
+seeds = [3, 5]
+train_images = 100
+options = { width = 4 }
+deepen = { "plain-8" = "plain-14" }
+[small.recipe]
+iterations = 20
+milestones = [10]
+[small.recipes."resnet-8"]
+lr = 0.5
+[small.settings]
+batch = 17
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of profiles with one called tiny."""
+    monkeypatch.setattr(profiles, "FOLDER", tmp_path)
+    (tmp_path / "tiny.toml").write_text(TINY)
+    return tmp_path
+
+
+# The profiles that there are
+
+
+def test_the_three_scales_come_smallest_first() -> None:
+    assert profiles.names() == ["quick", "desk", "paper"]
+
+
+@pytest.mark.parametrize(("profile", "study"), STUDIES)
+def test_every_run_can_be_built(profile: str, study: str) -> None:
+    specs = profiles.load(profile).study(study).all_specs()
+    assert len({spec.name for spec in specs}) == len(specs) > 0
+    for spec in specs:
+        models.build(spec.model, **spec.options)
+        assert RunSpec.from_json(spec.to_json()) == spec
+        assert spec.dataset in {"digits", "cifar10"}
+        if spec.start:
+            shallow, deep = (int(one.model.rpartition("-")[2]) for one in (spec.start, spec))
+            assert shallow < deep
+
+
+def test_quick_needs_nothing_but_digits() -> None:
+    assert {spec.dataset for study in profiles.load("quick").studies.values() for spec in study.all_specs()} == {
+        "digits"
+    }
+
+
+def test_desk_and_quick_train_whole_epochs() -> None:
+    images = {"digits": len(datasets.load("digits").train_images), "cifar10": 50_000}
+    for spec in [spec for name in ("quick", "desk") for spec in profiles.load(name).study("degradation").all_specs()]:
+        per_epoch = (spec.train_images or images[spec.dataset]) // spec.recipe.batch_size
+        assert spec.recipe.iterations % per_epoch == 0
+
+
+def test_the_paper_profile_is_the_papers_protocol() -> None:
+    """He et al. 2015, Sec. 4.2."""
+    study = profiles.load("paper").study("degradation")
+    protocol = Recipe(
+        iterations=64_000,
+        batch_size=128,
+        lr=0.1,
+        momentum=0.9,
+        weight_decay=1e-4,
+        schedule="steps",
+        milestones=(32_000, 48_000),
+        warmup_iterations=0,
+        pad=4,
+        flip=True,
+        probe_images=None,
+        snapshots=study.spec("plain-20", 0).recipe.snapshots,
+    )
+    assert study.dataset == "cifar10"
+    assert len(study.seeds) == 5
+    depths = {"plain": (20, 32, 44, 56), "resnet": (20, 32, 44, 56, 110)}
+    assert set(study.models) == {f"{family}-{depth}" for family, found in depths.items() for depth in found}
+    for spec in study.all_specs():
+        assert (spec.options, spec.train_images) == ({}, None)
+        if spec.model != "resnet-110":
+            assert spec.recipe == protocol
+    deep = study.spec("resnet-110", 0).recipe
+    assert [deep.lr_at(i) for i in (0, 399, 400, 31_999)] == [0.01, 0.01, 0.1, 0.1]
+    assert deep == Recipe(**{**vars(protocol), "warmup_iterations": 400})
+
+
+# How a profile is read
+
+
+@pytest.mark.usefixtures("folder")
+def test_every_seed_of_every_model() -> None:
+    study = profiles.load("tiny").study("small")
+    assert [(spec.seed, spec.model) for spec in study.specs()] == [
+        (3, "plain-8"),
+        (3, "resnet-8"),
+        (5, "plain-8"),
+        (5, "resnet-8"),
+    ]
+    assert [(spec.seed, spec.model) for spec in study.specs(["plain-20"], [9])] == [(9, "plain-20")]
+    assert study.settings == {"batch": 17}
+
+
+@pytest.mark.usefixtures("folder")
+def test_one_models_recipe_overrides_the_studys() -> None:
+    study = profiles.load("tiny").study("small")
+    assert study.spec("plain-8", 0).recipe == Recipe(iterations=20, milestones=(10,))
+    assert study.spec("resnet-8", 0).recipe == Recipe(iterations=20, milestones=(10,), lr=0.5)
+
+
+@pytest.mark.usefixtures("folder")
+def test_deepened_runs_start_from_the_studys_own() -> None:
+    study = profiles.load("tiny").study("small")
+    deepened = study.deepened("plain-8", "plain-14", 3)
+    assert deepened.model == "plain-14"
+    assert deepened.start == study.spec("plain-8", 3)
+    assert (deepened.options, deepened.train_images, deepened.seed) == ({"width": 4}, 100, 3)
+    assert study.all_specs() == [*study.specs(), deepened, study.deepened("plain-8", "plain-14", 5)]
+
+
+@pytest.mark.usefixtures("folder")
+def test_unknown_names_list_the_allowed_ones() -> None:
+    with pytest.raises(UsageError, match="unknown profile 'huge'; allowed: tiny"):
+        profiles.load("huge")
+    with pytest.raises(UsageError, match="unknown study of profile tiny 'large'; allowed: small"):
+        profiles.load("tiny").study("large")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "named"),
+    [
+        ("iterations = 20", "iteration = 20", "iteration"),
+        ("iterations = 20", "", "iterations"),
+        ("iterations = 20", "iterations = 0", "iterations must be positive"),
+        ("milestones = [10]", "milestones = 10", "int"),
+        ("lr = 0.5", "rate = 0.5", "rate"),
+        ('dataset = "digits"', 'data = "digits"', "data"),
+        ("seeds = [3, 5]", "", "seeds"),
+        ("[small]", "[small", "line"),
+        ("[small]", "answer = 42\n[small]", "int"),
+    ],
+)
+def test_a_profile_that_cannot_be_is_refused_in_one_line(folder: Path, old: str, new: str, named: str) -> None:
+    (folder / "tiny.toml").write_text(TINY.replace(old, new))
+    with pytest.raises(UsageError, match=rf"tiny\.toml: .*{named}") as caught:
+        profiles.load("tiny")
+    assert "\n" not in str(caught.value)
