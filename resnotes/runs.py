@@ -257,14 +257,20 @@ def _machine(device: str) -> str:
     return f"{name}, {os.cpu_count()} cores"
 
 
-def _half(tensor: Tensor) -> Tensor:
-    return tensor.half() if tensor.is_floating_point() else tensor
+def _half_type(run: Run) -> torch.dtype:
+    """bfloat16 if the run computed in it, since autocast rounds weights to it before each product anyway."""
+    return torch.bfloat16 if run.facts["precision"] == "bfloat16" else torch.float16
+
+
+def _halved(state: Mapping[str, Tensor], half: torch.dtype) -> dict[str, Tensor]:
+    """A state dict with the weights of convolutions and linear layers, nearly all of it, in type `half`."""
+    return {key: value.to(half) if value.ndim > 1 else value for key, value in state.items()}
 
 
 def _half_is_harmless(run: Run, data: Classification) -> bool:
-    """Whether weights rounded to half precision give the very test error that is on record."""
+    """Whether weights in half precision give the very test error that is on record."""
     network = run.model()
-    network.load_state_dict({key: _half(value) for key, value in network.state_dict().items()})
+    network.load_state_dict(_halved(network.state_dict(), _half_type(run)))
     _, error = evaluate(
         network, data.test_images, data.test_labels, data.normalization, precision=run.facts["precision"]
     )
@@ -364,14 +370,15 @@ class RunStore:
         data = load_data(run.spec)
         _check_same_data(run, data)
         folder = self.recorded / run.name
-        facts = dict(run.facts)
-        facts["weights"] = "float16" if _half_is_harmless(run, data) else "float32"
+        facts = run.facts
+        harmless = _half_is_harmless(run, data)
         for file in facts["files"]:
             content = run._read(file)
-            if file.endswith(".safetensors") and facts["weights"] == "float16":
-                content = to_safetensors({key: _half(value) for key, value in load_tensors(content).items()})
+            if file.endswith(".safetensors") and harmless:
+                content = to_safetensors(_halved(load_tensors(content), _half_type(run)))
             write_atomic(folder / file, content)
-        _finish(folder, facts)
+        weights = str(_half_type(run)).removeprefix("torch.") if harmless else "float32"
+        _finish(folder, {**facts, "weights": weights})
         return Run(folder)
 
     def verify(self, run: Run) -> tuple[float, float]:

@@ -409,10 +409,6 @@ def train(
     return training
 
 
-def save_weights(network: nn.Module, path: Path, *, half: bool = False) -> None:
-    """Write the state dict as safetensors; `half` stores floating-point tensors in float16."""
-    state = {
-        key: (value.half() if half and value.is_floating_point() else value).contiguous()
-        for key, value in network.state_dict().items()
-    }
-    write_atomic(path, to_safetensors(state))
+def save_weights(network: nn.Module, path: Path) -> None:
+    """Write the state dict as safetensors."""
+    write_atomic(path, to_safetensors({key: value.contiguous() for key, value in network.state_dict().items()}))
