@@ -1,12 +1,15 @@
 """Training throughput on CIFAR-size images: this package's step against the usual public recipe.
 
-    python benchmarks/training.py [--rounds 5] [--steps 6]
+    python benchmarks/training.py [--rounds 3] [--steps 24]
 
 The reference is what most public CIFAR code does: float32, NCHW, images read one by one from a Dataset through
 torchvision's transforms (PIL, crop, flip, to tensor, normalise) by a DataLoader with two workers. Both sides train
 the same network on the same images, in turns within one process, so that the ratio of the medians means
 something on a noisy machine. Last comes the share of the processor's measured bfloat16 matrix-product peak that our
 step reaches.
+
+A third side trains as many networks at a time as there are threads, with one thread each, as `RunStore.get_all` does
+with the runs of a study: convolutions this small do not fill two threads.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import torch
 from torch import Tensor, nn
@@ -94,6 +98,11 @@ def step_operations(network: nn.Module) -> int:
     return counter.get_total_flops()
 
 
+def advance(steps: Iterator[None], count: int) -> None:
+    for _ in range(count):
+        next(steps)
+
+
 def seconds(work: Callable[[], object]) -> float:
     start = time.perf_counter()
     work()
@@ -102,8 +111,8 @@ def seconds(work: Callable[[], object]) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=5, help="turns per side")
-    parser.add_argument("--steps", type=int, default=6, help="optimiser steps per turn")
+    parser.add_argument("--rounds", type=int, default=3, help="turns per side")
+    parser.add_argument("--steps", type=int, default=24, help="optimiser steps per turn")
     arguments = parser.parse_args()
 
     device = resolve_device("cpu")
@@ -117,23 +126,33 @@ def main() -> None:
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(256, (50_000, 3, 32, 32), dtype=torch.uint8, generator=generator)
     labels = torch.randint(10, (50_000,), generator=generator)
-    for name, target in (("resnet-20", 2.3), ("resnet-56", 2.0)):
-        sides = {
-            "reference": reference_steps(models.build(name), images, labels),
-            "ours": our_steps(models.build(name), images, labels, precision),
-        }
-        times: dict[str, list[float]] = {side: [] for side in sides}
-        for round_ in range(arguments.rounds + 1):
-            for side, steps in sides.items():
-                elapsed = seconds(lambda steps=steps: [next(steps) for _ in range(arguments.steps)])
-                if round_:  # the first turn warms up
-                    times[side].append(elapsed / arguments.steps)
-        rates = {side: BATCH / statistics.median(values) for side, values in times.items()}
-        share = step_operations(models.build(name)) * rates["ours"] / BATCH / peak
-        print(
-            f"{name}: reference {rates['reference']:.0f} images/s, ours {rates['ours']:.0f} images/s, "
-            f"ratio {rates['ours'] / rates['reference']:.2f} (aim {target}), {100 * share:.0f} % of the peak"
-        )
+    threads = torch.get_num_threads()
+    with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        for name, target in (("resnet-20", 2.3), ("resnet-56", 2.0)):
+            reference = reference_steps(models.build(name), images, labels)
+            ours, *others = (our_steps(models.build(name), images, labels, precision) for _ in range(1 + threads))
+
+            def side_by_side(steps: int, networks: list[Iterator[None]] = others) -> None:
+                list(pool.map(advance, networks, [steps] * len(networks)))
+
+            sides: dict[str, tuple[int, Callable[[int], None]]] = {  # networks trained at once, and a turn
+                "reference": (1, lambda steps, side=reference: advance(side, steps)),
+                "ours": (1, lambda steps, side=ours: advance(side, steps)),
+                f"ours, {threads} runs at a time": (threads, side_by_side),
+            }
+            times: dict[str, list[float]] = {side: [] for side in sides}
+            for round_ in range(arguments.rounds + 1):
+                for side, (_, turn) in sides.items():
+                    elapsed = seconds(lambda turn=turn: turn(arguments.steps))
+                    if round_:  # the first turn warms up
+                        times[side].append(elapsed / arguments.steps)
+            operations = step_operations(models.build(name))
+            print(f"{name} (aim {target})")
+            rates = {side: sides[side][0] * BATCH / statistics.median(values) for side, values in times.items()}
+            for side, rate in rates.items():
+                share = operations * rate / BATCH / peak
+                ratio = rate / rates["reference"]
+                print(f"  {side:<24} {rate:5.0f} images/s, ratio {ratio:.2f}, {100 * share:3.0f} % of the peak")
 
 
 if __name__ == "__main__":
