@@ -155,7 +155,7 @@ def verify(
     for run in _matching(names or [""], recorded):
         try:
             stored, measured = RunStore().verify(run)
-        except ResnotesError as error:
+        except RunError as error:
             typer.echo(f"FAILED   {run.name}: {error}")
             failed = True
             continue
@@ -225,6 +225,9 @@ def reporting_errors() -> Iterator[None]:
     except ResnotesError as error:
         print(f"resnotes: {error}", file=sys.stderr)
         sys.exit(2 if isinstance(error, UsageError) else 1)
+    except OSError as error:  # a folder that is a file, or may not be written, or a full disk
+        print(f"resnotes: {error}", file=sys.stderr)
+        sys.exit(1)
 
 
 def _specs(profile: str, study: str | None) -> list[RunSpec]:

@@ -120,13 +120,23 @@ class Training:
 
 
 def resolve_device(device: str = "auto") -> torch.device:
-    """``"auto"`` is the GPU if there is one, else the CPU; anything else is taken as PyTorch does."""
+    """``"auto"`` is the GPU if there is one, else the CPU.
+
+    Raises:
+        UsageError: neither the CPU nor a GPU that is there.
+    """
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        return torch.device(device)
-    except RuntimeError as error:
-        raise UsageError(f"unknown device {device!r}; expected auto, cpu, cuda or cuda:N") from error
+        found = torch.device(device)
+    except RuntimeError:
+        found = torch.device("meta")
+    if found.type == "cpu" or (found.type == "cuda" and (found.index or 0) < torch.cuda.device_count()):
+        return found
+    raise UsageError(
+        f"unknown device {device!r}; expected auto, cpu, cuda or cuda:N, on a machine with"
+        f" {torch.cuda.device_count()} GPUs"
+    )
 
 
 def resolve_precision(precision: str, device: torch.device) -> str:
