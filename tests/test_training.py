@@ -417,13 +417,18 @@ def test_precision_follows_the_gpu(monkeypatch: pytest.MonkeyPatch, supported: b
     assert resolve_precision("auto", torch.device("cuda")) == ("bfloat16" if supported else "float32")
 
 
-def test_devices(monkeypatch: pytest.MonkeyPatch) -> None:
-    for found in (True, False):
-        monkeypatch.setattr(torch.cuda, "is_available", lambda found=found: found)
-        assert resolve_device().type == ("cuda" if found else "cpu")
-    assert resolve_device("cuda:1") == torch.device("cuda", 1)
-    with pytest.raises(UsageError, match="unknown device 'gpu'; expected auto, cpu, cuda or cuda:N"):
-        resolve_device("gpu")
+@pytest.mark.parametrize(("gpus", "auto"), [(0, "cpu"), (2, "cuda")])
+def test_devices(monkeypatch: pytest.MonkeyPatch, gpus: int, auto: str) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    assert resolve_device().type == auto
+    assert resolve_device("cpu") == torch.device("cpu")
+    for device in ("cuda", "cuda:1"):
+        if gpus:
+            assert resolve_device(device) == torch.device(device)
+    for device in ("gpu", "meta", "cuda:2", *(() if gpus else ("cuda",))):
+        with pytest.raises(UsageError, match=f"unknown device '{device}'; expected .* with {gpus} GPUs"):
+            resolve_device(device)
 
 
 def test_bfloat16_trains_like_float32(data: Classification) -> None:
