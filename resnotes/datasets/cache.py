@@ -8,6 +8,7 @@ import logging
 import os
 import shutil
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -40,10 +41,13 @@ def cached(name: str, source: Source, classes: tuple[str, ...], decode: Callable
         DatasetError: the source cannot be decoded, or the cache cannot be written.
     """
     folder = _folder(name, source)
-    signature = source.signature()
-    # A filled cache needs no lock, so it may lie on a read-only disk.
-    if found := _open(folder, signature, classes):
-        return found
+    # Listing a large folder keeps the interpreter busy, hashing the cache does not: side by side they take less time.
+    with ThreadPoolExecutor(1) as pool:
+        listing = pool.submit(source.signature)
+        # A filled cache needs no lock, so it may lie on a read-only disk.
+        if found := _open(folder, listing.result, classes):
+            return found
+        signature = listing.result()
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         lock = FileLock(f"{folder}.lock")
@@ -51,7 +55,7 @@ def cached(name: str, source: Source, classes: tuple[str, ...], decode: Callable
     except (OSError, NotImplementedError) as error:  # the latter: a file system without locks
         raise _unwritable(error) from error
     try:
-        if found := _open(folder, signature, classes):
+        if found := _open(folder, lambda: signature, classes):
             return found
         decoded = decode()
         _store(folder, signature, decoded)
@@ -79,25 +83,27 @@ def _read_record(folder: Path) -> dict[str, Any]:
     return record
 
 
-def _open(folder: Path, signature: str, classes: tuple[str, ...]) -> Classification | None:
+def _open(folder: Path, signature: Callable[[], str], classes: tuple[str, ...]) -> Classification | None:
     """What `folder` holds, if that is intact and was decoded from the source with this `signature`."""
+    if not folder.exists():
+        return None
     try:
-        if not folder.exists():
-            return None
         record = _read_record(folder)
-        if record["signature"] != signature:
-            _log.info("the source of %s has changed; decoding it again", folder)
-            return None
         # Copy-on-write maps: torch gets the writable memory it asks for, the files stay as they are.
         tensors = (torch.from_numpy(np.load(folder / f"{name}.npy", mmap_mode="c")) for name in _ARRAYS)
         found = fingerprinted(*tensors, classes=classes, variant=record["variant"])
-        if found.fingerprint == record["fingerprint"]:
-            return found
-        damage = f"fingerprint {found.fingerprint}, expected {record['fingerprint']}"
+        decoded_from = record["signature"]
+        intact = found.fingerprint == record["fingerprint"]
+        damage = None if intact else f"fingerprint {found.fingerprint}, expected {record['fingerprint']}"
     except Exception as error:  # a damaged file raises nearly anything, and is decoded again whatever it was
         damage = f"{type(error).__name__}: {error}"
-    _log.warning("decoded copy %s is damaged (%s); decoding it again", folder, damage)
-    return None
+    if damage:
+        _log.warning("decoded copy %s is damaged (%s); decoding it again", folder, damage)
+        return None
+    if decoded_from != signature():
+        _log.info("the source of %s has changed; decoding it again", folder)
+        return None
+    return found
 
 
 def _store(folder: Path, signature: str, decoded: Classification) -> None:
