@@ -76,6 +76,11 @@ class RunSpec:
             )
 
     @property
+    def label(self) -> str:
+        """The network with its options, as a profile's `models` name it."""
+        return models.label(self.model, self.options)
+
+    @property
     def name(self) -> str:
         """Readable slug and hash; the name of the run's folder."""
         # Fields at their default are left out, so that a field added later leaves all addresses as they are.
@@ -214,8 +219,11 @@ class Run:
 
 
 def histories(finished: Iterable[Run]) -> pd.DataFrame:
-    """The histories of several runs below each other, with columns ``model``, ``seed`` and ``dataset`` (variant)."""
-    frames = [run.history.assign(model=run.spec.model, seed=run.spec.seed, dataset=run.variant) for run in finished]
+    """The histories of several runs below each other, with columns ``model``, ``seed`` and ``dataset`` (variant).
+
+    ``model`` is the network with its options, see `RunSpec.label`.
+    """
+    frames = [run.history.assign(model=run.spec.label, seed=run.spec.seed, dataset=run.variant) for run in finished]
     return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
 
 

@@ -52,10 +52,9 @@ def add_claim(holds=True, statement="Deeper <b>is</b> worse."):
 TINY = """
 [small]
 dataset = "digits"
-models = ["plain-8", "resnet-8"]
+models = ["plain-8 width=4", "resnet-8 width=4"]
 seeds = [0]
 train_images = 64
-options = { width = 4 }
 [small.recipe]
 iterations = 2
 batch_size = 32

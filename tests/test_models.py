@@ -13,7 +13,7 @@ from resnotes import models, papers
 from resnotes.datasets import Classification, Normalization
 from resnotes.errors import UsageError
 from resnotes.models import Block, Network, count_parameters
-from resnotes.models.residual import ZeroPadShortcut
+from resnotes.models.shortcuts import ZeroPadShortcut
 from resnotes.training import evaluate
 
 TABLE_6 = papers.numbers("he2015").query("where == 'Table 6' and metric == 'parameters'")
@@ -225,14 +225,22 @@ def test_name_and_options_build_the_network_again(name: str, options: dict[str, 
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("vgg-20", {}, "unknown network 'vgg-20'; allowed: plain-N, resnet-N, preresnet-N"),
+        (
+            "vgg-20",
+            {},
+            r"'vgg-20'; allowed: plain-N \(N = 6n \+ 2\), .*, prebottleneck-N \(N = 9n \+ 2\), resnet18",
+        ),
         ("resnet", {}, "unknown network 'resnet'; allowed"),
         ("resnet-20b", {}, "unknown network"),
         ("resnet-21", {}, "resnet-21: depth must be 6n .* nearest: 20, 26"),
         ("plain-2", {}, "nearest: 8, 14"),
         ("resnet-20", {"depth": 3}, "takes no option 'depth'; allowed: num_classes, in_channels, width, shortcut"),
-        ("resnet-20", {"shortcut": "C"}, "unknown shortcut 'C'; allowed: A, B"),
-        ("resnet-20", {"order": "post"}, "unknown order 'post'; allowed: original, pre-activation"),
+        ("resnet-20", {"shortcut": "D"}, "unknown shortcut 'D'; allowed: A, B, C, scaling:λ"),
+        (
+            "resnet-20",
+            {"order": "post"},
+            "order 'post'; allowed: original, bn-after-addition, .*, pre-activation",
+        ),
         ("plain-20", {"shortcut": "A"}, "plain-20 has no shortcuts"),
         ("plain-20", {"width": 0}, "width must be at least 1, found 0"),
         ("plain-20", {"num_classes": -1}, "num_classes must be at least 1, found -1"),

@@ -14,15 +14,14 @@ STUDIES = [(name, study) for name in profiles.names() for study in profiles.load
 TINY = """
 [small]
 dataset = "digits"
-models = ["plain-8", "resnet-8"]
+models = ["plain-8 width=4", "resnet-8 shortcut=B"]
 seeds = [3, 5]
 train_images = 100
-options = { width = 4 }
-deepen = { "plain-8" = "plain-14" }
+deepen = { "plain-8 width=4" = "plain-14 width=4" }
 [small.recipe]
 iterations = 20
 milestones = [10]
-[small.recipes."resnet-8"]
+[small.recipes."resnet-8 shortcut=B"]
 lr = 0.5
 [small.settings]
 batch = 17
@@ -112,6 +111,7 @@ def test_every_seed_of_every_model() -> None:
         (5, "plain-8"),
         (5, "resnet-8"),
     ]
+    assert [spec.label for spec in study.specs()] == ["plain-8 width=4", "resnet-8 shortcut=B"] * 2
     assert [(spec.seed, spec.model) for spec in study.specs(["plain-20"], [9])] == [(9, "plain-20")]
     assert study.settings == {"batch": 17}
 
@@ -120,17 +120,18 @@ def test_every_seed_of_every_model() -> None:
 def test_one_models_recipe_overrides_the_studys() -> None:
     study = profiles.load("tiny").study("small")
     assert study.spec("plain-8", 0).recipe == Recipe(iterations=20, milestones=(10,))
-    assert study.spec("resnet-8", 0).recipe == Recipe(iterations=20, milestones=(10,), lr=0.5)
+    assert study.spec("resnet-8", 0).recipe == Recipe(iterations=20, milestones=(10,))
+    assert study.spec("resnet-8 shortcut=B", 0).recipe == Recipe(iterations=20, milestones=(10,), lr=0.5)
 
 
 @pytest.mark.usefixtures("folder")
 def test_deepened_runs_start_from_the_studys_own() -> None:
     study = profiles.load("tiny").study("small")
-    deepened = study.deepened("plain-8", "plain-14", 3)
+    deepened = study.deepened("plain-8 width=4", "plain-14 width=4", 3)
     assert deepened.model == "plain-14"
-    assert deepened.start == study.spec("plain-8", 3)
+    assert deepened.start == study.spec("plain-8 width=4", 3)
     assert (deepened.options, deepened.train_images, deepened.seed) == ({"width": 4}, 100, 3)
-    assert study.all_specs() == [*study.specs(), deepened, study.deepened("plain-8", "plain-14", 5)]
+    assert study.all_specs() == [*study.specs(), deepened, study.deepened("plain-8 width=4", "plain-14 width=4", 5)]
 
 
 @pytest.mark.usefixtures("folder")

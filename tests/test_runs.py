@@ -275,7 +275,7 @@ def test_models_come_ready_for_measurements(finished: Run) -> None:
 def test_histories_are_put_below_each_other(finished: Run) -> None:
     table = runs.histories([finished, finished])
     assert len(table) == 2 * len(finished.history)
-    assert set(table.model) | set(table.dataset) == {"plain-8", "digits"}
+    assert set(table.model) | set(table.dataset) == {"plain-8 width=4", "digits"}
     assert runs.histories([]).empty
 
 

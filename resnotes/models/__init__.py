@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import re
+from collections.abc import Mapping
 from inspect import signature
 from typing import Any, cast
 
@@ -12,18 +14,19 @@ from resnotes.models.imagenet import LAYOUTS, imagenet_resnet
 from resnotes.models.network import Block, Network, count_parameters
 from resnotes.models.residual import FAMILIES, from_published, residual_network
 
-__all__ = ["Block", "Network", "build", "count_parameters", "deepen", "from_published"]
+__all__ = ["Block", "Network", "build", "count_parameters", "deepen", "from_label", "from_published", "label"]
 
-_NAMES = f"{', '.join(f'{family}-N' for family in FAMILIES)} (N = 6n + 2), {', '.join(LAYOUTS)}"
+_NAMES = ", ".join([*(f"{family}-N (N = {3 * count}n + 2)" for family, (count, _) in FAMILIES.items()), *LAYOUTS])
 
 
 def build(name: str, **options: Any) -> Network:
     """Build a network with fresh weights, drawn from PyTorch's global generator.
 
     Args:
-        name: ``plain-N``, ``resnet-N`` or ``preresnet-N`` with N = 6n + 2, or ``resnet18`` to ``resnet152``.
-        options: for the former ``num_classes``, ``in_channels``, ``width``, ``shortcut``, ``order``, see
-            `resnotes.models.residual.residual_network`; for the latter see
+        name: ``plain-N``, ``resnet-N`` or ``preresnet-N`` with N = 6n + 2, ``bottleneck-N`` or ``prebottleneck-N``
+            with N = 9n + 2, or ``resnet18`` to ``resnet152``.
+        options: for the former ``num_classes``, ``in_channels``, ``width``, ``shortcut``, ``order`` and
+            ``batch_norm``, see `resnotes.models.residual.residual_network`; for the latter see
             `resnotes.models.imagenet.imagenet_resnet`.
 
     Raises:
@@ -45,3 +48,27 @@ def build(name: str, **options: Any) -> Network:
         return residual_network(match[1], int(match[2]), **options)
     # It has a network's shape, under torchvision's names for the parameters.
     return cast(Network, imagenet_resnet(name, **options))
+
+
+def label(name: str, options: Mapping[str, Any]) -> str:
+    """A network and its options in one line: ``"resnet-56 shortcut=dropout:0.5"``; without options, its name."""
+    return " ".join([name, *(f"{option}={value}" for option, value in options.items())])
+
+
+def from_label(text: str) -> tuple[str, dict[str, Any]]:
+    """Name and options of a network from what `label` wrote; numbers, True and False are read as such.
+
+    Raises:
+        UsageError: something other than ``option=value`` after the name.
+    """
+    name, *settings = text.split() or [""]
+    options: dict[str, Any] = {}
+    for setting in settings:
+        option, equals, value = setting.partition("=")
+        if not (option and equals and value):
+            raise UsageError(f"network {text!r}: expected option=value after its name, found {setting!r}")
+        try:
+            options[option] = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            options[option] = value
+    return name, options

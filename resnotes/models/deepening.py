@@ -61,10 +61,12 @@ def deepen(network: Network, depth: int, inputs: Tensor) -> Network:
         UsageError: another family, another order than the original, or a depth that adds no block.
     """
     family, _, shallow_depth = network.name.partition("-")
-    if family not in ("plain", "resnet") or network.options.get("order", "original") != "original":
+    options = {"order": "original", "shortcut": "A", "batch_norm": True, **network.options}
+    usual = options["order"] == "original" and options["shortcut"] in ("A", "B") and options["batch_norm"]
+    if family not in ("plain", "resnet") or not usual:
         raise UsageError(
             f"cannot deepen {network.name} {network.options}: identity blocks need non-negative maps between"
-            " blocks, as plain-N and resnet-N in the original order have"
+            " blocks, BN and identity shortcuts, as plain-N and resnet-N in the original order have"
         )
     if depth <= int(shallow_depth):
         raise UsageError(f"cannot deepen {network.name} to {depth} layers; the new depth must be larger")

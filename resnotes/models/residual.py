@@ -1,8 +1,9 @@
-"""Plain, original and pre-activation networks for small images (He et al. 2015, Sec. 4.2; He et al. 2016).
+"""Plain and residual networks for small images, in every order of layers (He et al. 2015, Sec. 4.2; He et al. 2016).
 
-A 3x3 convolution, then three stages of n two-layer units on maps of full, half and quarter size with 1, 2
-and 4 times `width` channels, then global average pooling and a linear classifier: 6n + 2 layers. The plain
-network is the residual one with the shortcuts taken out, and has exactly as many parameters with option A.
+A 3x3 convolution, then three stages of n units on maps of full, half and quarter size with 1, 2 and 4 times
+`width` channels, then global average pooling and a linear classifier. Units of two layers make 6n + 2 layers,
+bottlenecks 9n + 2. The plain network is the residual one with the shortcuts taken out, and has exactly as many
+parameters with option A.
 """
 
 from __future__ import annotations
@@ -12,64 +13,80 @@ from collections import OrderedDict
 from typing import Any
 
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from resnotes.errors import UsageError, unknown
 from resnotes.models.network import Block, Network, initialize
+from resnotes.models.shortcuts import Gate, connect
 
-FAMILIES = ("plain", "resnet", "preresnet")
-SHORTCUTS = ("A", "B")
-
-# Order of the layers in the residual branch, and what follows the addition (He et al. 2016, Fig. 4).
-ORDERS: dict[str, tuple[str, str]] = {
-    "original": ("conv bn relu conv bn", "relu"),
-    "pre-activation": ("bn relu conv bn relu conv", ""),
+# Convolutions in a unit, and the order of its layers unless another is asked for.
+FAMILIES: dict[str, tuple[int, str]] = {
+    "plain": (2, "original"),
+    "resnet": (2, "original"),
+    "preresnet": (2, "pre-activation"),
+    "bottleneck": (3, "original"),
+    "prebottleneck": (3, "pre-activation"),
 }
 
+# Layers of a residual branch with two convolutions, and what follows the addition (He et al. 2016, Fig. 4).
+# A third convolution comes with what stands between the two once more.
+ORDERS: dict[str, tuple[str, str]] = {
+    "original": ("conv bn relu conv bn", "relu"),
+    "bn-after-addition": ("conv bn relu conv", "bn relu"),
+    "relu-before-addition": ("conv bn relu conv bn relu", ""),
+    "relu-only-pre-activation": ("relu conv bn relu conv bn", ""),
+    "pre-activation": ("bn relu conv bn relu conv", ""),
+}
+EXPANSION = 4  # a bottleneck puts out so many times the channels of its 3x3 convolution
 
-class ZeroPadShortcut(nn.Module):
-    """Option A: take every `stride`-th pixel and add channels of zeros, half before and half after.
 
-    Parameter-free, so that plain and residual networks have equal parameter counts (He et al. 2015, Sec. 3.3).
+def unit_layers(order: str, convolutions: int = 2, *, batch_norm: bool = True) -> tuple[list[str], list[str]]:
+    """The residual branch, and what follows the addition, as lists of ``"conv"``, ``"bn"`` and ``"relu"``.
+
+    Raises:
+        UsageError: an unknown order.
     """
-
-    def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
-        super().__init__()
-        self.stride = stride
-        missing = out_channels - in_channels
-        self.before, self.after = missing // 2, missing - missing // 2
-
-    def forward(self, x: Tensor) -> Tensor:
-        """``[N, in, H, W] -> [N, out, ceil(H / stride), ceil(W / stride)]``."""
-        x = x[:, :, :: self.stride, :: self.stride]
-        return F.pad(x, (0, 0, 0, 0, self.before, self.after))
+    if order not in ORDERS:
+        raise unknown("order", order, ORDERS)
+    branch, after = ORDERS[order]
+    opening, between, closing = branch.split("conv")
+    branch = "conv".join([opening, *[between] * (convolutions - 1), closing])
+    left_out = () if batch_norm else ("bn",)
+    return [kind for kind in branch.split() if kind not in left_out], [
+        kind for kind in after.split() if kind not in left_out
+    ]
 
 
-def _shortcut(option: str, in_channels: int, out_channels: int, stride: int) -> nn.Module:
-    if in_channels == out_channels and stride == 1:
-        return nn.Identity()
-    if option == "A":
-        return ZeroPadShortcut(in_channels, out_channels, stride)
-    conv = nn.Conv2d(in_channels, out_channels, 1, stride, bias=False)
-    return nn.Sequential(OrderedDict(conv=conv, bn=nn.BatchNorm2d(out_channels)))
-
-
-def _layers(order: str, in_channels: int, out_channels: int, stride: int) -> nn.Sequential:
-    """The layers that `order` spells, named conv1, bn1, relu1, conv2, ... as they come."""
+def _layers(kinds: list[str], channels: int, convolutions: list[nn.Conv2d]) -> nn.Sequential:
+    """The layers that `kinds` spells, on maps of `channels`, named conv1, bn1, relu1, conv2, ... as they come."""
     layers: OrderedDict[str, nn.Module] = OrderedDict()
     counts = {"conv": 0, "bn": 0, "relu": 0}
-    channels = in_channels
-    for kind in order.split():
+    remaining = iter(convolutions)
+    for kind in kinds:
         counts[kind] += 1
         name = f"{kind}{counts[kind]}"
         if kind == "conv":
-            layers[name] = nn.Conv2d(channels, out_channels, 3, stride, padding=1, bias=False)
-            channels, stride = out_channels, 1
+            convolution = next(remaining)
+            layers[name], channels = convolution, convolution.out_channels
         elif kind == "bn":
             layers[name] = nn.BatchNorm2d(channels)
         else:
             layers[name] = nn.ReLU()
     return nn.Sequential(layers)
+
+
+def _after(kinds: list[str], channels: int) -> nn.Module:
+    layers = _layers(kinds, channels, [])
+    return layers if len(layers) > 1 else layers[0] if layers else nn.Identity()
+
+
+def _convolutions(count: int, in_channels: int, channels: int, stride: int) -> list[nn.Conv2d]:
+    """Two 3x3 convolutions, or 1x1, 3x3 and 1x1 to four times the channels; the first one has the stride."""
+    kernels = (3, 3) if count == 2 else (1, 3, 1)
+    widths = [in_channels, *[channels] * (count - 1), channels if count == 2 else EXPANSION * channels]
+    return [
+        nn.Conv2d(widths[i], widths[i + 1], kernel, stride if i == 0 else 1, padding=kernel // 2, bias=False)
+        for i, kernel in enumerate(kernels)
+    ]
 
 
 def residual_network(
@@ -81,68 +98,70 @@ def residual_network(
     width: int = 16,
     shortcut: str | None = None,
     order: str | None = None,
+    batch_norm: bool = True,
 ) -> Network:
-    """Build ``plain-N``, ``resnet-N`` or ``preresnet-N`` with N = 6n + 2 layers.
+    """Build ``plain-N``, ``resnet-N``, ``preresnet-N`` (N = 6n + 2), ``bottleneck-N``, ``prebottleneck-N`` (9n + 2).
 
     Args:
-        family: ``plain`` (no shortcuts), ``resnet`` (ReLU after the addition) or ``preresnet``.
+        family: ``plain`` (no shortcuts), ``resnet`` (ReLU after the addition), ``preresnet``, or one of the latter
+            two with bottlenecks.
         depth: N, counting the convolutions off the shortcuts and the classifier.
         num_classes: length of the logits.
         in_channels: channels of the input images.
-        width: channels of the first stage; the papers use 16.
-        shortcut: where the shape changes, ``"A"`` (the default) pads with zeros, ``"B"`` projects by a
-            1x1 convolution and BN. A plain network takes none.
-        order: ``"original"`` or ``"pre-activation"``; the default follows from the family.
+        width: channels of the first stage's 3x3 convolutions; the papers use 16.
+        shortcut: see `resnotes.models.shortcuts`; ``"A"`` by default, ``"B"`` for bottlenecks, as the authors'
+            code has them. A plain network takes none.
+        order: a key of `ORDERS`; the default follows from the family.
+        batch_norm: False takes every BN layer out and changes nothing else.
 
     Raises:
-        UsageError: a depth that is not 6n + 2, a count below 1, or an unknown family, shortcut or order.
+        UsageError: a depth that is not 6n + 2 or 9n + 2, a count below 1, or an unknown family, shortcut or order.
     """
     if family not in FAMILIES:
         raise unknown("network family", family, FAMILIES)
-    if depth < 8 or (depth - 2) % 6:
-        below = max(8, depth - (depth - 2) % 6)
-        raise UsageError(f"{family}-{depth}: depth must be 6n + 2 with n >= 1; nearest: {below}, {below + 6}")
+    count, usual_order = FAMILIES[family]
+    per_n = 3 * count
+    if depth < per_n + 2 or (depth - 2) % per_n:
+        below = max(per_n + 2, depth - (depth - 2) % per_n)
+        raise UsageError(f"{family}-{depth}: depth must be {per_n}n + 2 with n >= 1; nearest: {below}, {below + per_n}")
     if family == "plain" and shortcut is not None:
         raise UsageError(f"{family}-{depth} has no shortcuts, so it takes no option shortcut={shortcut!r}")
-    if shortcut is not None and shortcut not in SHORTCUTS:
-        raise unknown("shortcut", shortcut, SHORTCUTS)
-    if order is not None and order not in ORDERS:
-        raise unknown("order", order, ORDERS)
     options: dict[str, Any] = {"num_classes": num_classes, "in_channels": in_channels, "width": width}
     for option, value in options.items():
         if value < 1:
             raise UsageError(f"{family}-{depth}: {option} must be at least 1, found {value!r}")
-    options |= {"shortcut": shortcut} if shortcut else {}
-    options |= {"order": order} if order else {}
-    shortcut = shortcut or "A"
-    order = order or ("pre-activation" if family == "preresnet" else "original")
-    branch, after = ORDERS[order]
-    activates_first = branch.startswith("bn relu")
+    options |= {"shortcut": shortcut} if shortcut is not None else {}
+    options |= {"order": order} if order is not None else {}
+    options |= {} if batch_norm else {"batch_norm": False}
+    if shortcut is None:
+        shortcut = "A" if count == 2 else "B"
+    branch, after = unit_layers(usual_order if order is None else order, count, batch_norm=batch_norm)
+    opening = branch[: branch.index("conv")]
 
-    n = (depth - 2) // 6
+    n = (depth - 2) // per_n
     blocks: list[Block] = []
     channels = width
     for stage in range(3):
         for i in range(n):
-            out_channels = width * 2**stage
             stride = 2 if stage > 0 and i == 0 else 1
+            convolutions = _convolutions(count, channels, width * 2**stage, stride)
+            out_channels = convolutions[-1].out_channels
             # The very first unit's activation acts before the split (He et al. 2016, Appendix): it is the stem's.
-            layers = branch.removeprefix("bn relu ") if not blocks else branch
-            blocks.append(
-                Block(
-                    _layers(layers, channels, out_channels, stride),
-                    None if family == "plain" else _shortcut(shortcut, channels, out_channels, stride),
-                    nn.ReLU() if after == "relu" else nn.Identity(),
-                )
-            )
+            kinds = branch if blocks else branch[len(opening) :]
+            residual: nn.Module = (layers := _layers(kinds, channels, convolutions))
+            skip = None
+            if family != "plain":
+                skip, residual = connect(shortcut, layers, channels, out_channels, stride, batch_norm=batch_norm)
+            blocks.append(Block(residual, skip, _after(after, out_channels)))
             channels = out_channels
 
-    stem = OrderedDict[str, nn.Module](
-        conv=nn.Conv2d(in_channels, width, 3, padding=1, bias=False), bn=nn.BatchNorm2d(width), relu=nn.ReLU()
-    )
+    stem = OrderedDict[str, nn.Module](conv=nn.Conv2d(in_channels, width, 3, padding=1, bias=False))
+    if batch_norm:
+        stem["bn"] = nn.BatchNorm2d(width)
+    stem["relu"] = nn.ReLU()
     head = OrderedDict[str, nn.Module]()
-    if activates_first:  # an extra activation follows the last addition
-        head.update(bn=nn.BatchNorm2d(channels), relu=nn.ReLU())
+    for kind in opening:  # an extra activation follows the last addition
+        head[kind] = nn.BatchNorm2d(channels) if kind == "bn" else nn.ReLU()
     head.update(pool=nn.AdaptiveAvgPool2d(1), flatten=nn.Flatten(), fc=nn.Linear(channels, num_classes))
 
     network = Network(
@@ -154,6 +173,9 @@ def residual_network(
         options=options,
     )
     initialize(network)
+    for module in network.modules():
+        if isinstance(module, Gate):
+            module.reset_bias()
     return network
 
 

@@ -4,10 +4,9 @@ A profile is a TOML file beside this module with a table for each study:
 
     [degradation]
     dataset = "digits"                     # a name for resnotes.datasets.load
-    models = ["plain-20", "plain-56"]      # names for resnotes.models.build
+    models = ["plain-56", "resnet-56 shortcut=B"]  # names for resnotes.models.build, options after them
     seeds = [0, 1, 2]
     train_images = 1000                    # optional: a fixed stratified subset
-    options = { width = 16 }               # optional: for resnotes.models.build
     deepen = { "plain-20" = "plain-56" }   # optional: train on from the first, deepened to the second
     [degradation.recipe]                   # the fields of resnotes.training.Recipe
     [degradation.recipes."resnet-110"]     # optional: what is different for one model
@@ -23,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from resnotes.errors import UsageError, unknown
+from resnotes.models import from_label
 from resnotes.runs import RunSpec
 from resnotes.training import Recipe
 
@@ -46,18 +46,18 @@ class Study:
     recipe: Mapping[str, Any]
     recipes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     train_images: int | None = None
-    options: Mapping[str, Any] = field(default_factory=dict)
     deepen: Mapping[str, str] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
 
     def spec(self, model: str, seed: int) -> RunSpec:
-        """The run of `model` with `seed`, from random weights."""
+        """The run of `model`, a name with or without options, with `seed`, from random weights."""
+        name, options = from_label(model)
         return RunSpec(
-            model=model,
+            model=name,
             dataset=self.dataset,
             seed=seed,
             recipe=Recipe(**{**self.recipe, **self.recipes.get(model, {})}),
-            options=self.options,
+            options=options,
             train_images=self.train_images,
         )
 
