@@ -29,7 +29,8 @@ from torchvision import transforms
 
 from resnotes import models
 from resnotes.datasets import Normalization
-from resnotes.training import Recipe, batches, optimizer_step, resolve_device, resolve_precision
+from resnotes.recipes import Recipe
+from resnotes.training import batches, optimizer_step, resolve_device, resolve_precision
 
 BATCH = 128
 

@@ -1,4 +1,9 @@
-"""How signals and gradients travel through a network: responses, gradient norms, and what a gradient step gains."""
+"""How signals and gradients travel through a network.
+
+Responses and gradients of layers and what a gradient step gains (He et al. 2015); Eqs (4), (5), (7) and (8) of He et
+al. 2016, measured between any two units; the gradient unit by unit and its share through the shortcuts alone; and
+how it changes between neighbouring inputs.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +16,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from resnotes.errors import UsageError
-from resnotes.models import Network
+from resnotes.models import Block, Network
+from resnotes.models.shortcuts import Scale, ZeroPadShortcut
 
 
 def _layers(network: Network) -> Iterator[tuple[nn.Conv2d, nn.BatchNorm2d]]:
@@ -118,3 +124,201 @@ def gradient_step_gain(
                 parameter.copy_(origin - step * gradient)
             best = min(best, F.cross_entropy(network(inputs), labels).item())
     return 1 - best / loss.item()
+
+
+def _pass(network: Network, inputs: Tensor, labels: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+    """Input of every unit, and the last one's output, and the gradients of the mean cross-entropy there."""
+    x = network.stem(inputs)
+    signals = [x]
+    for block in network.blocks:
+        x = block(x)
+        signals.append(x)
+    gradients = torch.autograd.grad(F.cross_entropy(network.head(x), labels), signals)
+    return [signal.detach() for signal in signals], list(gradients)
+
+
+def _check_linear(network: Network) -> None:
+    """The direct term is a product of the shortcuts, so they have to be linear maps."""
+    linear = (nn.Identity, Scale, ZeroPadShortcut, nn.Sequential)
+    for block in network.blocks:
+        assert isinstance(block, Block)
+        modules = [] if block.shortcut is None else list(block.shortcut.modules())
+        if not modules or not all(isinstance(module, linear) for module in modules):
+            raise UsageError(
+                f"{network.name} {network.options}: expected shortcuts that are identities, scalings or zero padding"
+            )
+
+
+def identity_errors(network: Network, inputs: Tensor, labels: Tensor) -> pd.DataFrame:
+    """By how much Eqs (4) and (5), or (7) and (8), of He et al. 2016 fail between any two units of a stage.
+
+    With S_i the linear shortcut of unit i (the identity, or λ_i), the equations claim, of the units' inputs x and
+    the mean cross-entropy E,
+
+        x_L     = S_{L-1} ... S_l x_l + Σ_i F̂_i,               F̂_i = S_{L-1} ... S_{i+1} F(x_i)
+        ∂E/∂x_l = ∂E/∂x_L (S_{L-1} ... S_l + ∂/∂x_l Σ_i F̂_i),  i = l, ..., L - 1
+
+    Every term is computed by itself, the last by autograd through the sum of the F̂_i. Where an activation follows
+    the addition, they fail by what it does.
+
+    Args:
+        network: residual, with shortcuts that are identities, scalings or zero padding; left as it was. BN uses
+            the statistics of the batch, as in training.
+        inputs: normalised images ``[N, C, H, W]``, best in float64, as the network.
+        labels: int64 ``[N]``.
+
+    Returns:
+        One row per pair: ``stage`` (1, 2, 3), ``l``, ``L`` (numbers of units, from 0 over the whole network),
+        ``forward`` and ``backward`` (Euclidean norm of the difference of both sides over that of the left).
+
+    Raises:
+        UsageError: a network without shortcuts, or with others.
+    """
+    _check_linear(network)
+    network = copy.deepcopy(network).train()
+    signals, gradients = _pass(network, inputs, labels)
+    rows: list[dict[str, float]] = []
+    first = 0
+    for stage, units in enumerate(network.stages, start=1):
+        end = first + units
+        for l in range(first, end):  # noqa: E741 - the papers' name
+            x_l = signals[l].clone().requires_grad_()
+            x, direct, terms = x_l, x_l, list[Tensor]()
+            for i in range(l, end):
+                block = network.blocks[i]
+                branch = block.residual(x)  # type: ignore[operator]
+                skip: nn.Module = block.shortcut  # type: ignore[assignment]
+                x = block.after(skip(x) + branch)  # type: ignore[operator]
+                direct, terms = skip(direct), [*(skip(term) for term in terms), branch]
+                total = torch.stack(terms).sum(0)
+                cotangent = gradients[i + 1]
+                (through_shortcuts,) = torch.autograd.grad(direct, x_l, cotangent, retain_graph=True)
+                (through_branches,) = torch.autograd.grad(total, x_l, cotangent, retain_graph=True)
+                backward = gradients[l] - through_shortcuts - through_branches
+                rows.append(
+                    {
+                        "stage": stage,
+                        "l": l,
+                        "L": i + 1,
+                        "forward": ((x - direct - total).norm() / x.norm()).item(),
+                        "backward": (backward.norm() / gradients[l].norm()).item(),
+                    }
+                )
+        first = end
+    return pd.DataFrame(rows)
+
+
+def direct_terms(network: Network, inputs: Tensor, labels: Tensor) -> pd.DataFrame:
+    """The direct terms of Eqs (7) and (8), He et al. 2016: what arrives through shortcuts alone, against Π λ.
+
+    The norms are relative to what the same tensors keep on the way where nothing is scaled: 1 within a stage, less
+    where zero padding leaves out pixels (forward) or channels (backward).
+
+    Args:
+        network: as for `identity_errors`.
+        inputs: normalised images ``[N, C, H, W]``.
+        labels: int64 ``[N]``.
+
+    Returns:
+        One row per unit and one for the output: ``unit`` (from 0), ``forward`` (of the first unit's input, carried
+        to this unit) and ``backward`` (of the gradient at the output, carried to this unit).
+
+    Raises:
+        UsageError: a network without shortcuts, or with others.
+    """
+    _check_linear(network)
+    network = copy.deepcopy(network).train()
+    signals, gradients = _pass(network, inputs, labels)
+    shortcuts: list[nn.Module] = [block.shortcut for block in network.blocks]  # type: ignore[misc]
+    unscaled = [
+        nn.Sequential(*(module for module in shortcut.modules() if isinstance(module, ZeroPadShortcut)))
+        for shortcut in shortcuts
+    ]
+
+    def norms(chain: Sequence[nn.Module]) -> tuple[list[float], list[float]]:
+        carried = [signals[0].clone().requires_grad_()]
+        for shortcut in chain:
+            carried.append(shortcut(carried[-1]))
+        back = torch.autograd.grad(carried[-1], carried, gradients[-1])
+        return [tensor.norm().item() for tensor in carried], [tensor.norm().item() for tensor in back]
+
+    columns = {
+        name: [scaled / kept for scaled, kept in zip(*both, strict=True)]
+        for name, both in zip(("forward", "backward"), zip(norms(shortcuts), norms(unscaled), strict=True), strict=True)
+    }
+    return pd.DataFrame({"unit": range(len(signals)), **columns})
+
+
+def gradient_flow(network: Network, inputs: Tensor, labels: Tensor) -> pd.DataFrame:
+    """Signal and gradient at every unit's input, and what of the gradient came through shortcuts alone.
+
+    The gradient g of the mean cross-entropy is a sum over all paths through the units (Veit et al. 2016). One of
+    them takes no residual branch: it passes the shortcuts, and the derivatives of what follows the additions. The
+    share of its gradient d is ⟨d, g⟩ / ‖g‖²; over all paths the shares sum to 1, and one may be negative.
+
+    Args:
+        network: any with units; left as it was. BN uses the statistics of the batch, as in training.
+        inputs: normalised images ``[N, C, H, W]``.
+        labels: int64 ``[N]``.
+
+    Returns:
+        One row per unit and one for the output: ``unit`` (from 0), ``signal`` (root mean square of x), ``gradient``
+        and ``direct`` (Euclidean norms of g and d), ``share``. Without shortcuts, d is zero.
+    """
+    network = copy.deepcopy(network).train()
+    signals, gradients = _pass(network, inputs, labels)
+    direct = gradients[-1]
+    rows: list[dict[str, float]] = []
+    for unit in reversed(range(len(signals))):
+        if unit < len(network.blocks):
+            block = network.blocks[unit]
+            if block.shortcut is None:
+                direct = torch.zeros_like(signals[unit])
+            else:
+                x = signals[unit].clone().requires_grad_()
+                with torch.no_grad():
+                    branch = block.residual(x)  # type: ignore[operator]
+                out = block.after(block.shortcut(x) + branch)  # type: ignore[operator]
+                (direct,) = torch.autograd.grad(out, x, direct)
+        gradient = gradients[unit]
+        squared = gradient.double().square().sum()
+        rows.append(
+            {
+                "unit": unit,
+                "signal": signals[unit].square().mean().sqrt().item(),
+                "gradient": squared.sqrt().item(),
+                "direct": direct.double().norm().item(),
+                "share": ((direct.double() * gradient).sum() / squared).item(),
+            }
+        )
+    return pd.DataFrame(rows[::-1])
+
+
+def gradient_correlation(network: Network, inputs: Tensor, labels: Tensor, distance: float = 0.1) -> float:
+    """Correlation of the input gradients of neighbouring inputs ("shattered gradients", Balduzzi et al. 2017).
+
+    A neighbour lies on the way from one image to the next of the batch; the gradient is that of the logit of the
+    image's class, with BN on the statistics of the batch. Where gradients are shattered, that at the neighbour is as
+    good as unrelated. Balduzzi et al. show it along a line of inputs (Fig. 1), here it is along lines between images.
+
+    Args:
+        network: any classifier; left as it was.
+        inputs: normalised images ``[N, C, H, W]``, at least 2.
+        labels: int64 ``[N]``.
+        distance: how far along the way, 0 (the image itself) to 1 (the next one).
+
+    Returns:
+        Mean over the images of the Pearson correlation between the two gradients, over channels and pixels; an
+        image without gradient counts as 0.
+    """
+    network = copy.deepcopy(network).train()
+
+    def gradient(images: Tensor) -> Tensor:
+        images = images.clone().requires_grad_()
+        logits = network(images).gather(1, labels[:, None])
+        (found,) = torch.autograd.grad(logits.sum(), images)
+        found = found.double().flatten(1)
+        return F.normalize(found - found.mean(1, keepdim=True))
+
+    neighbours = inputs + distance * (inputs.roll(1, 0) - inputs)
+    return (gradient(inputs) * gradient(neighbours)).sum(1).mean().item()

@@ -40,7 +40,8 @@ from resnotes import datasets, models, paths, provenance
 from resnotes.datasets import Classification
 from resnotes.errors import RunError, UsageError
 from resnotes.files import write_atomic, write_json
-from resnotes.training import Recipe, evaluate, resolve_device, save_weights, train
+from resnotes.recipes import Recipe
+from resnotes.training import evaluate, resolve_device, save_weights, train
 
 FORMAT = 1  # of the run folder
 

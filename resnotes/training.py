@@ -15,7 +15,6 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Literal
 
 import pandas as pd
 import torch
@@ -27,61 +26,8 @@ from tqdm import tqdm
 from resnotes.datasets import Classification, Normalization
 from resnotes.errors import RunError, TrainingDiverged, UsageError
 from resnotes.files import write_atomic
-
-SCHEDULES = ("steps", "one-cycle")
-PRECISIONS = ("auto", "float32", "bfloat16")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Recipe:
-    """How a network is trained. The defaults are those of He et al. 2015, Sec. 4.2, unless a comment says more.
-
-    A new field needs a default under which training is what it was before: the defaults are not part of a
-    run's address (see `resnotes.runs`).
-    """
-
-    iterations: int  # of the optimiser, over all epochs; the paper: 64,000
-    batch_size: int = 128  # the rest of an epoch that fills no batch is left out, so that shapes never change
-    lr: float = 0.1  # the peak, for a one-cycle schedule
-    momentum: float = 0.9
-    weight_decay: float = 1e-4  # on all parameters, BN's included, as in the papers
-    schedule: Literal["steps", "one-cycle"] = "steps"
-    milestones: tuple[int, ...] = ()  # iterations at which lr is divided by 10; the paper: 32,000 and 48,000
-    warmup_iterations: int = 0  # the papers warm up 400 iterations for 110 layers and more,
-    warmup_lr: float = 0.01  # at this lr
-    pad: int = 4  # random crop from an image padded by so many zeros on each side; 0 for none
-    flip: bool = True  # mirror half of the images
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"  # bfloat16 autocast where hardware has it
-    probe_images: int | None = None  # evaluate on so many of each split between epochs, on all after the last
-    snapshots: tuple[int, ...] = ()  # epochs after which the weights are kept
-
-    def __post_init__(self) -> None:
-        for name in ("milestones", "snapshots"):  # lists, where they come from TOML or JSON
-            object.__setattr__(self, name, tuple(getattr(self, name)))
-        for name in ("lr", "momentum", "weight_decay", "warmup_lr"):  # 1 and 1.0 are the same recipe
-            object.__setattr__(self, name, float(getattr(self, name)))
-        for name in ("iterations", "batch_size", "lr", *(["probe_images"] if self.probe_images is not None else [])):
-            if not getattr(self, name) > 0:
-                raise UsageError(f"recipe: {name} must be positive, found {getattr(self, name)!r}")
-        for name in ("momentum", "weight_decay", "warmup_iterations", "warmup_lr", "pad"):
-            if not getattr(self, name) >= 0:
-                raise UsageError(f"recipe: {name} must not be negative, found {getattr(self, name)!r}")
-        if self.schedule not in SCHEDULES:
-            raise UsageError(f"recipe: unknown schedule {self.schedule!r}; allowed: {', '.join(SCHEDULES)}")
-        if self.precision not in PRECISIONS:
-            raise UsageError(f"recipe: unknown precision {self.precision!r}; allowed: {', '.join(PRECISIONS)}")
-
-    def lr_at(self, iteration: int) -> float:
-        """Learning rate of iteration 0, 1, ..., `iterations` - 1.
-
-        One-cycle rises linearly over the first 30 % of the iterations and falls linearly to zero.
-        """
-        if iteration < self.warmup_iterations:
-            return self.warmup_lr
-        if self.schedule == "steps":
-            return self.lr * 0.1 ** sum(iteration >= milestone for milestone in self.milestones)
-        progress = (iteration + 1) / (self.iterations + 1)
-        return self.lr * min(progress / 0.3, (1 - progress) / 0.7)
+from resnotes.recipes import Recipe
+from resnotes.recomputation import forward
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -252,11 +198,19 @@ def evaluate(
 
 
 def optimizer_step(
-    network: nn.Module, optimizer: torch.optim.Optimizer, inputs: Tensor, labels: Tensor, precision: str
+    network: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    inputs: Tensor,
+    labels: Tensor,
+    precision: str,
+    recompute: int = 0,
 ) -> tuple[Tensor, Tensor]:
-    """One step of training on normalised images ``[B, C, H, W]``; returns the loss and the logits, detached."""
+    """One step of training on normalised images ``[B, C, H, W]``; returns the loss and the logits, detached.
+
+    Activations are recomputed over so many blocks at once, see `resnotes.recomputation.forward`.
+    """
     with autocast(inputs.device, precision):
-        logits: Tensor = network(inputs.contiguous(memory_format=torch.channels_last))
+        logits = forward(network, inputs.contiguous(memory_format=torch.channels_last), recompute)
         loss = F.cross_entropy(logits, labels)
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
@@ -375,7 +329,8 @@ def train(
             for images, labels in itertools.islice(epoch_batches, steps):
                 for group in optimizer.param_groups:
                     group["lr"] = recipe.lr_at(iteration)
-                loss, logits = optimizer_step(network, optimizer, normalization(images), labels, precision)
+                inputs = normalization(images)
+                loss, logits = optimizer_step(network, optimizer, inputs, labels, precision, recipe.recompute)
                 losses += loss
                 wrong += (logits.argmax(1) != labels).sum()
                 iteration += 1

@@ -6,8 +6,8 @@ import pytest
 
 from resnotes import datasets, models, profiles
 from resnotes.errors import UsageError
+from resnotes.recipes import Recipe
 from resnotes.runs import RunSpec
-from resnotes.training import Recipe
 
 STUDIES = [(name, study) for name in profiles.names() for study in profiles.load(name).studies]
 

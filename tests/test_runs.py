@@ -23,8 +23,9 @@ from safetensors.torch import load_file, save_file
 from resnotes import datasets, runs
 from resnotes.errors import RunError, UsageError
 from resnotes.models import Network
+from resnotes.recipes import Recipe
 from resnotes.runs import Run, RunSpec, RunStore
-from resnotes.training import Recipe, Training, train
+from resnotes.training import Training, train
 
 # Twenty epochs: some seconds, for tests that interrupt it or wait for it.
 RECIPE = Recipe(iterations=220, schedule="one-cycle")

@@ -23,8 +23,9 @@ from resnotes import datasets, models, training
 from resnotes.datasets import Classification
 from resnotes.errors import RunError, TrainingDiverged, UsageError
 from resnotes.models import Network
+from resnotes.recipes import Recipe
 from resnotes.runs import Run, RunSpec, RunStore
-from resnotes.training import Recipe, Training, augment, evaluate, resolve_device, resolve_precision, train
+from resnotes.training import Training, augment, evaluate, resolve_device, resolve_precision, train
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ A profile is a TOML file beside this module with a table for each study:
     seeds = [0, 1, 2]
     train_images = 1000                    # optional: a fixed stratified subset
     deepen = { "plain-20" = "plain-56" }   # optional: train on from the first, deepened to the second
-    [degradation.recipe]                   # the fields of resnotes.training.Recipe
+    [degradation.recipe]                   # the fields of resnotes.recipes.Recipe
     [degradation.recipes."resnet-110"]     # optional: what is different for one model
     [degradation.settings]                 # optional: numbers that the study's notebook reads
 """
@@ -23,8 +23,8 @@ from typing import Any
 
 from resnotes.errors import UsageError, unknown
 from resnotes.models import from_label
+from resnotes.recipes import Recipe
 from resnotes.runs import RunSpec
-from resnotes.training import Recipe
 
 FOLDER = Path(__file__).parent
 

@@ -1,0 +1,65 @@
+"""Activation checkpointing: very deep networks in little memory (Chen et al. 2016, arXiv 1604.06174).
+
+Only the inputs of segments of blocks are kept in the forward pass; the backward pass computes what lies
+between once more. On the CPU, outputs, gradients and BN statistics are bit-identical to those without.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from resnotes.errors import UsageError
+
+
+@contextlib.contextmanager
+def _second_time(blocks: list[nn.Module]) -> Iterator[None]:
+    """Keep BN from counting the same batch twice in its running statistics."""
+    norms = [m for block in blocks for m in block.modules() if isinstance(m, nn.BatchNorm2d) and m.track_running_stats]
+    for norm in norms:
+        norm.track_running_stats = False
+    try:
+        yield
+    finally:
+        for norm in norms:
+            norm.track_running_stats = True
+
+
+def forward(network: nn.Module, inputs: Tensor, recompute: int = 0) -> Tensor:
+    """Logits of `network`, in memory for the activations of `recompute` blocks instead of all.
+
+    Args:
+        network: any classifier; with `recompute`, one with a stem, blocks and a head.
+        inputs: normalised images ``[N, C, H, W]``.
+        recompute: blocks per segment; about the square root of their number needs the least memory. 0 keeps
+            every activation.
+
+    Raises:
+        UsageError: `recompute` for a network without blocks.
+    """
+    if not recompute:
+        logits: Tensor = network(inputs)
+        return logits
+    if not all(hasattr(network, part) for part in ("stem", "blocks", "head")):
+        raise UsageError(f"recompute needs a network with stem, blocks and head, found {type(network).__name__}")
+    blocks = list(network.blocks)  # type: ignore[arg-type]
+    x = network.stem(inputs)  # type: ignore[operator]
+    for start in range(0, len(blocks), recompute):
+        segment = blocks[start : start + recompute]
+
+        def run(x: Tensor, segment: list[nn.Module] = segment) -> Tensor:
+            for block in segment:
+                x = block(x)
+            return x
+
+        def contexts(
+            segment: list[nn.Module] = segment,
+        ) -> tuple[contextlib.AbstractContextManager[None], contextlib.AbstractContextManager[None]]:
+            return contextlib.nullcontext(), _second_time(segment)
+
+        x = checkpoint(run, x, use_reentrant=False, context_fn=contexts)
+    out: Tensor = network.head(x)  # type: ignore[operator]
+    return out
