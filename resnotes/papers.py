@@ -11,13 +11,17 @@ from resnotes.errors import unknown
 def numbers(paper: str) -> pd.DataFrame:
     """Every number of `paper`: columns `where, network, metric, value, spread, unit, mark, note`.
 
+    Networks are labelled as in `resnotes.models.from_label`. A value is NaN where the paper gives a word ("fail").
+
     Raises:
         UsageError: no such paper.
     """
     known = sorted(path.stem for path in paths.papers_root().glob("*.csv"))
     if paper not in known:
         raise unknown("paper", paper, known)
-    return pd.read_csv(paths.papers_root() / f"{paper}.csv", keep_default_na=False, na_values={"spread": [""]})
+    return pd.read_csv(
+        paths.papers_root() / f"{paper}.csv", keep_default_na=False, na_values={"value": [""], "spread": [""]}
+    )
 
 
 def find(paper: str, network: str, metric: str) -> float | None:
