@@ -1,14 +1,26 @@
+import functools
+import itertools
 import json
 import math
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from resnotes.claims import Interval, Ledger, all_of, collect, interval, load, paired_difference, verdict
+from resnotes.claims import (
+    Interval,
+    Ledger,
+    all_of,
+    collect,
+    interval,
+    load,
+    paired_difference,
+    rank_correlation,
+    verdict,
+)
 from resnotes.errors import ResnotesError, UsageError
 
 numbers = st.floats(-1e6, 1e6)
@@ -191,3 +203,178 @@ def test_load_refuses_damage(out):
             load(path)
     with pytest.raises(ResnotesError, match="cannot read"):
         load(out / "missing.json")
+
+
+# Intervals that are not symmetric
+
+
+@pytest.mark.parametrize(
+    ("mean", "low", "high", "unit", "text"),
+    [
+        (0.81, 0.62, 0.88, "", "0.81 [0.62, 0.88] (n = 3)"),
+        (0.8123, 0.6189, 0.8837, "", "0.81 [0.62, 0.88] (n = 3)"),
+        (12.34, 11.0, 15.0, "%", "12 [11, 15] % (n = 3)"),
+        (-0.5, -1.0, 0.125, "", "-0.5 [-1, 0.12] (n = 3)"),
+        (1.0, 0.8, 1.0, "", "1 [0.8, 1] (n = 3)"),
+        (1.0, 1.0, 1.0, "", "1 ± 0 (n = 3)"),
+        (0.5, 0.4, 0.6, "", "0.50 ± 0.10 (n = 3)"),
+        (2e-13, 1e-13, 8e-13, "", "2e-13 [1e-13, 8e-13] (n = 3)"),
+    ],
+)
+def test_text_of_an_interval_that_is_not_symmetric(mean, low, high, unit, text):
+    assert str(Interval(mean, low, high, 3, unit)) == text
+
+
+@given(st.lists(st.integers(-100, 100), min_size=3, max_size=3).map(sorted))
+def test_text_shows_both_bounds_where_they_differ_in_distance(hundredths):
+    low, mean, high = (value / 100 for value in hundredths)
+    text = str(Interval(mean, low, high, 3))
+    if hundredths[0] + hundredths[2] == 2 * hundredths[1]:
+        assert "±" in text
+        assert "[" not in text
+    else:
+        shown = [float(part) for part in text.removesuffix("] (n = 3)").replace("[", "").replace(",", "").split()]
+        assert shown == pytest.approx([mean, low, high])
+
+
+@given(samples)
+@example([2.0**16 + 1e-10, 2.0**16 - 1e-10, 2.0**16 - 3e-10])  # floats are twice as far apart above as below
+@example([0.1 + 0.2, 0.3, 0.3])
+def test_t_intervals_are_symmetric(values):
+    assert "±" in str(interval(values))
+
+
+# Rank correlation
+
+
+@st.composite
+def compared(draw, fewest=2, most=4):
+    """Our values, one list for each thing, and the paper's; the first thing is always below the last."""
+    things = draw(st.integers(3, 18))
+    ours = []
+    for i in range(things):
+        low, high = (0, 10) if i == 0 else (20, 30) if i == things - 1 else (0, 30)
+        values = st.integers(low, high).map(float)
+        n = draw(st.integers(fewest, most))
+        ours.append(draw(st.lists(values, min_size=n, max_size=n)))
+    theirs = draw(st.lists(st.integers(0, 9).map(float), min_size=things, max_size=things))
+    assume(len(set(theirs)) > 1)
+    return ours, theirs
+
+
+@given(compared(1, 4))
+@settings(deadline=None)
+def test_rank_correlation_is_scipys_of_the_means(drawn):
+    ours, theirs = drawn
+    expected = stats.spearmanr([np.mean(values) for values in ours], theirs).statistic
+    found = rank_correlation(ours, theirs, draws=10)
+    assert found.mean == pytest.approx(expected, abs=1e-12)
+    assert (found.n, found.unit) == (min(map(len, ours)), "")
+
+
+@given(compared())
+@example(([[float(i)] * 2 for i in range(17)], list(range(17))))
+@example(([[float(i)] * 2 for i in range(17)], list(range(17))[::-1]))
+@settings(deadline=None)
+def test_rank_correlations_lie_between_minus_one_and_one(drawn):
+    found = rank_correlation(*drawn, draws=200)
+    assert -1 <= found.low <= found.high <= 1
+    assert -1 <= found.mean <= 1
+
+
+@pytest.mark.parametrize("things", [3, 4, 11, 16])
+def test_the_same_order_correlates_fully_and_the_reverse_negatively(things):
+    ours = [[10.0 * i, 10.0 * i + 4] for i in range(things)]  # no draw changes the order
+    theirs = [float(i**2) for i in range(things)]
+    for sign in (1, -1):
+        found = rank_correlation(ours, [sign * value for value in theirs])
+        assert (found.mean, found.low, found.high) == pytest.approx((sign, sign, sign), abs=1e-12)
+        assert found.n == 2
+
+
+def test_ties_share_a_rank():
+    # By hand: ranks 1, 2.5, 2.5, 4 and 1, 2, 3, 4 less 2.5 have products 2.25 + 2.25, squares 4.5 and 5.
+    expected = 4.5 / math.sqrt(4.5 * 5)
+    assert rank_correlation([[0], [2], [2], [7]], [1, 2, 3, 4]).mean == pytest.approx(expected)
+    assert rank_correlation([[1], [2], [3], [4]], [0, 2, 2, 7]).mean == pytest.approx(expected)
+    assert rank_correlation([[0], [1, 3], [2], [7]], [1, 2, 3, 4]).mean == pytest.approx(expected)
+
+
+@given(compared(1, 1), st.integers(2, 6))
+@settings(deadline=None)
+def test_seeds_that_agree_leave_no_doubt(drawn, seeds):
+    ours, theirs = drawn
+    found = rank_correlation([values * seeds for values in ours], theirs, draws=50)
+    assert found.low == found.mean == found.high
+    assert found.n == seeds
+
+
+@given(compared(1, 1))
+@settings(deadline=None)
+def test_one_seed_bounds_no_correlation(drawn):
+    ours, theirs = drawn
+    found = rank_correlation(ours, theirs)
+    assert (found.low, found.high, found.n) == (None, None, 1)
+    one_more = rank_correlation([[*ours[0], 1.0], *ours[1:]], theirs)  # for one thing alone, that is too little
+    assert (one_more.low, one_more.n) == (None, 1)
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs"),
+    [
+        ([[1, 4.1], [2, 6.2], [3, 5.3], [4, 8.4]], [1, 2, 3, 4]),
+        ([[1, 4.1], [2, 6.2], [3, 5.3], [4, 8.4]], [4, 1, 1, 2]),
+        ([[0, 9], [1, 2, 3], [4, 5]], [1, 2, 3]),
+        ([[3, 4.1, 9], [1.2, 5.3, 6], [2, 7, 8.4]], [3, 1, 2]),
+    ],
+)
+def test_bounds_are_percentiles_over_all_ways_to_draw_seeds(ours, theirs):
+    @functools.cache
+    def rho(*means):
+        return stats.spearmanr(means, theirs).statistic
+
+    draws = [[np.mean(drawn) for drawn in itertools.product(values, repeat=len(values))] for values in ours]
+    every = [rho(*means) for means in itertools.product(*draws)]
+    every = np.array(every)
+    found = rank_correlation(ours, theirs)
+    slack = 4 * math.sqrt(0.025 * 0.975 / 2000)  # of the share among 2000 draws
+    assert every.min() < every.max()
+    for bound, share in ((found.low, 0.025), (found.high, 0.975)):
+        assert (every < bound - 1e-9).mean() <= share + slack
+        assert (every <= bound + 1e-9).mean() >= share - slack
+
+
+def test_rank_correlation_is_the_same_each_time():
+    generator = np.random.default_rng(3)
+    ours, theirs = generator.normal(size=(9, 3)), generator.normal(size=9)
+    first = rank_correlation(ours, theirs)
+    np.random.seed(5)  # noqa: NPY002 - that it does not matter is the point
+    assert rank_correlation(ours.tolist(), theirs.tolist()) == first
+    assert first.low < first.high
+
+
+def test_a_draw_whose_means_are_all_equal_is_no_error():
+    """The values differ, and so do their means; one draw in 64 has nothing but ones."""
+    found = rank_correlation([[1, 2], [1, 2], [1, 2.5]], [1, 2, 3])
+    assert -1 <= found.low <= found.high <= 1
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "message"),
+    [
+        ([[1], [2], [3]], [1, 2], "at least three values on both sides; found 3 and 2"),
+        ([[1], [2], [3]], [1, 2, 3, 4], "found 3 and 4"),
+        ([[1], [2]], [1, 2], "at least three values on both sides; found 2 and 2"),
+        ([], [], "found 0 and 0"),
+        ([[1], [math.nan], [3]], [1, 2, 3], "finite"),
+        ([[1, 2], [2, math.inf], [3, 4]], [1, 2, 3], "finite"),
+        ([[1], [2], [3]], [1, math.nan, 3], "finite"),
+        ([[1], [], [3]], [1, 2, 3], "finite"),
+        ([[2], [2], [2]], [1, 2, 3], "differ"),
+        ([[1, 3], [2, 2], [3, 1]], [1, 2, 3], "differ"),
+        ([[1], [2], [3]], [5, 5, 5], "differ"),
+    ],
+)
+def test_rank_correlation_refuses(ours, theirs, message):
+    with pytest.raises(UsageError, match=message):
+        rank_correlation(ours, theirs)

@@ -242,8 +242,8 @@ def test_name_and_options_build_the_network_again(name: str, options: dict[str, 
             "order 'post'; allowed: original, bn-after-addition, .*, pre-activation",
         ),
         ("plain-20", {"shortcut": "A"}, "plain-20 has no shortcuts"),
-        ("plain-20", {"width": 0}, "width must be at least 1, found 0"),
-        ("plain-20", {"num_classes": -1}, "num_classes must be at least 1, found -1"),
+        ("plain-20", {"width": 0}, "width must be a whole number of at least 1, found 0"),
+        ("plain-20", {"num_classes": -1}, "num_classes must be a whole number of at least 1, found -1"),
     ],
 )
 def test_what_cannot_be_built_is_refused(name: str, options: dict[str, object], message: str) -> None:

@@ -128,8 +128,10 @@ def residual_network(
         raise UsageError(f"{family}-{depth} has no shortcuts, so it takes no option shortcut={shortcut!r}")
     options: dict[str, Any] = {"num_classes": num_classes, "in_channels": in_channels, "width": width}
     for option, value in options.items():
-        if value < 1:
-            raise UsageError(f"{family}-{depth}: {option} must be at least 1, found {value!r}")
+        if type(value) is not int or value < 1:
+            raise UsageError(f"{family}-{depth}: {option} must be a whole number of at least 1, found {value!r}")
+    if not isinstance(batch_norm, bool):
+        raise UsageError(f"{family}-{depth}: batch_norm must be True or False, found {batch_norm!r}")
     options |= {"shortcut": shortcut} if shortcut is not None else {}
     options |= {"order": order} if order is not None else {}
     options |= {} if batch_norm else {"batch_norm": False}

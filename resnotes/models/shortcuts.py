@@ -48,10 +48,10 @@ def parse(shortcut: str) -> tuple[str, tuple[float, ...]]:
     try:
         values = tuple(float(part) for part in text.split(",")) if colon else ()
         least, most, low, high = KINDS[kind]
-        taken = least <= len(values) <= most and all(low <= value < high for value in values)
+        taken = least <= len(values) <= most and all(math.isfinite(v) and low <= v < high for v in values)
     except (KeyError, ValueError):
         taken = False
-    if not taken:
+    if not taken or " " in text:  # a label is taken apart at its spaces
         raise UsageError(f"unknown shortcut {shortcut!r}; allowed: {FORMS}")
     return kind, values
 

@@ -1,0 +1,171 @@
+"""The papers' numbers: whole, consistent, and about networks that can be built."""
+
+import csv
+
+import pandas as pd
+import pytest
+import torch
+
+from resnotes import models, papers, paths
+from resnotes.errors import UsageError
+from resnotes.models.residual import ORDERS
+from resnotes.models.shortcuts import KINDS, parse
+
+COLUMNS = ["where", "network", "metric", "value", "spread", "unit", "mark", "note"]
+MARKS = {"", "fig", "rep", "calc", "mem"}  # read off a figure, replicated by others, calculated, from memory
+PAPERS = sorted(path.stem for path in paths.papers_root().glob("*.csv"))
+HE2016 = papers.numbers("he2016")
+
+CONVOLUTIONS = {f"{inside}conv{i}.weight" for inside in ("", "branch.") for i in (1, 2, 3)}  # of a gated branch, too
+
+each_paper = pytest.mark.parametrize("paper", PAPERS)
+
+
+def rows_of(paper: str) -> list[dict[str, str]]:
+    """The file as it is, every field a string."""
+    with (paths.papers_root() / f"{paper}.csv").open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def networks_in(paper: str) -> list[str]:
+    """The different networks that are shallow enough to be built in no time."""
+    found = dict.fromkeys(row["network"] for row in rows_of(paper))
+    return [label for label in found if not label.split()[0].endswith(("-1001", "-1202"))]
+
+
+def table(where: str) -> pd.DataFrame:
+    return HE2016[HE2016["where"] == where]
+
+
+# Every paper
+
+
+def test_both_papers_are_there() -> None:
+    assert {"he2015", "he2016"} <= set(PAPERS)
+
+
+@each_paper
+def test_columns_and_marks_are_the_same_for_all(paper: str) -> None:
+    found = papers.numbers(paper)
+    assert list(found.columns) == COLUMNS
+    assert len(found) == len(rows_of(paper)) > 0
+    assert set(found.mark) <= MARKS
+    assert (found[["where", "network", "metric", "unit"]] != "").all(axis=None)
+    assert found.map(lambda field: field == field.strip() if isinstance(field, str) else True).all(axis=None)
+    assert found.value.dtype == found.spread.dtype == float
+    assert not found.duplicated(["where", "network", "metric"]).any()
+
+
+@each_paper
+def test_what_is_not_printed_in_the_paper_is_marked(paper: str) -> None:
+    found = papers.numbers(paper)
+    assert (found["where"].str.startswith("Fig.") == (found.mark == "fig")).all()
+    assert ((found["where"] == "replication") == (found.mark == "rep")).all()
+
+
+@each_paper
+def test_values_are_numbers_where_the_paper_gives_numbers(paper: str) -> None:
+    found = papers.numbers(paper)
+    assert (found.value.isna() == found.note.str.startswith("fail")).all()
+    values = found.value.dropna()
+    assert (values > 0).all()
+    assert ((found.spread > 0) | found.spread.isna()).all()
+    errors = found.metric.str.endswith("error")
+    assert (found.unit == errors.map({True: "%", False: "M"})).all()
+    assert (found.value[errors].dropna() < 100).all()
+
+
+@pytest.mark.parametrize(("paper", "label"), [(paper, label) for paper in PAPERS for label in networks_in(paper)])
+def test_every_network_can_be_built(paper: str, label: str) -> None:
+    name, options = models.from_label(label)
+    assert models.label(name, options) == label
+    network = models.build(name, **options, width=4)
+    assert network.name == name
+    assert network.options.items() >= options.items()
+    logits = network.eval()(torch.zeros(1, 3, 8, 8))
+    assert logits.shape == (1, 10)
+    depth = 2 + sum(len(block.residual.state_dict().keys() & CONVOLUTIONS) for block in network.blocks)
+    assert depth == int(name.split("-")[1])
+
+
+@each_paper
+def test_find_gives_the_first_number_in_the_file(paper: str) -> None:
+    first: dict[tuple[str, str], str] = {}
+    for row in rows_of(paper):
+        first.setdefault((row["network"], row["metric"]), row["value"])
+    for (network, metric), value in first.items():
+        if value:
+            assert papers.find(paper, network, metric) == float(value)
+
+
+def test_find_gives_nothing_where_the_paper_gives_nothing() -> None:
+    assert papers.find("he2016", "resnet-110", "parameters") is None
+    assert papers.find("he2016", "resnet-56", "test error") is None
+    assert papers.find("he2015", "resnet-56", "test error") == 6.97
+
+
+def test_an_unknown_paper_is_refused() -> None:
+    with pytest.raises(UsageError, match=f"unknown paper 'he2014'; allowed: {', '.join(PAPERS)}"):
+        papers.numbers("he2014")
+
+
+# He et al. 2016
+
+FAILED = ("scaling:0.5,1", "exclusive-gating:0", "dropout:0.5")
+
+
+def test_table_1_has_every_shortcut_of_the_paper() -> None:
+    """Eleven rows, with 110 layers; the shortcut with weight zero is a plain network."""
+    found = table("Table 1")
+    assert len(found) == 11
+    labels = [models.from_label(label) for label in found.network]
+    assert [name for name, _ in labels].count("plain-110") == 1
+    assert {name for name, _ in labels} == {"resnet-110", "plain-110"}
+    kinds = [parse(options["shortcut"])[0] for _, options in labels if options]
+    assert {kind: kinds.count(kind) for kind in KINDS if kind in kinds} == {
+        "C": 1,
+        "scaling": 2,
+        "exclusive-gating": 3,
+        "shortcut-gating": 2,
+        "dropout": 1,
+    }
+    assert all(options.keys() <= {"shortcut"} for _, options in labels)
+
+
+def test_table_1_has_four_networks_that_failed() -> None:
+    """The paper prints "fail" for errors above 20 %."""
+    found = table("Table 1").set_index("network").value
+    failed = {"plain-110", *(f"resnet-110 shortcut={name}" for name in FAILED)}
+    assert set(found.index[found.isna()]) == failed
+    assert found.dropna().max() < 20
+    assert found.idxmin() == "resnet-110", "the paper's point: nothing beats the identity"
+
+
+def test_table_2_has_every_order_of_layers_at_both_depths() -> None:
+    """Ten numbers in the paper; the original order with 110 layers is in Table 1 already."""
+    found = table("Table 2")
+    assert len(found) == 9
+    assert not found.value.isna().any()
+    orders: dict[str, list[str]] = {"110": [], "164": []}
+    for label in found.network:
+        name, options = models.from_label(label)
+        family, depth = name.split("-")
+        usual = "pre-activation" if family.startswith("pre") else "original"
+        orders[depth].append(options.get("order", usual))
+    assert sorted(orders["164"]) == sorted(ORDERS)
+    assert sorted([*orders["110"], "original"]) == sorted(ORDERS)
+    assert "resnet-110" in set(table("Table 1").network)
+    for depth, best in (("110", "preresnet-110"), ("164", "prebottleneck-164")):
+        of_depth = found[found.network.str.contains(depth)]
+        assert of_depth.network[of_depth.value.idxmin()] == best
+
+
+def test_pre_activation_is_better_wherever_both_are_given() -> None:
+    pairs = 0
+    for row in HE2016.itertuples():
+        if row.metric.endswith("error") and row.network.startswith(("preresnet", "prebottleneck")):
+            original = papers.find("he2016", row.network.removeprefix("pre"), row.metric)
+            assert original is not None
+            assert row.value < original
+            pairs += 1
+    assert pairs == 5
