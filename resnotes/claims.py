@@ -53,7 +53,7 @@ class Interval:
         """For instance `12.3 ± 0.4 % (n = 3)`; `0.81 [0.62, 0.88] (n = 3)` where the interval is not symmetric."""
         if self.low is None or self.high is None:
             text = _plus_minus(self.mean, None)
-        elif math.isclose(self.mean - self.low, self.high - self.mean, rel_tol=1e-6, abs_tol=1e-12):
+        elif abs((self.low + self.high) / 2 - self.mean) <= 1e-9 * max(abs(self.low), abs(self.high)):
             text = _plus_minus(self.mean, (self.high - self.low) / 2)
         else:
             text = f"{self.mean:.2g} [{self.low:.2g}, {self.high:.2g}]"
@@ -112,16 +112,18 @@ def rank_correlation(ours: Sequence[Sequence[float]], theirs: Sequence[float], *
         raise UsageError("ranks need finite values")
 
     def rho(means: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        """Of each row; where all its values are equal, nothing is ordered: 0."""
         x = rankdata(means, axis=1)
         y = rankdata(reference)
         x, y = x - x.mean(1, keepdims=True), y - y.mean()
         norms = np.linalg.norm(x, axis=1) * np.linalg.norm(y)
-        if not norms.all():
-            raise UsageError("ranks need values that differ")
-        correlations: np.ndarray[Any, Any] = x @ y / norms
+        correlations: np.ndarray[Any, Any] = np.clip(x @ y / np.where(norms, norms, 1), -1, 1)
         return correlations
 
-    mean = float(rho(np.array([[sample.mean() for sample in samples]]))[0])
+    middle = np.array([[sample.mean() for sample in samples]])
+    if len(set(reference)) == 1 or len(set(middle[0])) == 1:
+        raise UsageError("ranks need values that differ")
+    mean = float(rho(middle)[0])
     n = min(sample.size for sample in samples)
     if n == 1:
         return Interval(mean, None, None, 1)

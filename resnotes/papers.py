@@ -25,7 +25,7 @@ def numbers(paper: str) -> pd.DataFrame:
 
 
 def find(paper: str, network: str, metric: str) -> float | None:
-    """The first value that `paper` gives for `network` and `metric`; None where it gives none."""
+    """The first value that `paper` gives for `network` and `metric`; None where it has no row, NaN for a word."""
     table = numbers(paper)
     found = table[(table.network == network) & (table.metric == metric)].value
     return None if found.empty else float(found.iloc[0])

@@ -137,6 +137,11 @@ def _pass(network: Network, inputs: Tensor, labels: Tensor) -> tuple[list[Tensor
     return [signal.detach() for signal in signals], list(gradients)
 
 
+def _check_repeatable(network: nn.Module) -> None:
+    if any(isinstance(module, nn.Dropout) and module.p > 0 for module in network.modules()):
+        raise UsageError("expected a network without dropout: each pass through it would be through another network")
+
+
 def _check_linear(network: Network) -> None:
     """The direct term is a product of the shortcuts, so they have to be linear maps."""
     linear = (nn.Identity, Scale, ZeroPadShortcut, nn.Sequential)
@@ -264,7 +269,11 @@ def gradient_flow(network: Network, inputs: Tensor, labels: Tensor) -> pd.DataFr
     Returns:
         One row per unit and one for the output: ``unit`` (from 0), ``signal`` (root mean square of x), ``gradient``
         and ``direct`` (Euclidean norms of g and d), ``share``. Without shortcuts, d is zero.
+
+    Raises:
+        UsageError: a network with dropout.
     """
+    _check_repeatable(network)
     network = copy.deepcopy(network).train()
     signals, gradients = _pass(network, inputs, labels)
     direct = gradients[-1]
@@ -310,7 +319,11 @@ def gradient_correlation(network: Network, inputs: Tensor, labels: Tensor, dista
     Returns:
         Mean over the images of the Pearson correlation between the two gradients, over channels and pixels; an
         image without gradient counts as 0.
+
+    Raises:
+        UsageError: a network with dropout.
     """
+    _check_repeatable(network)
     network = copy.deepcopy(network).train()
 
     def gradient(images: Tensor) -> Tensor:

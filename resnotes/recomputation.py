@@ -17,15 +17,16 @@ from resnotes.errors import UsageError
 
 @contextlib.contextmanager
 def _second_time(blocks: list[nn.Module]) -> Iterator[None]:
-    """Keep BN from counting the same batch twice in its running statistics."""
-    norms = [m for block in blocks for m in block.modules() if isinstance(m, nn.BatchNorm2d) and m.track_running_stats]
-    for norm in norms:
-        norm.track_running_stats = False
+    """Keep BN from counting the same batch twice: let it update copies of its running statistics."""
+    norms = [module for block in blocks for module in block.modules() if isinstance(module, nn.BatchNorm2d)]
+    kept = [dict(norm._buffers) for norm in norms]
+    for norm, buffers in zip(norms, kept, strict=True):
+        norm._buffers.update({name: None if value is None else value.clone() for name, value in buffers.items()})
     try:
         yield
     finally:
-        for norm in norms:
-            norm.track_running_stats = True
+        for norm, buffers in zip(norms, kept, strict=True):
+            norm._buffers.update(buffers)
 
 
 def forward(network: nn.Module, inputs: Tensor, recompute: int = 0) -> Tensor:

@@ -275,7 +275,7 @@ def test_a_plain_network_has_no_direct_gradient() -> None:
     assert found.direct[6] == pytest.approx(found.gradient[6], rel=1e-12)
 
 
-@pytest.mark.parametrize("shortcut", ["A", "C", "shortcut-gating:-1", "dropout:0.5"])
+@pytest.mark.parametrize("shortcut", ["A", "C", "shortcut-gating:-1"])
 def test_without_branches_all_comes_through_shortcuts(shortcut: str) -> None:
     """Branches that end in BN with weights of zero have neither output nor gradient."""
     network = build("resnet-8", shortcut=shortcut)
@@ -302,7 +302,6 @@ def linear(seed: int = 0) -> nn.Sequential:
         ("plain-20", {}),
         ("resnet-20", {}),
         ("preresnet-8", {"shortcut": "C"}),
-        ("resnet-8", {"shortcut": "dropout:0.5"}),
     ],
     ids=str,
 )
@@ -398,3 +397,10 @@ def test_what_is_measured_does_not_depend_on_the_mode(measure: Callable[[Network
     network = build("preresnet-8")
     first, second = measure(network.train(), IMAGES, LABELS), measure(network.eval(), IMAGES, LABELS)
     np.testing.assert_array_equal(first, second)
+
+
+@pytest.mark.parametrize("measure", [gradient_flow, gradient_correlation])
+def test_dropout_is_refused(measure: Callable[..., object]) -> None:
+    network = build("resnet-8", shortcut="dropout:0.5")
+    with pytest.raises(UsageError, match="expected a network without dropout"):
+        measure(network, IMAGES, LABELS)
