@@ -17,7 +17,8 @@ from resnotes import paths
 from resnotes.errors import ResnotesError, RunError, UsageError, unknown
 
 if TYPE_CHECKING:
-    from resnotes.runs import Run, RunSpec
+    from resnotes.runs import Run
+    from resnotes.specs import RunSpec
 
 app = typer.Typer(
     name="resnotes",

@@ -126,15 +126,22 @@ def gradient_step_gain(
     return 1 - best / loss.item()
 
 
-def _pass(network: Network, inputs: Tensor, labels: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-    """Input of every unit, and the last one's output, and the gradients of the mean cross-entropy there."""
+def _pass(network: Network, inputs: Tensor, labels: Tensor) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+    """Input of every unit and the last one's output, the gradients of the mean cross-entropy there, and the sums.
+
+    The sums are what the additions put out, before the layers that follow them; in a plain network, the branch's.
+    """
     x = network.stem(inputs)
-    signals = [x]
+    signals, sums = [x], []
     for block in network.blocks:
-        x = block(x)
+        y = block.residual(x)  # type: ignore[operator]
+        if block.shortcut is not None:
+            y = block.shortcut(x) + y  # type: ignore[operator]
+        x = block.after(y)  # type: ignore[operator]
+        sums.append(y)
         signals.append(x)
     gradients = torch.autograd.grad(F.cross_entropy(network.head(x), labels), signals)
-    return [signal.detach() for signal in signals], list(gradients)
+    return [signal.detach() for signal in signals], list(gradients), [y.detach() for y in sums]
 
 
 def _check_repeatable(network: nn.Module) -> None:
@@ -181,7 +188,7 @@ def identity_errors(network: Network, inputs: Tensor, labels: Tensor) -> pd.Data
     """
     _check_linear(network)
     network = copy.deepcopy(network).train()
-    signals, gradients = _pass(network, inputs, labels)
+    signals, gradients, _ = _pass(network, inputs, labels)
     rows: list[dict[str, float]] = []
     first = 0
     for stage, units in enumerate(network.stages, start=1):
@@ -233,7 +240,7 @@ def direct_terms(network: Network, inputs: Tensor, labels: Tensor) -> pd.DataFra
     """
     _check_linear(network)
     network = copy.deepcopy(network).train()
-    signals, gradients = _pass(network, inputs, labels)
+    signals, gradients, _ = _pass(network, inputs, labels)
     shortcuts: list[nn.Module] = [block.shortcut for block in network.blocks]  # type: ignore[misc]
     unscaled = [
         nn.Sequential(*(module for module in shortcut.modules() if isinstance(module, ZeroPadShortcut)))
@@ -275,7 +282,7 @@ def gradient_flow(network: Network, inputs: Tensor, labels: Tensor) -> pd.DataFr
     """
     _check_repeatable(network)
     network = copy.deepcopy(network).train()
-    signals, gradients = _pass(network, inputs, labels)
+    signals, gradients, sums = _pass(network, inputs, labels)
     direct = gradients[-1]
     rows: list[dict[str, float]] = []
     for unit in reversed(range(len(signals))):
@@ -284,11 +291,11 @@ def gradient_flow(network: Network, inputs: Tensor, labels: Tensor) -> pd.DataFr
             if block.shortcut is None:
                 direct = torch.zeros_like(signals[unit])
             else:
-                x = signals[unit].clone().requires_grad_()
-                with torch.no_grad():
-                    branch = block.residual(x)  # type: ignore[operator]
-                out = block.after(block.shortcut(x) + branch)  # type: ignore[operator]
-                (direct,) = torch.autograd.grad(out, x, direct)
+                # Back through what follows the addition, then through the shortcut.
+                for part, at in ((block.after, sums[unit]), (block.shortcut, signals[unit])):
+                    if not isinstance(part, nn.Identity):
+                        at = at.clone().requires_grad_()
+                        (direct,) = torch.autograd.grad(part(at), at, direct)  # type: ignore[operator]
         gradient = gradients[unit]
         squared = gradient.double().square().sum()
         rows.append(

@@ -2,7 +2,7 @@
 
 An epoch is a function of the state at its start, the seed and its number: every random draw in it (order,
 crops, flips, dropout) comes from generators seeded by these. A run that was killed therefore goes on from
-its last checkpoint, written after each epoch, and on CPU ends bit-identical to one that was not.
+its last checkpoint, written after an epoch, and on CPU ends bit-identical to one that was not.
 """
 
 from __future__ import annotations
@@ -28,6 +28,8 @@ from resnotes.errors import RunError, TrainingDiverged, UsageError
 from resnotes.files import write_atomic
 from resnotes.recipes import Recipe
 from resnotes.recomputation import forward
+
+CHECKPOINT_SECONDS = 5.0  # training time between checkpoints, at least: all that a kill can cost, to an epoch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -306,7 +308,7 @@ def train(
     ]
     network.to(where).to(memory_format=torch.channels_last)
     optimizer = torch.optim.SGD(
-        network.parameters(), lr=recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay
+        network.parameters(), lr=recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay, fused=True
     )
     checkpoint = _Checkpoint(folder / "checkpoint.pt" if folder else None, data.fingerprint)
     checkpoint.restore(network, optimizer)
@@ -317,6 +319,7 @@ def train(
     iteration = history[-1].iteration if history else 0
     bar = tqdm(total=recipe.iterations, initial=iteration, desc=label, unit="it", disable=None, leave=False)
     with bar, torch.random.fork_rng([where] if where.type == "cuda" else []):
+        saved = time.monotonic()
         while iteration < recipe.iterations:
             epoch = len(history) + 1
             started = time.monotonic()
@@ -369,7 +372,9 @@ def train(
             bar.set_postfix(clean=f"{row.clean_error:.1f} %", test=f"{row.test_error:.1f} %")
             if folder and epoch in recipe.snapshots:
                 save_weights(network, folder / f"epoch-{epoch:04d}.safetensors")
-            checkpoint.save(network, optimizer)
+            if time.monotonic() - saved >= CHECKPOINT_SECONDS:
+                checkpoint.save(network, optimizer)
+                saved = time.monotonic()
     network.eval()
     return training
 

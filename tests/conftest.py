@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from resnotes import datasets
+from resnotes import datasets, training
 from resnotes.datasets import Classification
 
 
@@ -24,6 +24,7 @@ def _written_elsewhere(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Non
         # The networks of the tests are small: a second thread would mostly wait, on a busy machine for long.
         patch.setenv("OMP_NUM_THREADS", "1")
         torch.set_num_threads(1)
+        patch.setattr(training, "CHECKPOINT_SECONDS", 0.0)  # after every epoch, however short
         yield
 
 

@@ -7,7 +7,7 @@ import pytest
 from resnotes import datasets, models, profiles
 from resnotes.errors import UsageError
 from resnotes.recipes import Recipe
-from resnotes.runs import RunSpec
+from resnotes.specs import RunSpec
 
 STUDIES = [(name, study) for name in profiles.names() for study in profiles.load(name).studies]
 

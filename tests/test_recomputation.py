@@ -21,7 +21,7 @@ from resnotes.errors import UsageError
 from resnotes.models import Network
 from resnotes.recipes import Recipe
 from resnotes.recomputation import forward
-from resnotes.runs import RunSpec
+from resnotes.specs import RunSpec
 from resnotes.training import Training, autocast, optimizer_step, train
 
 IMAGES = torch.randn(8, 1, 8, 8, generator=torch.Generator().manual_seed(1))

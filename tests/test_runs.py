@@ -24,7 +24,8 @@ from resnotes import datasets, runs
 from resnotes.errors import RunError, UsageError
 from resnotes.models import Network
 from resnotes.recipes import Recipe
-from resnotes.runs import Run, RunSpec, RunStore
+from resnotes.runs import Run, RunStore
+from resnotes.specs import RunSpec
 from resnotes.training import Training, train
 
 # Twenty epochs: some seconds, for tests that interrupt it or wait for it.
@@ -44,7 +45,9 @@ FILES = ["epoch-0001.safetensors", "history.csv", "model.safetensors", "run.json
 def start_training(spec: RunSpec, root: Path) -> "subprocess.Popen[str]":
     """A process that gets `spec` from the store at `root`, with one thread."""
     program = (
-        "import sys; from pathlib import Path; from resnotes.runs import RunSpec, RunStore;"
+        "import sys; from pathlib import Path;"
+        "from resnotes import training; from resnotes.runs import RunStore; from resnotes.specs import RunSpec;"
+        "training.CHECKPOINT_SECONDS = 0;"
         "RunStore(Path(sys.argv[1]), Path('none')).get(RunSpec.from_json(sys.argv[2]), device='cpu')"
     )
     return subprocess.Popen(

@@ -24,7 +24,7 @@ from typing import Any
 from resnotes.errors import UsageError, unknown
 from resnotes.models import from_label
 from resnotes.recipes import Recipe
-from resnotes.runs import RunSpec
+from resnotes.specs import RunSpec
 
 FOLDER = Path(__file__).parent
 
