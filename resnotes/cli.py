@@ -160,6 +160,9 @@ def verify(
             typer.echo(f"FAILED   {run.name}: {error}")
             failed = True
             continue
+        if measured is None:
+            typer.echo(f"ok       {run.name}: {stored:.2f} % stored, recorded without weights")
+            continue
         agree = abs(stored - measured) <= tolerance
         failed |= not agree
         typer.echo(f"{'ok' if agree else 'FAILED':<8} {run.name}: {stored:.2f} % stored, {measured:.2f} % measured")
@@ -171,6 +174,7 @@ def verify(
 def record(
     profile: Annotated[str, typer.Option(help="Scale of the runs, such as desk.")],
     study: Annotated[str | None, typer.Option(help="One study of the profile; all if none is given.")] = None,
+    weights: Annotated[bool, typer.Option(help="With the weights, or only the errors.")] = True,
 ) -> None:
     """Copy the finished runs of a profile to data/recorded, to be committed."""
     from resnotes.runs import RunStore
@@ -180,7 +184,7 @@ def record(
     if not finished:
         raise RunError(f"no finished run of profile {profile} in {store.root}; `resnotes train` makes them")
     for run in finished:
-        typer.echo(store.record(run).folder)
+        typer.echo(store.record(run, weights=weights).folder)
 
 
 data_app = typer.Typer(no_args_is_help=True, help="The data sets: what is at hand, and getting the rest.")

@@ -44,6 +44,7 @@ from resnotes.specs import RunSpec
 from resnotes.training import evaluate, resolve_device, save_weights, train
 
 FORMAT = 1  # of the run folder
+NO_WEIGHTS = "none"  # what run.json says of a run that was recorded without them
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ class Run:
                 raise RunError(f"{self.folder / 'run.json'}: format {facts['format']}, expected {FORMAT}")
             for key in ("variant", "fingerprint", "channels", "classes"):
                 _ = facts["dataset"][key]
-            _ = facts["precision"], facts["files"]["spec.json"]
+            _ = facts["precision"], facts["weights"], facts["files"]["spec.json"]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise RunError(
                 f"run {self.folder} is damaged (run.json: {error!r}); delete the folder to redo it"
@@ -262,7 +263,7 @@ class RunStore:
         """The finished run in the store, or else the recorded one, if that was made on this data."""
         if (run := self.find(spec)) is None:
             run = self.find(spec, recorded=True)
-            if run is not None and run.fingerprint != data.fingerprint:
+            if run is not None and (run.fingerprint != data.fingerprint or run.facts["weights"] == NO_WEIGHTS):
                 return None
         return run
 
@@ -297,8 +298,13 @@ class RunStore:
                 bar.update(bar.n < len(runs))
         return runs
 
-    def record(self, run: Run) -> Run:
+    def record(self, run: Run, *, weights: bool = True) -> Run:
         """Copy a finished run to the recorded ones; weights in half precision if the test error stays the same.
+
+        Args:
+            run: a finished run.
+            weights: False leaves them out, for studies that only need errors; `get` does not take such a run for
+                one that is finished.
 
         Raises:
             RunError: the run is damaged, or its data is not what is at hand.
@@ -306,23 +312,30 @@ class RunStore:
         data = load_data(run.spec)
         _check_same_data(run, data)
         folder = self.recorded / run.name
-        facts = run.facts
-        harmless = _half_is_harmless(run, data)
-        for file in facts["files"]:
+        files = [file for file in run.facts["files"] if weights or not file.endswith(".safetensors")]
+        harmless = weights and _half_is_harmless(run, data)
+        for file in files:
             content = run._read(file)
             if file.endswith(".safetensors") and harmless:
                 content = to_safetensors(_halved(load_tensors(content), _half_type(run)))
             write_atomic(folder / file, content)
-        weights = str(_half_type(run)).removeprefix("torch.") if harmless else "float32"
-        _finish(folder, {**facts, "weights": weights})
+        kind = str(_half_type(run)).removeprefix("torch.") if harmless else "float32" if weights else NO_WEIGHTS
+        _finish(folder, {**run.facts, "files": files, "weights": kind})
         return Run(folder)
 
-    def verify(self, run: Run) -> tuple[float, float]:
+    def verify(self, run: Run) -> tuple[float, float | None]:
         """Stored and re-evaluated test error of a run, in percent; equal but for rounding on other processors.
+
+        The second is None for a run that was recorded without weights; its other files are checked.
 
         Raises:
             RunError: the run is damaged, or its data is not what is at hand.
         """
+        for file in run.facts["files"]:
+            run._read(file)
+        stored = float(run.final["test_error"])
+        if run.facts["weights"] == NO_WEIGHTS:
+            return stored, None
         data = load_data(run.spec)
         _check_same_data(run, data)
         _, error = evaluate(
@@ -332,7 +345,7 @@ class RunStore:
             data.normalization,
             precision=run.facts["precision"],
         )
-        return float(run.final["test_error"]), error
+        return stored, error
 
     def _train(self, spec: RunSpec, data: Classification, device: str) -> Run:
         """Train under the run's lock; `run.json` last, so that a run is finished or visibly is not."""

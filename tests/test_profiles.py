@@ -1,10 +1,11 @@
 """What each study trains at each scale."""
 
+import re
 from pathlib import Path
 
 import pytest
 
-from resnotes import datasets, models, profiles
+from resnotes import datasets, models, papers, profiles
 from resnotes.errors import UsageError
 from resnotes.recipes import Recipe
 from resnotes.specs import RunSpec
@@ -97,6 +98,35 @@ def test_the_paper_profile_is_the_papers_protocol() -> None:
     deep = study.spec("resnet-110", 0).recipe
     assert [deep.lr_at(i) for i in (0, 399, 400, 31_999)] == [0.01, 0.01, 0.1, 0.1]
     assert deep == Recipe(**{**vars(protocol), "warmup_iterations": 400})
+
+
+@pytest.mark.parametrize("profile", profiles.names())
+def test_ablations_are_all_rows_of_tables_1_and_2(profile: str) -> None:
+    """He et al. 2016; the profiles differ in depth, not in rows."""
+    table = papers.numbers("he2016")
+    rows = table[table["where"].isin(["Table 1", "Table 2"]) & table.network.str.contains("-110")].network
+    study = profiles.load(profile).study("ablations")
+    assert sorted(re.sub(r"-\d+", "-110", label, count=1) for label in study.models) == sorted(rows)
+    assert len({models.from_label(label)[0].rpartition("-")[2] for label in study.models}) == 1
+    assert len(study.seeds) >= 3
+
+
+def test_ablations_at_paper_scale_warm_up() -> None:
+    """He et al. 2016: as in 2015, with 400 iterations at 0.01 first."""
+    for study in ("ablations", "depth"):
+        for spec in profiles.load("paper").study(study).specs(seeds=[0]):
+            recipe = spec.recipe
+            assert (recipe.iterations, recipe.milestones, recipe.batch_size) == (64_000, (32_000, 48_000), 128)
+            assert [recipe.lr_at(i) for i in (0, 399, 400)] == [0.01, 0.01, 0.1]
+
+
+@pytest.mark.parametrize("profile", profiles.names())
+def test_gradients_are_followed_in_three_depths_and_four_kinds(profile: str) -> None:
+    loaded = profiles.load(profile)
+    labels = {*loaded.study("flow").models, *loaded.study("ablations").models}
+    for depth in (20, 56, 110):
+        kinds = {f"plain-{depth}", f"resnet-{depth}", f"preresnet-{depth}", f"resnet-{depth} shortcut=scaling:0.5,1"}
+        assert kinds <= labels
 
 
 # How a profile is read

@@ -479,6 +479,23 @@ def test_recorded_runs_are_found_and_left_alone(
     assert content(store.recorded) == before
 
 
+def test_runs_can_be_recorded_without_weights(store: RunStore, stored: Run, trained: list[str], tmp_path: Path) -> None:
+    recorded = store.record(stored, weights=False)
+    assert not list(recorded.folder.glob("*.safetensors"))
+    pd.testing.assert_frame_equal(recorded.history, stored.history)
+    assert store.verify(recorded) == (stored.final["test_error"], None)
+    with pytest.raises(RunError, match=r"has no model.safetensors"):
+        recorded.model()
+    (recorded.folder / "history.csv").write_text("epoch\n1\n")
+    with pytest.raises(RunError, match="not what the run wrote"):
+        store.verify(Run(recorded.folder))
+
+    empty = RunStore(tmp_path / "empty", store.recorded)
+    assert empty.find(SPEC, recorded=True) == recorded
+    assert_same_weights(empty.get(SPEC, device="cpu").model(), stored.model())  # what has no weights is trained
+    assert trained == [SPEC.name]
+
+
 @pytest.mark.usefixtures("other_data")
 def test_recorded_runs_on_other_data_are_passed_over(store: RunStore, finished: Run, trained: list[str]) -> None:
     shutil.copytree(finished.folder, store.recorded / SPEC.name)
