@@ -65,7 +65,7 @@ def style_for(model_name: str) -> dict[str, str]:
     return {"color": color, "linestyle": "--" if depth < 32 else "-." if depth < 56 else "-"}
 
 
-def bands(ax: Axes, frame: pd.DataFrame, *, x: str, y: str, by: str, **style: Any) -> None:
+def bands(ax: Axes, frame: pd.DataFrame, *, x: str, y: str, by: str, geometric: bool = False, **style: Any) -> None:
     """Draw the mean over seeds of column `y` against `x`, and a band from the lowest seed to the highest.
 
     Args:
@@ -74,12 +74,14 @@ def bands(ax: Axes, frame: pd.DataFrame, *, x: str, y: str, by: str, **style: An
         x: column of the horizontal axis.
         y: column of the vertical axis.
         by: column whose values get a line each, named in the legend; networks get the look of `style_for`.
+        geometric: take the geometric mean, as suits a logarithmic axis; `y` must be positive.
         style: overrides that look; needed where `by` does not name networks.
     """
     for name, group in frame.groupby(by, sort=False):
         seeds = group.groupby(x)[y]
         look = {**(style_for(str(name)) if not style else {}), **style}
-        middle, low, high = seeds.mean(), seeds.min(), seeds.max()
+        middle = np.exp(np.log(group[y]).groupby(group[x]).mean()) if geometric else seeds.mean()
+        low, high = seeds.min(), seeds.max()
         ax.plot(middle.index, middle, label=str(name), **look)
         ax.fill_between(middle.index, low, high, color=look["color"], alpha=0.2, linewidth=0)
 

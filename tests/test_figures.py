@@ -142,3 +142,16 @@ def test_code_version(tmp_path, monkeypatch):
 
 def test_versions_name_what_results_depend_on():
     assert {"resnotes", "python", "torch", "torchvision", "numpy"} == set(provenance.versions())
+
+
+@pytest.mark.parametrize("geometric", [False, True])
+def test_bands_are_mean_and_range_over_seeds(geometric):
+    frame = pd.DataFrame({"x": [1, 1, 2, 2], "y": [1.0, 100.0, 4.0, 4.0], "kind": "plain-20"})
+    fig, ax = plt.subplots()
+    figures.bands(ax, frame, x="x", y="y", by="kind", geometric=geometric)
+    (line,), (band,) = ax.lines, ax.collections
+    assert line.get_label() == "plain-20"
+    np.testing.assert_allclose(line.get_xydata(), [(1, 10 if geometric else 50.5), (2, 4)])
+    corners = {tuple(corner) for corner in band.get_paths()[0].vertices}
+    assert {(1, 1), (1, 100), (2, 4)} <= corners
+    plt.close(fig)
