@@ -109,8 +109,9 @@ def residual_network(
         num_classes: length of the logits.
         in_channels: channels of the input images.
         width: channels of the first stage's 3x3 convolutions; the papers use 16.
-        shortcut: see `resnotes.models.shortcuts`; ``"A"`` by default, ``"B"`` for bottlenecks, as the authors'
-            code has them. A plain network takes none.
+        shortcut: see `resnotes.models.shortcuts`; ``"A"`` by default, ``"B"`` for bottlenecks, whose first
+            unit widens the map. (With pre-activation, the authors' own code projects the activated input, without
+            BN.) A plain network takes none.
         order: a key of `ORDERS`; the default follows from the family.
         batch_norm: False takes every BN layer out and changes nothing else.
 
