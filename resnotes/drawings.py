@@ -135,7 +135,7 @@ def _y(row: float) -> float:
 def _arrow(ax: Axes, *points: Point) -> None:
     """An arrow along `points`; its corners are rounded."""
     vertices, codes = [points[0]], [Path.MOVETO]
-    for before, corner, after in zip(points, points[1:], points[2:], strict=False):
+    for before, corner, after in zip(points[:-2], points[1:-1], points[2:], strict=True):
         for neighbour in (before, after):
             away = np.subtract(neighbour, corner)
             x, y = corner + CORNER * away / np.hypot(*away)

@@ -654,7 +654,7 @@ def stays_text(text: str) -> bool:
         ast.literal_eval(text)
     except (ValueError, SyntaxError):
         return True
-    except Exception:  # see test_a_value_that_is_no_literal_is_text
+    except (TypeError, MemoryError, RecursionError):  # see test_a_value_that_is_no_literal_is_text
         return False
     return False
 
