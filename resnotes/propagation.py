@@ -8,6 +8,7 @@ how it changes between neighbouring inputs.
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Iterator, Sequence
 
 import pandas as pd
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from resnotes.errors import UsageError
-from resnotes.models import Block, Network
+from resnotes.models import Block, Network, batch_statistics
 from resnotes.models.shortcuts import Scale, ZeroPadShortcut
 
 
@@ -80,13 +81,13 @@ def gradient_norms(network: Network, inputs: Tensor, labels: Tensor) -> pd.DataF
     Raises:
         UsageError: a network with another order of layers.
     """
-    network = copy.deepcopy(network).train()
-    F.cross_entropy(network(inputs), labels).backward()
+    weights = [convolution.weight for convolution, _ in _layers(network)]
+    with batch_statistics(network):
+        gradients = torch.autograd.grad(F.cross_entropy(network(inputs), labels), weights)
     rows = []
-    for layer, (convolution, _) in enumerate(_layers(network), start=1):
-        assert convolution.weight.grad is not None
-        norm = convolution.weight.grad.norm().item()
-        rows.append({"layer": layer, "gradient": norm, "relative": norm / convolution.weight.norm().item()})
+    for layer, (weight, gradient) in enumerate(zip(weights, gradients, strict=True), start=1):
+        norm = gradient.norm().item()
+        rows.append({"layer": layer, "gradient": norm, "relative": norm / weight.norm().item()})
     return pd.DataFrame(rows)
 
 
@@ -161,7 +162,7 @@ def _check_linear(network: Network) -> None:
             )
 
 
-def identity_errors(network: Network, inputs: Tensor, labels: Tensor) -> pd.DataFrame:
+def identity_errors(network: Network, inputs: Tensor, labels: Tensor, *, across: bool = False) -> pd.DataFrame:
     """By how much Eqs (4) and (5), or (7) and (8), of He et al. 2016 fail between any two units of a stage.
 
     With S_i the linear shortcut of unit i (the identity, or λ_i), the equations claim, of the units' inputs x and
@@ -178,22 +179,24 @@ def identity_errors(network: Network, inputs: Tensor, labels: Tensor) -> pd.Data
             the statistics of the batch, as in training.
         inputs: normalised images ``[N, C, H, W]``, best in float64, as the network.
         labels: int64 ``[N]``.
+        across: instead of every pair of a stage, from the first unit to every later one, over all stages.
 
     Returns:
-        One row per pair: ``stage`` (1, 2, 3), ``l``, ``L`` (numbers of units, from 0 over the whole network),
-        ``forward`` and ``backward`` (Euclidean norm of the difference of both sides over that of the left).
+        One row per pair: ``stage`` (1, 2, 3; where the pair ends), ``l``, ``L`` (numbers of units, from 0 over the
+        whole network), ``forward`` and ``backward`` (Euclidean norm of the difference of both sides over that of
+        the left).
 
     Raises:
         UsageError: a network without shortcuts, or with others.
     """
     _check_linear(network)
-    network = copy.deepcopy(network).train()
-    signals, gradients, _ = _pass(network, inputs, labels)
+    stage_of = [stage for stage, units in enumerate(network.stages, start=1) for _ in range(units)]
+    ends = list(itertools.accumulate(network.stages))
+    ranges = [(0, ends[-1])] if across else [(unit, ends[stage - 1]) for unit, stage in enumerate(stage_of)]
     rows: list[dict[str, float]] = []
-    first = 0
-    for stage, units in enumerate(network.stages, start=1):
-        end = first + units
-        for l in range(first, end):  # noqa: E741 - the papers' name
+    with batch_statistics(network):
+        signals, gradients, _ = _pass(network, inputs, labels)
+        for l, end in ranges:  # noqa: E741 - the papers' name
             x_l = signals[l].clone().requires_grad_()
             x, direct, terms = x_l, x_l, list[Tensor]()
             for i in range(l, end):
@@ -209,14 +212,13 @@ def identity_errors(network: Network, inputs: Tensor, labels: Tensor) -> pd.Data
                 backward = gradients[l] - through_shortcuts - through_branches
                 rows.append(
                     {
-                        "stage": stage,
+                        "stage": stage_of[i],
                         "l": l,
                         "L": i + 1,
                         "forward": ((x - direct - total).norm() / x.norm()).item(),
                         "backward": (backward.norm() / gradients[l].norm()).item(),
                     }
                 )
-        first = end
     return pd.DataFrame(rows)
 
 
@@ -239,8 +241,8 @@ def direct_terms(network: Network, inputs: Tensor, labels: Tensor) -> pd.DataFra
         UsageError: a network without shortcuts, or with others.
     """
     _check_linear(network)
-    network = copy.deepcopy(network).train()
-    signals, gradients, _ = _pass(network, inputs, labels)
+    with batch_statistics(network):
+        signals, gradients, _ = _pass(network, inputs, labels)
     shortcuts: list[nn.Module] = [block.shortcut for block in network.blocks]  # type: ignore[misc]
     unscaled = [
         nn.Sequential(*(module for module in shortcut.modules() if isinstance(module, ZeroPadShortcut)))
@@ -281,33 +283,33 @@ def gradient_flow(network: Network, inputs: Tensor, labels: Tensor) -> pd.DataFr
         UsageError: a network with dropout.
     """
     _check_repeatable(network)
-    network = copy.deepcopy(network).train()
-    signals, gradients, sums = _pass(network, inputs, labels)
-    direct = gradients[-1]
-    rows: list[dict[str, float]] = []
-    for unit in reversed(range(len(signals))):
-        if unit < len(network.blocks):
-            block = network.blocks[unit]
+    with batch_statistics(network):
+        signals, gradients, sums = _pass(network, inputs, labels)
+        direct = [gradients[-1]]
+        for block, signal, y in reversed(list(zip(network.blocks, signals, sums, strict=False))):
             if block.shortcut is None:
-                direct = torch.zeros_like(signals[unit])
-            else:
-                # Back through what follows the addition, then through the shortcut.
-                for part, at in ((block.after, sums[unit]), (block.shortcut, signals[unit])):
-                    if not isinstance(part, nn.Identity):
-                        at = at.clone().requires_grad_()
-                        (direct,) = torch.autograd.grad(part(at), at, direct)  # type: ignore[operator]
-        gradient = gradients[unit]
+                direct.append(torch.zeros_like(signal))
+                continue
+            # Back through what follows the addition, then through the shortcut.
+            back = direct[-1]
+            for part, at in ((block.after, y), (block.shortcut, signal)):
+                if not isinstance(part, nn.Identity):
+                    at = at.clone().requires_grad_()
+                    (back,) = torch.autograd.grad(part(at), at, back)  # type: ignore[operator]
+            direct.append(back)
+    rows = []
+    for unit, (signal, gradient, way) in enumerate(zip(signals, gradients, reversed(direct), strict=True)):
         squared = gradient.double().square().sum()
         rows.append(
             {
                 "unit": unit,
-                "signal": signals[unit].square().mean().sqrt().item(),
+                "signal": signal.square().mean().sqrt().item(),
                 "gradient": squared.sqrt().item(),
-                "direct": direct.double().norm().item(),
-                "share": ((direct.double() * gradient).sum() / squared).item(),
+                "direct": way.double().norm().item(),
+                "share": ((way.double() * gradient).sum() / squared).item(),
             }
         )
-    return pd.DataFrame(rows[::-1])
+    return pd.DataFrame(rows)
 
 
 def gradient_correlation(network: Network, inputs: Tensor, labels: Tensor, distance: float = 0.1) -> float:
@@ -331,7 +333,6 @@ def gradient_correlation(network: Network, inputs: Tensor, labels: Tensor, dista
         UsageError: a network with dropout.
     """
     _check_repeatable(network)
-    network = copy.deepcopy(network).train()
 
     def gradient(images: Tensor) -> Tensor:
         images = images.clone().requires_grad_()
@@ -341,4 +342,5 @@ def gradient_correlation(network: Network, inputs: Tensor, labels: Tensor, dista
         return F.normalize(found - found.mean(1, keepdim=True))
 
     neighbours = inputs + distance * (inputs.roll(1, 0) - inputs)
-    return (gradient(inputs) * gradient(neighbours)).sum(1).mean().item()
+    with batch_statistics(network):
+        return (gradient(inputs) * gradient(neighbours)).sum(1).mean().item()

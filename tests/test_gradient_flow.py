@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from resnotes import models
 from resnotes.errors import UsageError
-from resnotes.models import Block, Network
+from resnotes.models import Block, Network, batch_statistics
 from resnotes.propagation import direct_terms, gradient_correlation, gradient_flow, identity_errors
 
 IMAGES = torch.randn(16, 1, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
@@ -404,3 +404,30 @@ def test_dropout_is_refused(measure: Callable[..., object]) -> None:
     network = build("resnet-8", shortcut="dropout:0.5")
     with pytest.raises(UsageError, match="expected a network without dropout"):
         measure(network, IMAGES, LABELS)
+
+
+def test_across_stages_the_equations_hold_from_the_first_unit_to_every_later_one() -> None:
+    network = build("preresnet-14", shortcut="scaling:0.9")
+    found = identity_errors(network, IMAGES, LABELS, across=True)
+    assert (found.l == 0).all()
+    assert found.L.tolist() == list(range(1, 7))
+    assert found.stage.tolist() == [1, 1, 2, 2, 3, 3]
+    assert found[["forward", "backward"]].max(axis=None) < 1e-12
+    # Where both say something, within the first stage, they say the same.
+    within = identity_errors(network, IMAGES, LABELS).query("l == 0")
+    assert np.allclose(within[["forward", "backward"]], found[:2][["forward", "backward"]], atol=1e-14)
+    relu = identity_errors(build("resnet-14"), IMAGES, LABELS, across=True)
+    assert relu.forward.min() > 1e-3
+
+
+def test_statistics_of_the_batch_are_used_for_a_while_and_leave_no_trace() -> None:
+    network = build("resnet-8").eval()
+    network.blocks[0].train()
+    modes = [module.training for module in network.modules()]
+    before = {key: value.clone() for key, value in network.state_dict().items()}
+    with pytest.raises(KeyboardInterrupt), batch_statistics(network):
+        inside = network(IMAGES)
+        raise KeyboardInterrupt
+    assert torch.equal(inside, copy.deepcopy(network).train()(IMAGES))
+    assert [module.training for module in network.modules()] == modes
+    assert all(torch.equal(before[key], value) for key, value in network.state_dict().items())

@@ -123,7 +123,8 @@ def test_ablations_at_paper_scale_warm_up() -> None:
 @pytest.mark.parametrize("profile", profiles.names())
 def test_gradients_are_followed_in_three_depths_and_four_kinds(profile: str) -> None:
     loaded = profiles.load(profile)
-    labels = {*loaded.study("flow").models, *loaded.study("ablations").models}
+    studies = [loaded.studies[name] for name in ("ablations", "flow-shallow", "flow-deep") if name in loaded.studies]
+    labels = {label for study in studies for label in study.models}
     for depth in (20, 56, 110):
         kinds = {f"plain-{depth}", f"resnet-{depth}", f"preresnet-{depth}", f"resnet-{depth} shortcut=scaling:0.5,1"}
         assert kinds <= labels

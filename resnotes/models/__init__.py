@@ -11,10 +11,20 @@ from typing import Any, cast
 from resnotes.errors import UsageError
 from resnotes.models.deepening import deepen
 from resnotes.models.imagenet import LAYOUTS, imagenet_resnet
-from resnotes.models.network import Block, Network, count_parameters
+from resnotes.models.network import Block, Network, batch_statistics, count_parameters
 from resnotes.models.residual import FAMILIES, from_published, residual_network
 
-__all__ = ["Block", "Network", "build", "count_parameters", "deepen", "from_label", "from_published", "label"]
+__all__ = [
+    "Block",
+    "Network",
+    "batch_statistics",
+    "build",
+    "count_parameters",
+    "deepen",
+    "from_label",
+    "from_published",
+    "label",
+]
 
 _NAMES = ", ".join([*(f"{family}-N (N = {3 * count}n + 2)" for family, (count, _) in FAMILIES.items()), *LAYOUTS])
 

@@ -6,7 +6,8 @@ once, against this shape.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import contextlib
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -76,6 +77,26 @@ class Network(nn.Module):
             x = block(x)
         logits: Tensor = self.head(x)
         return logits
+
+
+@contextlib.contextmanager
+def batch_statistics(network: nn.Module) -> Iterator[None]:
+    """In train mode for a while, with BN on the statistics of the batch; modes and running statistics are kept."""
+    modes = [(module, module.training) for module in network.modules()]
+    norms = [module for module, _ in modes if isinstance(module, nn.BatchNorm2d)]
+    kept = [dict(norm._buffers) for norm in norms]
+    try:
+        network.train()
+        for norm in norms:
+            norm._buffers.update(
+                {name: None if value is None else value.clone() for name, value in norm._buffers.items()}
+            )
+        yield
+    finally:
+        for norm, buffers in zip(norms, kept, strict=True):
+            norm._buffers.update(buffers)
+        for module, mode in modes:
+            module.training = mode
 
 
 def count_parameters(network: nn.Module) -> int:
