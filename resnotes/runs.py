@@ -20,7 +20,7 @@ import json
 import os
 import platform
 from collections.abc import Iterable, Mapping
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from multiprocessing import get_context
@@ -297,6 +297,18 @@ class RunStore:
                 runs.append(self._get(spec, loaded[spec.dataset, spec.train_images], device))
                 bar.update(bar.n < len(runs))
         return runs
+
+    def start(self, specs: Iterable[RunSpec]) -> Future[list[Run]]:
+        """`get_all` in the background, in a process of its own: ``result()`` waits for the runs."""
+        specs = list(specs)
+        if len(self.find_all(specs)) == len(specs):
+            done: Future[list[Run]] = Future()
+            done.set_result(self.get_all(specs))
+            return done
+        pool = ProcessPoolExecutor(1, get_context("spawn"))
+        future = pool.submit(self.get_all, specs)
+        pool.shutdown(wait=False)
+        return future
 
     def record(self, run: Run, *, weights: bool = True) -> Run:
         """Copy a finished run to the recorded ones; weights in half precision if the test error stays the same.
