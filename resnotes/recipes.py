@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from resnotes.errors import UsageError
+from resnotes.thinning import parse as parse_blocks
 
 SCHEDULES = ("steps", "one-cycle")
 PRECISIONS = ("auto", "float32", "bfloat16")
@@ -34,6 +35,7 @@ class Recipe:
     probe_images: int | None = None  # evaluate on so many of each split between epochs, on all after the last
     snapshots: tuple[int, ...] = ()  # epochs after which the weights are kept
     recompute: int = 0  # keep activations of every so-many-th block only, recompute the others; 0 keeps all
+    blocks: str = "all"  # in each batch train all, exactly:k or, by chance, stochastic-depth:p; see `resnotes.thinning`
 
     def __post_init__(self) -> None:
         for name in ("milestones", "snapshots"):  # lists, where they come from TOML or JSON
@@ -50,6 +52,7 @@ class Recipe:
             raise UsageError(f"recipe: unknown schedule {self.schedule!r}; allowed: {', '.join(SCHEDULES)}")
         if self.precision not in PRECISIONS:
             raise UsageError(f"recipe: unknown precision {self.precision!r}; allowed: {', '.join(PRECISIONS)}")
+        parse_blocks(self.blocks)
 
     def lr_at(self, iteration: int) -> float:
         """Learning rate of iteration 0, 1, ..., `iterations` - 1.

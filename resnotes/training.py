@@ -1,7 +1,7 @@
 """The training loop: schedule, augmentation, precision, checkpoint, resume, history.
 
 An epoch is a function of the state at its start, the seed and its number: every random draw in it (order,
-crops, flips, dropout) comes from generators seeded by these. A run that was killed therefore goes on from
+crops, flips, blocks, dropout) comes from generators seeded by these. A run that was killed therefore goes on from
 its last checkpoint, written after an epoch, and on CPU ends bit-identical to one that was not.
 """
 
@@ -28,6 +28,7 @@ from resnotes.errors import RunError, TrainingDiverged, UsageError
 from resnotes.files import write_atomic
 from resnotes.recipes import Recipe
 from resnotes.recomputation import forward
+from resnotes.thinning import thinned, whole
 
 CHECKPOINT_SECONDS = 5.0  # training time between checkpoints, at least: all that a kill can cost, to an epoch
 
@@ -282,7 +283,7 @@ def train(
         network: a classifier of the data's images.
         data: training and test images, uint8.
         recipe: schedule, augmentation and precision.
-        seed: seeds order, crops, flips and dropout (initial weights are the caller's).
+        seed: seeds order, crops, flips, blocks and dropout (initial weights are the caller's).
         device: ``"auto"``, or as PyTorch names it.
         folder: where ``checkpoint.pt``, ``history.csv`` and snapshots ``epoch-NNNN.safetensors`` are kept;
             training goes on from a checkpoint found there. None keeps nothing.
@@ -291,7 +292,7 @@ def train(
     Raises:
         TrainingDiverged: the loss is NaN or infinite; the history up to there is in the folder.
         RunError: the checkpoint is damaged, or was made on other data.
-        UsageError: fewer training images than one batch.
+        UsageError: fewer training images than one batch, or blocks that cannot be left out.
     """
     if len(data.train_images) < recipe.batch_size:
         raise UsageError(
@@ -310,6 +311,11 @@ def train(
     optimizer = torch.optim.SGD(
         network.parameters(), lr=recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay, fused=True
     )
+    if recipe.blocks != "all":
+        # A block that is left out has no gradient, and SGD leaves it alone: no decay, no momentum in that batch.
+        # Fused SGD cannot step if some parameters have a momentum and others, never trained yet, have none.
+        for parameter in network.parameters():
+            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
     checkpoint = _Checkpoint(folder / "checkpoint.pt" if folder else None, data.fingerprint)
     checkpoint.restore(network, optimizer)
     history = checkpoint.history
@@ -329,19 +335,21 @@ def train(
             wrong = torch.zeros((), device=where)
             steps = min(per_epoch, recipe.iterations - iteration)
             epoch_batches = batches(train_images, train_labels, recipe, seed=seed, epoch=epoch)
-            for images, labels in itertools.islice(epoch_batches, steps):
+            drawn = thinned(network, recipe.blocks, seed=seed, epoch=epoch)
+            for (images, labels), part in zip(itertools.islice(epoch_batches, steps), drawn, strict=False):
                 for group in optimizer.param_groups:
                     group["lr"] = recipe.lr_at(iteration)
                 inputs = normalization(images)
-                loss, logits = optimizer_step(network, optimizer, inputs, labels, precision, recipe.recompute)
+                loss, logits = optimizer_step(part, optimizer, inputs, labels, precision, recipe.recompute)
                 losses += loss
                 wrong += (logits.argmax(1) != labels).sum()
                 iteration += 1
                 bar.update()
             last = iteration == recipe.iterations
+            evaluated = whole(network, recipe.blocks)
             clean, test = (
                 evaluate(
-                    network,
+                    evaluated,
                     images if last else images[probe],
                     labels if last else labels[probe],
                     normalization,
@@ -371,10 +379,12 @@ def train(
                     )
             bar.set_postfix(clean=f"{row.clean_error:.1f} %", test=f"{row.test_error:.1f} %")
             if folder and epoch in recipe.snapshots:
-                save_weights(network, folder / f"epoch-{epoch:04d}.safetensors")
+                save_weights(evaluated, folder / f"epoch-{epoch:04d}.safetensors")
             if time.monotonic() - saved >= CHECKPOINT_SECONDS:
                 checkpoint.save(network, optimizer)
                 saved = time.monotonic()
+    if recipe.blocks != "all":
+        network.load_state_dict(whole(network, recipe.blocks).state_dict())
     network.eval()
     return training
 

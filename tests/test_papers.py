@@ -5,6 +5,7 @@ import csv
 import pandas as pd
 import pytest
 import torch
+from scipy.stats import binom
 
 from resnotes import models, papers, paths
 from resnotes.errors import UsageError
@@ -40,8 +41,22 @@ def table(where: str) -> pd.DataFrame:
 # Every paper
 
 
-def test_both_papers_are_there() -> None:
-    assert {"he2015", "he2016"} <= set(PAPERS)
+def test_the_papers_are_there() -> None:
+    assert {"he2015", "he2016", "veit2016"} <= set(PAPERS)
+
+
+def test_veit_2016_agrees_with_the_binomial() -> None:
+    """54 units: the number of paths, and the share of those of 5 to 17 modules, follow from arithmetic."""
+    value = papers.numbers("veit2016").set_index("metric").value
+    assert value["paths"] == 2**54
+    chances = binom(54, 0.5)
+    first, last = value["shortest effective path"], value["longest effective path"]
+    assert 100 * (chances.cdf(last) - chances.cdf(first - 1)) == pytest.approx(value["effective paths"], abs=0.005)
+    assert (
+        100 * (chances.cdf(35) - chances.cdf(18))
+        == pytest.approx(98.0, abs=0.05)
+        != value["paths with 19 to 35 modules"]
+    )
 
 
 @each_paper
@@ -70,8 +85,9 @@ def test_values_are_numbers_where_the_paper_gives_numbers(paper: str) -> None:
     values = found.value.dropna()
     assert (values > 0).all()
     assert ((found.spread > 0) | found.spread.isna()).all()
-    errors = found.metric.str.endswith("error")
-    assert (found.unit == errors.map({True: "%", False: "M"})).all()
+    errors = found.metric.str.contains("error")
+    assert (found.unit[errors] == "%").all()
+    assert (found.unit[found.metric == "parameters"] == "M").all()
     assert (found.value[errors].dropna() < 100).all()
 
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from inspect import signature
 from typing import Any, cast
 
 from resnotes.errors import UsageError
 from resnotes.models.deepening import deepen
+from resnotes.models.feedforward import FEEDFORWARD
 from resnotes.models.imagenet import LAYOUTS, imagenet_resnet
 from resnotes.models.network import Block, Network, batch_statistics, count_parameters
 from resnotes.models.residual import FAMILIES, from_published, residual_network
@@ -26,7 +28,9 @@ __all__ = [
     "label",
 ]
 
-_NAMES = ", ".join([*(f"{family}-N (N = {3 * count}n + 2)" for family, (count, _) in FAMILIES.items()), *LAYOUTS])
+_NAMES = ", ".join(
+    [*(f"{family}-N (N = {3 * count}n + 2)" for family, (count, _) in FAMILIES.items()), *LAYOUTS, *FEEDFORWARD]
+)
 
 
 def build(name: str, **options: Any) -> Network:
@@ -34,30 +38,33 @@ def build(name: str, **options: Any) -> Network:
 
     Args:
         name: ``plain-N``, ``resnet-N`` or ``preresnet-N`` with N = 6n + 2, ``bottleneck-N`` or ``prebottleneck-N``
-            with N = 9n + 2, or ``resnet18`` to ``resnet152``.
-        options: for the former ``num_classes``, ``in_channels``, ``width``, ``shortcut``, ``order`` and
-            ``batch_norm``, see `resnotes.models.residual.residual_network`; for the latter see
-            `resnotes.models.imagenet.imagenet_resnet`.
+            with N = 9n + 2, ``resnet18`` to ``resnet152``, ``vgg-15`` (the only depth of a VGG) or ``alexnet``.
+        options: ``num_classes``, ``in_channels``, ``width`` and others, see
+            `resnotes.models.residual.residual_network` for networks with N, `resnotes.models.feedforward` for the
+            last two, and `resnotes.models.imagenet.imagenet_resnet`.
 
     Raises:
         UsageError: an unknown name or option, or a value that the network cannot take.
     """
-    match = re.fullmatch(r"([a-z]+)-(\d+)", name)
-    small = match is not None and match[1] in FAMILIES
-    if not small and name not in LAYOUTS:
+    builder: Callable[..., Any]
+    if (match := re.fullmatch(r"([a-z]+)-(\d+)", name)) and match[1] in FAMILIES:
+        builder = partial(residual_network, match[1], int(match[2]))
+    elif name in FEEDFORWARD:
+        builder = FEEDFORWARD[name]
+    elif name in LAYOUTS:
+        builder = partial(imagenet_resnet, name)
+    else:
         raise UsageError(f"unknown network {name!r}; allowed: {_NAMES}")
     allowed = [
         parameter.name
-        for parameter in signature(residual_network if small else imagenet_resnet).parameters.values()
+        for parameter in signature(builder).parameters.values()
         if parameter.kind is parameter.KEYWORD_ONLY
     ]
     for option in options:
         if option not in allowed:
             raise UsageError(f"{name} takes no option {option!r}; allowed: {', '.join(allowed)}")
-    if match and small:
-        return residual_network(match[1], int(match[2]), **options)
-    # It has a network's shape, under torchvision's names for the parameters.
-    return cast(Network, imagenet_resnet(name, **options))
+    # Those for ImageNet have a network's shape, under torchvision's names for the parameters.
+    return cast(Network, builder(**options))
 
 
 def label(name: str, options: Mapping[str, Any]) -> str:

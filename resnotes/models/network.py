@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from resnotes.errors import UsageError
+
 
 class Block(nn.Module):
     """One unit: ``y = after(shortcut(x) + residual(x))``; without a shortcut, ``y = after(residual(x))``.
@@ -102,6 +104,19 @@ def batch_statistics(network: nn.Module) -> Iterator[None]:
 def count_parameters(network: nn.Module) -> int:
     """Number of trainable parameters."""
     return sum(parameter.numel() for parameter in network.parameters() if parameter.requires_grad)
+
+
+def check_options(name: str, counts: Mapping[str, int], batch_norm: bool) -> None:
+    """Refuse, for the network of that name, counts that are no whole numbers of at least 1, and a strange `batch_norm`.
+
+    Raises:
+        UsageError: names the option and what was found.
+    """
+    for option, value in counts.items():
+        if type(value) is not int or value < 1:
+            raise UsageError(f"{name}: {option} must be a whole number of at least 1, found {value!r}")
+    if not isinstance(batch_norm, bool):
+        raise UsageError(f"{name}: batch_norm must be True or False, found {batch_norm!r}")
 
 
 @torch.no_grad()

@@ -15,7 +15,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from resnotes.errors import UsageError, unknown
-from resnotes.models.network import Block, Network, initialize
+from resnotes.models.network import Block, Network, check_options, initialize
 from resnotes.models.shortcuts import Gate, connect
 
 # Convolutions in a unit, and the order of its layers unless another is asked for.
@@ -128,11 +128,7 @@ def residual_network(
     if family == "plain" and shortcut is not None:
         raise UsageError(f"{family}-{depth} has no shortcuts, so it takes no option shortcut={shortcut!r}")
     options: dict[str, Any] = {"num_classes": num_classes, "in_channels": in_channels, "width": width}
-    for option, value in options.items():
-        if type(value) is not int or value < 1:
-            raise UsageError(f"{family}-{depth}: {option} must be a whole number of at least 1, found {value!r}")
-    if not isinstance(batch_norm, bool):
-        raise UsageError(f"{family}-{depth}: batch_norm must be True or False, found {batch_norm!r}")
+    check_options(f"{family}-{depth}", options, batch_norm)
     options |= {"shortcut": shortcut} if shortcut is not None else {}
     options |= {"order": order} if order is not None else {}
     options |= {} if batch_norm else {"batch_norm": False}

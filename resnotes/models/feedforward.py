@@ -1,0 +1,145 @@
+"""Feed-forward networks for small images: the VGG of Veit et al. 2016 (arXiv 1605.06431, Fig. 3), and an AlexNet.
+
+They have the one shape of every network here, without shortcuts. To delete a block is to leave out its `residual`
+and keep its `after`: max pooling is therefore in `after`, and the maps keep their size when a block goes.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable
+from itertools import pairwise
+
+import torch
+from torch import nn
+
+from resnotes.models.network import Block, Network, check_options, initialize
+
+GRID = 4  # cells along a side of what AlexNet's first fully connected layer reads: all there is of 32x32 pixels
+
+
+def _layer(in_channels: int, out_channels: int, kernel: int = 3, *, batch_norm: bool) -> nn.Sequential:
+    """A convolution that keeps the map's size, BN and ReLU; BN makes the convolution's bias redundant."""
+    layers = OrderedDict[str, nn.Module](
+        conv=nn.Conv2d(in_channels, out_channels, kernel, padding=kernel // 2, bias=not batch_norm)
+    )
+    if batch_norm:
+        layers["bn"] = nn.BatchNorm2d(out_channels)
+    layers["relu"] = nn.ReLU()
+    return nn.Sequential(layers)
+
+
+def _pool() -> nn.Module:
+    """Max pooling to half the size, rounded up, as a convolution with stride 2 has it."""
+    return nn.MaxPool2d(2, ceil_mode=True)
+
+
+@torch.no_grad()
+def _finish(network: Network) -> Network:
+    """Draw the weights: as everywhere, but with "fan in" (He et al. 2015, ICCV, Eq. 10), in hidden linear layers, too.
+
+    "Fan out" would scale the signal by the root of in_channels over width in the first convolution. That is no
+    matter where BN follows; without BN, VGG then hardly begins to learn.
+    """
+    initialize(network)
+    for part in (network.stem, network.blocks):
+        for module in part.modules():
+            if isinstance(module, nn.Conv2d | nn.Linear):
+                nn.init.kaiming_normal_(module.weight, mode="fan_in", nonlinearity="relu")
+    return network
+
+
+def vgg(*, num_classes: int = 10, in_channels: int = 3, width: int = 128, batch_norm: bool = False) -> Network:
+    """Build ``vgg-15``: 14 convolutions of 3x3 and a classifier (Simonyan, Zisserman 2015; Veit et al. 2016).
+
+    Veit et al. say little more of it than 15 layers and 128 channels throughout, so that any layer can go. Where
+    the pooling sits is our choice: it ends the first two of three stages of 5, 5 and 4 convolutions, on maps of
+    full, half and quarter size, as in the residual networks. The classifier is theirs, too: global average pooling
+    and one linear layer.
+
+    The first convolution is the stem, the other 13 are the blocks. Every block can be deleted.
+
+    Args:
+        num_classes: length of the logits.
+        in_channels: channels of the input images, ``[N, in_channels, H, W]`` of any size.
+        width: channels of every convolution.
+        batch_norm: BN after each convolution.
+
+    Raises:
+        UsageError: a count that is no whole number of at least 1.
+    """
+    name, options = "vgg-15", {"num_classes": num_classes, "in_channels": in_channels, "width": width}
+    check_options(name, options, batch_norm)
+    stages = (4, 5, 4)  # the stem is the first stage's fifth convolution
+    blocks = [
+        Block(
+            _layer(width, width, batch_norm=batch_norm),
+            None,
+            _pool() if i == count - 1 and stage < 2 else nn.Identity(),
+        )
+        for stage, count in enumerate(stages)
+        for i in range(count)
+    ]
+    head = OrderedDict[str, nn.Module](
+        pool=nn.AdaptiveAvgPool2d(1), flatten=nn.Flatten(), fc=nn.Linear(width, num_classes)
+    )
+    return _finish(
+        Network(
+            _layer(in_channels, width, batch_norm=batch_norm),
+            blocks,
+            nn.Sequential(head),
+            stages=stages,
+            name=name,
+            options=options | ({"batch_norm": True} if batch_norm else {}),
+        )
+    )
+
+
+def alexnet(*, num_classes: int = 10, in_channels: int = 3, width: int = 64, batch_norm: bool = False) -> Network:
+    """Build ``alexnet``, a form for small images of Krizhevsky et al. 2012: five convolutions, three linear layers.
+
+    Pooling follows the first, second and fifth convolution, as in the paper; 32 pixels become 16, 8 and 4. Smaller
+    are the first convolution, 5x5 with stride 1, the second, 3x3, the pooling, 2x2 without overlap, and the hidden
+    layers, of 16 times `width`. There are neither dropout nor local response normalisation nor two towers.
+
+    The first convolution is the stem, the last linear layer the head. Of the blocks, conv2 to conv5, fc6 and fc7,
+    only conv5 and fc7 can be deleted: the others change the number of channels, or make a vector of the map.
+
+    Args:
+        num_classes: length of the logits.
+        in_channels: channels of the input images, ``[N, in_channels, H, W]`` of any size: fc6 reads a grid of
+            4x4 cells, to which other maps than those of 32x32 pixels are averaged, or repeated.
+        width: channels of the first convolution; the others have 3, 6, 4 and 4 times as many.
+        batch_norm: BN after each convolution; the linear layers stay without.
+
+    Raises:
+        UsageError: a count that is no whole number of at least 1.
+    """
+    name, options = "alexnet", {"num_classes": num_classes, "in_channels": in_channels, "width": width}
+    check_options(name, options, batch_norm)
+    stem = _layer(in_channels, width, 5, batch_norm=batch_norm)
+    stem.add_module("pool", _pool())
+    channels, hidden = [factor * width for factor in (1, 3, 6, 4, 4)], 16 * width
+    residuals: list[nn.Module] = [_layer(c_in, c_out, batch_norm=batch_norm) for c_in, c_out in pairwise(channels)]
+    fc6 = OrderedDict[str, nn.Module](
+        pool=nn.AdaptiveAvgPool2d(GRID),
+        flatten=nn.Flatten(),
+        fc=nn.Linear(channels[-1] * GRID**2, hidden),
+        relu=nn.ReLU(),
+    )
+    fc7 = OrderedDict[str, nn.Module](fc=nn.Linear(hidden, hidden), relu=nn.ReLU())
+    residuals += [nn.Sequential(fc6), nn.Sequential(fc7)]
+    afters = [_pool(), nn.Identity(), nn.Identity(), _pool(), nn.Identity(), nn.Identity()]
+    return _finish(
+        Network(
+            stem,
+            [Block(residual, None, after) for residual, after in zip(residuals, afters, strict=True)],
+            nn.Sequential(OrderedDict(fc=nn.Linear(hidden, num_classes))),
+            stages=(1, 3, 2),  # conv2 at half size, conv3 to conv5 at a quarter, fc6 and fc7 without a map
+            name=name,
+            options=options | ({"batch_norm": True} if batch_norm else {}),
+        )
+    )
+
+
+FEEDFORWARD: dict[str, Callable[..., Network]] = {"vgg-15": vgg, "alexnet": alexnet}

@@ -1,0 +1,147 @@
+"""Training only some of the blocks in each batch: short paths only, and stochastic depth.
+
+Which blocks, a recipe says in one string:
+
+    all                 every block in every batch
+    exactly:k           k blocks, drawn uniformly for each batch (Veit et al. 2016, arXiv 1605.06431, Sec. 4.3)
+    stochastic-depth:p  block l of L with probability 1 - l/L (1 - p), each on its own (Huang et al. 2016,
+                        arXiv 1603.09382, Eq. 4)
+
+The residual branch of a block that is left out adds nothing; its shortcut stays. The whole network is evaluated,
+each branch times the probability that a batch trains it, so that the following layers find what they expect
+(Huang et al., Eq. 5; Veit et al. do not say what they do). The trained network has these factors in its weights:
+its forward pass is a plain one. To divide by them in training instead is the same in expectation only: on digits it
+keeps resnet-56 with 12 of 27 blocks from learning. Without factors that network classifies at chance.
+
+BN statistics are those of thinned networks: a block gathers its own in the batches that train it, and inputs then
+vary more than in the whole network. Evaluation uses them as they are.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import itertools
+from collections.abc import Iterable, Iterator
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from resnotes.errors import UsageError
+from resnotes.models.network import Block, Network
+
+FORMS = "all, exactly:k (whole k >= 1), stochastic-depth:p (0 < p <= 1)"
+
+
+def parse(blocks: str) -> tuple[str, float]:
+    """Name and number of a choice of blocks: ``"exactly:23"`` gives ``("exactly", 23)``, ``"all"`` ``("all", 1)``.
+
+    Raises:
+        UsageError: an unknown name, or a number that it does not take.
+    """
+    kind, colon, text = str(blocks).partition(":")
+    with contextlib.suppress(ValueError):
+        if kind == "all" and not colon:
+            return kind, 1
+        if kind == "exactly" and int(text) >= 1:
+            return kind, int(text)
+        if kind == "stochastic-depth" and 0 < float(text) <= 1:
+            return kind, float(text)
+    raise UsageError(f"unknown blocks {blocks!r}; allowed: {FORMS}")
+
+
+def survival(blocks: str, count: int) -> Tensor:
+    """The probability of each of `count` blocks to be trained in a batch, float64 ``[count]``.
+
+    Raises:
+        UsageError: see `parse`; or more blocks are asked for than there are.
+    """
+    kind, number = parse(blocks)
+    if kind == "stochastic-depth":
+        return 1 - torch.arange(1, count + 1, dtype=torch.float64) / count * (1 - number)
+    if kind == "exactly" and number > count:
+        raise UsageError(f"blocks={blocks!r}, but the network has {count}; allowed: exactly:1 to exactly:{count}")
+    return torch.full((count,), number / count if kind == "exactly" else 1, dtype=torch.float64)
+
+
+def draws(blocks: str, count: int, *, seed: int, epoch: int) -> Iterator[Tensor]:
+    """Which of `count` blocks each batch of an epoch trains, bool ``[count]``, batch after batch without end.
+
+    A function of its arguments alone, so that a resumed training draws what an uninterrupted one does.
+    """
+    kind, number = parse(blocks)
+    chances = survival(blocks, count)
+    # The negative of the seed of order and crops: drawn from the same numbers, blocks would depend on images.
+    generator = torch.Generator().manual_seed(-(seed * 1_000_003 + epoch))
+    while True:
+        if kind == "exactly":
+            yield torch.randperm(count, generator=generator) < number
+        else:
+            yield torch.rand(count, dtype=torch.float64, generator=generator) < chances
+
+
+def _check(network: nn.Module, blocks: str) -> None:
+    units = list(getattr(network, "blocks", []))
+    name = getattr(network, "name", type(network).__name__)
+    if not units or any(unit.shortcut is None for unit in units):
+        raise UsageError(f"blocks={blocks!r}: {name} has no blocks with shortcuts, none can be left out; allowed: all")
+    if not all(isinstance(unit, Block) and isinstance(unit.residual, nn.Sequential) for unit in units):
+        raise UsageError(
+            f"blocks={blocks!r}: the residual branches of {name} are no plain sequence of layers, so that no factor can"
+            " go into their weights; allowed: all"
+        )
+
+
+def thin(network: Network, kept: Iterable[bool]) -> Network:
+    """`network` without the residual branches that are not `kept`; it shares modules and weights."""
+    blocks = [
+        block if keep else nn.Sequential(block.shortcut, block.after)  # type: ignore[arg-type]
+        for block, keep in zip(network.blocks, kept, strict=True)
+    ]
+    return Network(
+        network.stem, blocks, network.head, stages=network.stages, name=network.name, options=network.options
+    )
+
+
+def thinned(network: nn.Module, blocks: str, *, seed: int, epoch: int) -> Iterator[nn.Module]:
+    """What each batch of an epoch trains in place of `network`, batch after batch without end.
+
+    Args:
+        network: any classifier for ``"all"``; else a residual network of `resnotes.models.residual`, without
+            exclusive gating.
+        blocks: see the head of this module.
+        seed: of the run.
+        epoch: 1, 2, ...
+
+    Raises:
+        UsageError: another network; or see `survival`.
+    """
+    if parse(blocks)[0] == "all":
+        return itertools.repeat(network)
+    _check(network, blocks)
+    residual = cast(Network, network)
+    count = len(residual.blocks)
+    survival(blocks, count)  # refused here and now, not when the first batch is asked for
+    return (thin(residual, kept.tolist()) for kept in draws(blocks, count, seed=seed, epoch=epoch))
+
+
+@torch.no_grad()
+def whole(network: nn.Module, blocks: str) -> nn.Module:
+    """What is evaluated after training `network`: a copy, each branch times its survival (Huang et al. 2016, Eq. 5).
+
+    The factor goes into the last layer with weights: what may follow it in a branch, a ReLU or a constant factor,
+    commutes with a positive one. For ``"all"`` it is `network` itself.
+
+    Raises:
+        UsageError: see `thinned`.
+    """
+    if parse(blocks)[0] == "all":
+        return network
+    _check(network, blocks)
+    scaled = cast(Network, copy.deepcopy(network))
+    for block, chance in zip(scaled.blocks, survival(blocks, len(scaled.blocks)).tolist(), strict=True):
+        last = [layer for layer in block.residual if isinstance(layer, (nn.Conv2d, nn.BatchNorm2d))][-1]  # type: ignore[union-attr]
+        for parameter in last.parameters():
+            parameter.mul_(chance)
+    return scaled

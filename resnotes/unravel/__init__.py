@@ -1,0 +1,53 @@
+"""Residual networks as collections of paths, after Veit, Wilber and Belongie 2016 (arXiv 1605.06431).
+
+`lesions`: delete or reorder the blocks of a trained network, whose weights are never touched. `gradients`: split the
+gradient by the length of the paths that carry it, exactly or by sampling.
+"""
+
+from resnotes.unravel.gradients import (
+    coherence,
+    gradients_along,
+    length_distribution,
+    mean_length,
+    path_gradients,
+    path_shares,
+    sampled_path_gradients,
+    share_of_lengths,
+    shortest_interval,
+)
+from resnotes.unravel.lesions import (
+    Lesion,
+    deletable,
+    exchangeable,
+    kendall_tau,
+    lesion_errors,
+    lesion_logits,
+    lesion_predictions,
+    pairs,
+    random_deletions,
+    random_reorderings,
+    single_deletions,
+)
+
+__all__ = [
+    "Lesion",
+    "coherence",
+    "deletable",
+    "exchangeable",
+    "gradients_along",
+    "kendall_tau",
+    "length_distribution",
+    "lesion_errors",
+    "lesion_logits",
+    "lesion_predictions",
+    "mean_length",
+    "pairs",
+    "path_gradients",
+    "path_shares",
+    "random_deletions",
+    "random_reorderings",
+    "sampled_path_gradients",
+    "share_of_lengths",
+    "shortest_interval",
+    "single_deletions",
+]

@@ -1,0 +1,313 @@
+"""Lesion studies: the error of a trained network without some of its blocks, or with blocks in another order.
+
+Veit et al. 2016, Sec. 4: deleting one block (Fig. 3), many (Fig. 5a), and reordering them (Fig. 5b). Of a deleted
+block the residual branch goes; its shortcut, down-sampling included, and what follows the addition stay:
+``after(shortcut(x))``, without a shortcut ``after(x)``. (With ReLU after the addition that is the identity on the
+non-negative maps between blocks.)
+
+All measures take normalised images ``[N, C, H, W]``, use eval mode and leave the network alone: the arithmetic is
+done on a copy, so a sweep that is interrupted leaves nothing behind.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from numbers import Integral
+
+import torch
+from scipy.stats import kendalltau
+from torch import Tensor, nn
+
+from resnotes.errors import UsageError, unknown
+from resnotes.unravel.sweep import Program, Site, blocks_of, inference_copy, plan, survey, sweep, without_effect
+
+MEMORY = 1 << 30  # bytes
+DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
+
+
+@dataclass(frozen=True)
+class Lesion:
+    """Blocks to be deleted, another order of the blocks, or both.
+
+    Attributes:
+        deleted: numbers of the blocks, from 0, as the network was built; wherever they stand in `order`.
+        order: ``order[i]`` is the block that stands at position i; None: as built.
+    """
+
+    deleted: frozenset[int] = frozenset()
+    order: tuple[int, ...] | None = None
+
+
+def _listed(numbers: Iterable[int]) -> str:
+    return ", ".join(str(number) for number in numbers) or "none"
+
+
+def _check_images(images: Tensor) -> None:
+    if images.ndim != 4 or not images.is_floating_point():
+        raise UsageError(
+            f"expected normalised images, floating point [N, C, H, W]; found {images.dtype} {list(images.shape)}"
+        )
+    if not len(images):
+        raise UsageError("the set of images is empty; lesions are measured on at least one")
+
+
+def _parse(lesion: Lesion | Iterable[int], number: int, blocks: int) -> Lesion:
+    """`lesion` as a `Lesion` whose numbers are those of blocks."""
+    if not isinstance(lesion, (Lesion, Iterable)):
+        raise UsageError(f"lesion {number}: expected a Lesion or numbers of blocks to delete, found {lesion!r}")
+    lesion = lesion if isinstance(lesion, Lesion) else Lesion(frozenset(lesion))
+    for i in lesion.deleted:
+        if not isinstance(i, Integral) or isinstance(i, bool) or not 0 <= i < blocks:
+            raise UsageError(f"lesion {number} deletes block {i!r}; allowed: 0 to {blocks - 1}")
+    if lesion.order is not None and sorted(lesion.order) != list(range(blocks)):
+        raise UsageError(
+            f"lesion {number}: the order {tuple(lesion.order)} is no permutation of the blocks 0 to {blocks - 1}"
+        )
+    return lesion
+
+
+def _groups(model: nn.Module, sites: Sequence[Site]) -> list[tuple[int, ...]]:
+    groups: defaultdict[object, list[int]] = defaultdict(list)
+    for i, (block, site) in enumerate(zip(blocks_of(model), sites, strict=True)):
+        groups[site.inputs, site.outputs, repr(block)].append(i)  # layers, their sizes and their settings
+    return [tuple(group) for group in groups.values()]
+
+
+def _deletable(sites: Sequence[Site]) -> tuple[int, ...]:
+    return tuple(i for i, site in enumerate(sites) if site.lesioned == site.outputs)
+
+
+def _check(lesions: Sequence[Lesion], sites: Sequence[Site], groups: Iterable[tuple[int, ...]]) -> None:
+    """Refuse what would change a shape."""
+    can_go = _deletable(sites)
+    companions = {i: group for group in groups for i in group}
+    for number, lesion in enumerate(lesions):
+        for i in sorted(lesion.deleted - set(can_go)):
+            raise UsageError(
+                f"lesion {number} deletes block {i}, without which {list(sites[i].inputs)} does not become"
+                f" {list(sites[i].outputs)}; blocks that can go: {_listed(can_go)}"
+            )
+        for position, i in enumerate(lesion.order or ()):
+            if i not in companions[position]:
+                raise UsageError(
+                    f"lesion {number} puts block {i} at position {position}, which has another shape; blocks that"
+                    f" can stand there: {_listed(companions[position])}"
+                )
+
+
+def _program(lesion: Lesion, passing: Sequence[bool]) -> Program:
+    """The steps of a lesion, less the deleted blocks that hand on their input."""
+    order = range(len(passing)) if lesion.order is None else lesion.order
+    return tuple((int(i), i in lesion.deleted) for i in order if not (i in lesion.deleted and passing[i]))
+
+
+def _measure(
+    model: nn.Module,
+    lesions: Iterable[Lesion | Iterable[int]],
+    images: Tensor,
+    dtype: torch.dtype,
+    memory: int,
+    read: Callable[[Tensor], Tensor],
+) -> Tensor:
+    """What `read` makes of the logits under each lesion, ``[number of lesions, N, ...]``."""
+    blocks = blocks_of(model)
+    _check_images(images)
+    if dtype not in DTYPES:
+        raise unknown("dtype", dtype, map(str, DTYPES))
+    parsed = [_parse(lesion, number, len(blocks)) for number, lesion in enumerate(lesions)]
+    network = inference_copy(model)
+    sites = survey(network, images[:1])
+    _check(parsed, sites, _groups(model, sites))
+    passing = without_effect(network)
+    programs = [
+        _program(lesion, passing) for lesion in parsed or [Lesion()]
+    ]  # none: an empty result of the right shape
+    return sweep(network, plan(programs), len(programs), images, DTYPES[dtype], memory, read)[: len(parsed)]
+
+
+def lesion_logits(
+    model: nn.Module,
+    lesions: Iterable[Lesion | Iterable[int]],
+    images: Tensor,
+    dtype: torch.dtype = torch.float32,
+    *,
+    memory: int = MEMORY,
+) -> Tensor:
+    """The logits of a network under each lesion, in eval mode.
+
+    What several lesions have in common from the stem on is computed once, see `resnotes.unravel.sweep`.
+
+    Args:
+        model: a network with stem, blocks and head; neither its weights nor its mode are touched.
+        lesions: each a `Lesion`, or the numbers of the blocks that are deleted.
+        images: normalised images ``[N, C, H, W]``.
+        dtype: ``torch.float32`` predicts what a plain loop over the lesions would (but for ties);
+            ``torch.bfloat16`` is faster and may change some predictions.
+        memory: bound on the activations at any time, in bytes. Weights, images and results come on top.
+
+    Returns:
+        ``[number of lesions, N, classes]``, on the CPU.
+
+    Raises:
+        UsageError: no such block, a block that cannot be deleted or moved there, an order that is no
+            permutation, no images, another kind of model, another dtype, or too little memory for a single image.
+    """
+    return _measure(model, lesions, images, dtype, memory, lambda logits: logits)
+
+
+def lesion_predictions(
+    model: nn.Module,
+    lesions: Iterable[Lesion | Iterable[int]],
+    images: Tensor,
+    dtype: torch.dtype = torch.float32,
+    *,
+    memory: int = MEMORY,
+) -> Tensor:
+    """The classes that a network predicts under each lesion, int64 ``[number of lesions, N]``; see `lesion_logits`."""
+    return _measure(model, lesions, images, dtype, memory, lambda logits: logits.argmax(1))
+
+
+def lesion_errors(
+    model: nn.Module,
+    lesions: Iterable[Lesion | Iterable[int]],
+    images: Tensor,
+    labels: Tensor,
+    dtype: torch.dtype = torch.float32,
+    *,
+    memory: int = MEMORY,
+) -> Tensor:
+    """The error of a network under each lesion (Veit et al. 2016, Figs. 3 and 5).
+
+    Args:
+        model: see `lesion_logits`, also for the other arguments.
+        lesions: each a `Lesion`, or the numbers of the blocks that are deleted.
+        images: normalised images ``[N, C, H, W]``.
+        labels: int64 ``[N]``.
+        dtype: of the arithmetic, float32 or bfloat16.
+        memory: bound on the activations, in bytes.
+
+    Returns:
+        Percent of the images, float64 ``[number of lesions]``.
+
+    Raises:
+        UsageError: see `lesion_logits`; or not one label an image.
+    """
+    if labels.shape != images.shape[:1]:
+        raise UsageError(f"expected one label an image: {len(images)}; found labels of shape {list(labels.shape)}")
+    predicted = lesion_predictions(model, lesions, images, dtype, memory=memory)
+    return 100 * (predicted != labels.cpu()).double().mean(1)
+
+
+def deletable(model: nn.Module, images: Tensor) -> tuple[int, ...]:
+    """Numbers of the blocks that can go: without the residual branch, their output has the same shape.
+
+    Args:
+        model: a network with stem, blocks and head.
+        images: normalised ``[N, C, H, W]``; the first one is sent through.
+
+    Raises:
+        UsageError: no images, or another kind of model.
+    """
+    return _deletable(_survey(model, images))
+
+
+def exchangeable(model: nn.Module, images: Tensor) -> list[tuple[int, ...]]:
+    """All blocks, in groups that can change places: of equal shapes and made of equal layers.
+
+    Args:
+        model: a network with stem, blocks and head.
+        images: normalised ``[N, C, H, W]``; the first one is sent through.
+
+    Raises:
+        UsageError: no images, or another kind of model.
+    """
+    return _groups(model, _survey(model, images))
+
+
+def _survey(model: nn.Module, images: Tensor) -> list[Site]:
+    blocks_of(model)
+    _check_images(images)
+    return survey(inference_copy(model), images[:1])
+
+
+# Protocols
+
+
+def single_deletions(blocks: Iterable[int]) -> list[Lesion]:
+    """Each of `blocks` by itself (Veit et al. 2016, Fig. 3)."""
+    return [Lesion(frozenset({i})) for i in blocks]
+
+
+def pairs(blocks: Iterable[int]) -> list[Lesion]:
+    """Each two of `blocks`."""
+    return [Lesion(frozenset(pair)) for pair in itertools.combinations(blocks, 2)]
+
+
+def random_deletions(blocks: Iterable[int], k: int, draws: int, generator: torch.Generator) -> list[Lesion]:
+    """Deletions of `k` of `blocks` at a time, each set as likely as any other (Veit et al. 2016, Fig. 5a).
+
+    Args:
+        blocks: numbers of the blocks that may go, see `deletable`.
+        k: blocks per lesion.
+        draws: number of lesions, drawn independently of each other.
+        generator: the source of the draws.
+
+    Raises:
+        UsageError: `k` is negative or more than there are.
+    """
+    numbers = list(blocks)
+    if not 0 <= k <= len(numbers):
+        raise UsageError(f"cannot delete {k} of {len(numbers)} blocks; allowed: 0 to {len(numbers)}")
+    drawn = (torch.randperm(len(numbers), generator=generator)[:k].tolist() for _ in range(draws))
+    return [Lesion(frozenset(numbers[place] for place in places)) for places in drawn]
+
+
+def random_reorderings(
+    groups: Iterable[Sequence[int]], swaps: int, draws: int, generator: torch.Generator
+) -> list[Lesion]:
+    """Orders after `swaps` exchanges of two random blocks of equal shape (Veit et al. 2016, Sec. 4.3, Fig. 5b).
+
+    Args:
+        groups: see `exchangeable`.
+        swaps: exchanges, one after the other, each of any two positions that allow it, all equally likely.
+        draws: number of orders, drawn independently of each other.
+        generator: the source of the draws.
+
+    Raises:
+        UsageError: `swaps` is negative, no two blocks have equal shape, or the groups do not hold every block once.
+    """
+    groups = [tuple(group) for group in groups]
+    blocks = sorted(itertools.chain.from_iterable(groups))
+    if blocks != list(range(len(blocks))):
+        raise UsageError(f"expected groups that hold every block once, as `exchangeable` gives them; found {groups}")
+    allowed = [pair for group in groups for pair in itertools.combinations(group, 2)]
+    if swaps < 0:
+        raise UsageError(f"expected 0 swaps or more, found {swaps}")
+    if swaps and not allowed:
+        raise UsageError("no two blocks have equal shape, so no two can be exchanged")
+    lesions = []
+    for _ in range(draws):
+        order = list(blocks)
+        for drawn in torch.randint(max(1, len(allowed)), (swaps,), generator=generator).tolist():
+            i, j = allowed[drawn]
+            order[i], order[j] = order[j], order[i]
+        lesions.append(Lesion(order=tuple(order)))
+    return lesions
+
+
+def kendall_tau(order: Sequence[int]) -> float:
+    """Rank correlation of an order with the original one: 1 for the same, -1 for the reverse.
+
+    Of all pairs of blocks, the share still in order less the share that is not (Veit et al. 2016, Fig. 5b).
+
+    Raises:
+        UsageError: no permutation of 0, 1, ...
+    """
+    if sorted(order) != list(range(len(order))):
+        raise UsageError(f"expected a permutation of 0 to {len(order) - 1}, found {tuple(order)}")
+    if len(order) < 2:
+        return 1.0  # there is no pair that could be out of order
+    return float(kendalltau(range(len(order)), order).statistic)
