@@ -48,6 +48,7 @@ COLUMN, BESIDE = 0.84, 0.56  # from the middle of a column of boxes to the next 
 LABEL, MARGIN = 0.09, 0.04  # half the height of a label, and what is left free around a drawing
 INPUT_ROW, SPLIT_ROW = -1.45, -0.9  # where the input is written, and where the shortcut leaves
 FONT = 7.0  # points
+ARROW = "-|>,head_length=3.6,head_width=1.8"
 
 Point: TypeAlias = tuple[float, float]
 
@@ -132,8 +133,8 @@ def _y(row: float) -> float:
     return -row * ROW
 
 
-def _arrow(ax: Axes, *points: Point) -> None:
-    """An arrow along `points`; its corners are rounded."""
+def arrow(ax: Axes, *points: Point, **look: Any) -> FancyArrowPatch:
+    """An arrow along `points`; its corners are rounded. `look` overrides that of the patch."""
     vertices, codes = [points[0]], [Path.MOVETO]
     for before, corner, after in zip(points[:-2], points[1:-1], points[2:], strict=True):
         for neighbour in (before, after):
@@ -142,8 +143,10 @@ def _arrow(ax: Axes, *points: Point) -> None:
             vertices += [(x, y)] if neighbour is before else [corner, (x, y)]
         codes += [Path.LINETO, Path.CURVE3, Path.CURVE3]
     path = Path([*vertices, points[-1]], [*codes, Path.LINETO])
-    head = "-|>,head_length=3.6,head_width=1.8"
-    ax.add_patch(FancyArrowPatch(path=path, arrowstyle=head, mutation_scale=1, color="black", linewidth=0.8))
+    usual = {"arrowstyle": ARROW, "mutation_scale": 1, "color": "black", "linewidth": 0.8}
+    patch = FancyArrowPatch(path=path, **(usual | look))
+    ax.add_patch(patch)
+    return patch
 
 
 def _shape(ax: Axes, step: Step, x: float, y: float) -> float:
@@ -166,9 +169,9 @@ def _run(
     """Draw `nodes`, steps and their heights, in the column at `x`, and arrows from `entry` through them to `leave`."""
     for step, y in nodes:
         half = _shape(ax, step, x, y)
-        _arrow(ax, *entry, (x, y + half))
+        arrow(ax, *entry, (x, y + half))
         entry = [(x, y - half)]
-    _arrow(ax, *entry, *leave)
+    arrow(ax, *entry, *leave)
 
 
 def _write(ax: Axes, x: float, y: float, text: str, ha: str = "center") -> None:
@@ -209,7 +212,7 @@ def draw_unit(
             _run(ax, COLUMN, [(0, split), (COLUMN, split)], nodes, [(COLUMN, meeting), (side - RADIUS, meeting)])
             _write(ax, (COLUMN + side - RADIUS) / 2, meeting + LABEL, "$1-g$")
             if TIMES in unit.residual:
-                _arrow(ax, (COLUMN, nodes[-1][1] - BOX_HEIGHT / 2), (COLUMN, meeting), (RADIUS, meeting))
+                arrow(ax, (COLUMN, nodes[-1][1] - BOX_HEIGHT / 2), (COLUMN, meeting), (RADIUS, meeting))
                 _write(ax, (COLUMN + RADIUS) / 2, meeting + LABEL, "$g$")
 
     start = rows + (unit.shortcut is not None)
