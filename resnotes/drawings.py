@@ -143,7 +143,7 @@ def arrow(ax: Axes, *points: Point, **look: Any) -> FancyArrowPatch:
             vertices += [(x, y)] if neighbour is before else [corner, (x, y)]
         codes += [Path.LINETO, Path.CURVE3, Path.CURVE3]
     path = Path([*vertices, points[-1]], [*codes, Path.LINETO])
-    usual = {"arrowstyle": ARROW, "mutation_scale": 1, "color": "black", "linewidth": 0.8}
+    usual: dict[str, Any] = {"arrowstyle": ARROW, "mutation_scale": 1, "color": "black", "linewidth": 0.8}
     patch = FancyArrowPatch(path=path, **(usual | look))
     ax.add_patch(patch)
     return patch

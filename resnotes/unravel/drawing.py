@@ -19,7 +19,9 @@ import pandas as pd
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import PlaceHolderLayoutEngine
 from matplotlib.patches import Circle, FancyBboxPatch, Rectangle
+from matplotlib.patheffects import withStroke
 from torch import Tensor, nn
 
 from resnotes.drawings import ARROW, FILLS, FONT, Point, arrow, read_steps
@@ -29,12 +31,12 @@ from resnotes.models import Network
 MOST_LISTED, MOST_DRAWN = 20, 4  # units of which all paths are listed, and drawn
 
 WIDTH = 7.0  # of a figure; this and what follows in inches
-BOX_WIDTH, BOX_HEIGHT, RADIUS, SMALL = 0.34, 0.19, 0.07, 0.125  # SMALL: side of what stands on a shortcut
-STEP, ROW = 0.74, 0.25  # from one addition to the next, and from one path to the next
-BOX, SHORTCUT = 0.34, 0.34  # from an addition to the middle of the box after it, and to that of what is on the shortcut
+BOX_WIDTH, BOX_HEIGHT, RADIUS, SMALL = 0.3, 0.19, 0.07, 0.125  # SMALL: side of what stands on a shortcut
+PITCH, STEP, ROW = 0.7, 0.63, 0.25  # between additions, in a conventional view and along a path; between paths
 ARC = 0.27  # height of the shortcuts in a conventional view
-BAR = 0.72  # length of the longest bar
-GAP, TITLE, MARGIN = 0.3, 0.24, 0.05
+HEADER, END = 0.27, 0.23  # from the first row up to what is written above it, and along the last arrow
+BARS, CHARACTER = 0.78, 0.062  # of the longest bar with its number, and about that of a character of it
+GAP, LINE, MARGIN = 0.22, 0.14, 0.05  # between panels, of a title's line, and around everything
 
 BAR_COLOR = "#0072B2"  # Okabe and Ito's blue
 CROSS = "#D55E00"  # and vermilion
@@ -83,7 +85,9 @@ def all_paths(n: int) -> Tensor:
     """
     if not 0 <= n <= MOST_LISTED:
         raise UsageError(f"expected 0 to {MOST_LISTED} units, whose 2^n paths can be listed, found {n}")
-    binary = torch.arange(2**n)[:, None] >> torch.arange(n - 1, -1, -1) & 1 == 1  # unit 1 is the first digit
+    binary = (
+        torch.arange(2**n, dtype=torch.int32)[:, None] >> torch.arange(n - 1, -1, -1) & 1 == 1
+    )  # unit 1 is the first digit
     paths = binary.flip(0)  # 111, 110, ...: of one length, those through the first units come first
     return paths[paths.sum(1).argsort(stable=True)]
 
@@ -101,7 +105,7 @@ def surviving(paths: Tensor, deleted: int | Iterable[int]) -> Tensor:
     Raises:
         UsageError: a unit that there is not.
     """
-    units = [deleted] if isinstance(deleted, int) else list(deleted)
+    units = list(deleted) if isinstance(deleted, Iterable) else [deleted]
     n = paths.shape[1]
     if wrong := [unit for unit in units if not 0 <= unit < n]:
         raise UsageError(f"expected units 0 to {n - 1} to delete, found {wrong[0]}")
@@ -123,7 +127,9 @@ def read_units(network: Network | int) -> list[Unit]:
                 raise UsageError(f"{network.name} has no shortcut in unit {i}: expected a residual network")
             strides = [module.stride for module in block.residual.modules() if isinstance(module, nn.Conv2d)]  # type: ignore[union-attr]
             after = ", ".join(step.text for step in read_steps(block.after))  # type: ignore[arg-type]
-            units.append(Unit(f"f{i}", any(s != (1, 1) for s in strides), isinstance(block.shortcut, nn.Identity), after))
+            units.append(
+                Unit(f"f{i}", any(s != (1, 1) for s in strides), isinstance(block.shortcut, nn.Identity), after)
+            )
     if not units:
         raise UsageError("expected at least one unit, found none")
     return units
@@ -138,7 +144,10 @@ def _few_units(network: Network | int) -> list[Unit]:
 
 
 def path_table(
-    network: Network | int, *, deleted: int | Iterable[int] | None = None, weights: Sequence[float] | Tensor | None = None
+    network: Network | int,
+    *,
+    deleted: int | Iterable[int] | None = None,
+    weights: Sequence[float] | Tensor | None = None,
 ) -> pd.DataFrame:
     """What the views draw.
 
@@ -180,7 +189,7 @@ def _line(ax: Axes, *points: Point, alive: bool = True, head: bool = True) -> No
 
 
 def _write(ax: Axes, x: float, y: float, text: str, size: float = FONT, **look: Any) -> None:
-    usual = {"ha": "center", "va": "center_baseline", "fontsize": size, "color": "black", "zorder": 4}
+    usual: dict[str, Any] = {"ha": "center", "va": "center_baseline", "fontsize": size, "color": "black", "zorder": 4}
     ax.text(x, y, text, **(usual | look))
 
 
@@ -198,63 +207,74 @@ def _box(
         look |= {"facecolor": "white", "edgecolor": FADED, "linestyle": (0, (3.2, 1.6))}
     corner_at = (x - width / 2, y - height / 2)
     ax.add_patch(FancyBboxPatch(corner_at, width, height, boxstyle=f"round,pad=0,rounding_size={corner}", **look))
-    _write(ax, x, y, text, FONT if small else FONT + 1, color="black" if alive else FADED_TEXT)
+    halo = [withStroke(linewidth=2.6, foreground="white")] if deleted else None  # legible on the cross
+    color = "black" if alive or deleted else FADED_TEXT
+    _write(ax, x, y, text, FONT if small else FONT + 1, color=color, path_effects=halo)
     if deleted:
         for sign in (1, -1):
-            ends = [x - width / 2 - 0.03, x + width / 2 + 0.03], [y - sign * (height / 2 + 0.03), y + sign * (height / 2 + 0.03)]
-            ax.plot(*ends, color=CROSS, linewidth=1.4, zorder=5, solid_capstyle="round")
+            across, up = width / 2 + 0.02, sign * (height / 2 + 0.02)
+            ends = [x - across, x + across], [y - up, y + up]
+            ax.plot(*ends, color=CROSS, linewidth=1.3, zorder=3.5, solid_capstyle="round", clip_on=False)
 
 
-def _plus(ax: Axes, x: float, y: float) -> None:
-    ax.add_patch(Circle((x, y), RADIUS, facecolor=FILLS["circle"], edgecolor="black", linewidth=0.6, zorder=3))
-    _write(ax, x, y, "+", FONT + 1)
+def _plus(ax: Axes, x: float, y: float, *, alive: bool = True) -> None:
+    edge = "black" if alive else FADED
+    ax.add_patch(Circle((x, y), RADIUS, facecolor=FILLS["circle"], edgecolor=edge, linewidth=0.6, zorder=3))
+    _write(ax, x, y, "+", FONT + 1, color="black" if alive else FADED_TEXT)
 
 
-def _chain(ax: Axes, units: Sequence[Unit], *, top: float = 0, skips: bool = True, deleted: Sequence[int] = ()) -> None:
-    """A conventional view, from left to right at the height `top`; its limits become those of the panel."""
-    n = len(units)
-    path = torch.ones(1, n, dtype=torch.bool)
-    alive = skips or bool(surviving(path, deleted).all())
-    _write(ax, 0, top, "$y_0$", FONT + 1)
+def _chain(
+    ax: Axes, units: Sequence[Unit], *, skips: bool = True, alive: bool = True, deleted: Sequence[int] = ()
+) -> None:
+    """A conventional view, from left to right, with or without shortcuts."""
+    _write(ax, 0, 0, "$y_0$", FONT + 1)
     x = 0.1
     for i, unit in enumerate(units):
-        box = x + BOX + 0.04
-        end = x + STEP + 0.06
-        _line(ax, (x, top), (box - BOX_WIDTH / 2, top), alive=alive)
-        _box(ax, box, top, unit, alive=alive, deleted=i in deleted)
+        box = x + (0.31 if skips else 0.35)
+        end = x + PITCH - RADIUS  # of the unit: the middle of its addition
+        _line(ax, (x, 0), (box - BOX_WIDTH / 2, 0), alive=alive)
+        _box(ax, box, 0, unit, alive=alive, deleted=i in deleted)
         if skips:
-            split = x + 0.1
-            _line(ax, (split, top), (split, top + ARC), (end, top + ARC), (end, top + RADIUS))
-            _line(ax, (box + BOX_WIDTH / 2, top), (end - RADIUS, top))
+            split = x + 0.04
+            _line(ax, (split, 0), (split, ARC), (end, ARC), (end, RADIUS))
+            _line(ax, (box + BOX_WIDTH / 2, 0), (end - RADIUS, 0))
             if unit.on_shortcut:
-                _box(ax, box, top + ARC, unit.on_shortcut, small=True)
-            _plus(ax, end, top)
+                _box(ax, box, ARC, unit.on_shortcut, small=True)
+            _plus(ax, end, 0)
             x = end + RADIUS
         else:
             x = box + BOX_WIDTH / 2
-    _line(ax, (x, top), (x + 0.24, top), alive=alive)
-    _write(ax, x + 0.34, top, f"$y_{n}$", FONT + 1, color="black" if alive else FADED_TEXT)
-    ax.set(xlim=(-0.1, x + 0.44), ylim=(top - 0.12, top + (ARC if skips else 0) + 0.12))
+    _line(ax, (x, 0), (x + END, 0), alive=alive)
+    _write(ax, x + END + 0.1, 0, f"$y_{len(units)}$", FONT + 1, color="black" if alive else FADED_TEXT)
+    ax.set(xlim=(-0.1, x + END + 0.2), ylim=(-0.15, HEADER + 0.1))
 
 
-def _key(ax: Axes, units: Sequence[Unit]) -> None:
+def _key(ax: Axes, units: Sequence[Unit], *, lesion: bool = False) -> None:
     """What the shapes mean, below what is drawn."""
-    left, bottom = -0.1, ax.get_ylim()[0]
-    y = bottom - 0.3
     after = {unit.after for unit in units}
-    entries: list[tuple[str | Unit, str]] = [(Unit("fi"), "residual branch of unit $i$")]
-    if any(unit.downsamples for unit in units):
-        entries.append(("↓", "the map becomes smaller, on the shortcut, too"))
-    if any(unit.on_shortcut == "h" for unit in units):
-        entries.append(("h", "shortcut that is not the identity"))
-    entries.append(("+", f"addition, then {after.pop()}" if len(after) == 1 and "" not in after else "addition"))
+    then = f", then {after.pop()}" if len(after) == 1 and "" not in after else ""
+    entries = {
+        "f": "residual branch of unit $i$" if not lesion else "residual branch or layer",
+        "↓": "half the resolution" if any(unit.downsamples for unit in units) else "",
+        "h": "shortcut other than the identity" if any(unit.on_shortcut == "h" for unit in units) else "",
+        "+": f"addition{then}",
+        "deleted": "deleted" if lesion else "",
+        "lost": "lost with it" if lesion else "",
+    }
+    left, y = ax.get_xlim()[0] + 0.02, ax.get_ylim()[0] - 0.22
     middle = left + BOX_WIDTH / 2
-    for what, text in entries:
+    for what, text in entries.items():
+        if not text:
+            continue
         if what == "+":
             _plus(ax, middle, y)
+        elif what == "lost":
+            _line(ax, (left, y), (left + BOX_WIDTH, y), alive=False)
+        elif what in ("f", "deleted"):
+            _box(ax, middle, y, Unit("fi"), alive=what == "f", deleted=what == "deleted")
         else:
-            _box(ax, middle, y, what, small=isinstance(what, str))
-        _write(ax, left + BOX_WIDTH + 0.08, y, text, ha="left")
+            _box(ax, middle, y, what, small=True)
+        _write(ax, left + BOX_WIDTH + 0.09, y, text, ha="left")
         y -= 0.23
     ax.set_ylim(y + 0.1, ax.get_ylim()[1])
 
@@ -276,19 +296,18 @@ def _tree(
         return -ROW * row
 
     def x(i: int) -> float:  # of the addition of unit i, from 1; 0 is where the input splits
-        return STEP * i + 0.06 * (i > 0)
+        return STEP * i
 
     left = x(0)
-    _write(ax, left, y(0) + 0.27, "$y_0$", FONT + 1)
+    _write(ax, left, HEADER, "$y_0$", FONT + 1)
     for row in range(count):
-        above = y(0) + 0.17 if row == 0 else y(row - 1)
-        below = [survives[other] for other in range(row, count)]
-        _line(ax, (left, above), (left, y(row)), alive=any(below), head=False)
+        above = HEADER - 0.1 if row == 0 else y(row - 1)
+        _line(ax, (left, above), (left, y(row)), alive=any(survives[other] for other in range(row, count)), head=False)
 
     for i, unit in enumerate(units):
         start = x(i) + (RADIUS if i else 0)
         end = x(i + 1)
-        box = start + (end - RADIUS - start) / 2 - (0.04 if i == 0 else 0.05)
+        box = end - STEP + RADIUS + 0.1 + BOX_WIDTH / 2
         for row in range(0, count, 2 ** (i + 1)):
             lower = row + 2**i
             around = any(survives[other] for other in range(row, lower))
@@ -299,35 +318,35 @@ def _tree(
             _line(ax, (start, y(lower)), (box - BOX_WIDTH / 2, y(lower)), alive=through)
             _box(ax, box, y(lower), unit, alive=through, deleted=i in deleted)
             _line(ax, (box + BOX_WIDTH / 2, y(lower)), (end, y(lower)), (end, y(row) - RADIUS), alive=through)
-            _plus(ax, end, y(row))
-    _line(ax, (x(n) + RADIUS, 0), (x(n) + RADIUS + 0.22, 0))
-    _write(ax, x(n) + RADIUS + 0.32, 0, f"$y_{n}$", FONT + 1)
+            _plus(ax, end, y(row), alive=around or through)
+    right = x(n) + RADIUS + END
+    _line(ax, (x(n) + RADIUS, 0), (right, 0))
+    _write(ax, right + 0.1, 0, f"$y_{n}$", FONT + 1)
 
     low = -0.12
     if "weight" in table:
-        longest = max(table.weight.max(), 1e-300)
-        bars = low - BAR - 0.3
-        for row, (weight, alive) in zip(rows, zip(table.weight, table.survives, strict=True), strict=True):
-            size = BAR * weight / longest
+        numbers = [f"{weight:#.2g}".rstrip(".") if weight else "0" for weight in table.weight]
+        room = CHARACTER * max(len(number) for number in numbers)
+        bars = low - BARS
+        sizes = (BARS - room) * table.weight / (table.weight.max() or 1)
+        for row, size, number, alive in zip(rows, sizes, numbers, table.survives, strict=True):
             color = BAR_COLOR if alive else FADED_BAR
             ax.add_patch(Rectangle((bars, y(row) - 0.06), size, 0.12, facecolor=color, linewidth=0, zorder=2))
-            _write(ax, bars + size + 0.04, y(row), f"{weight:.2g}", ha="left", color="black" if alive else FADED_TEXT)
-        _write(ax, bars, y(0) + 0.27, weight_label, ha="left")
+            _write(ax, bars + size + 0.04, y(row), number, ha="left", color="black" if alive else FADED_TEXT)
+        _write(ax, low - 0.03, HEADER, weight_label, ha="right")
         low = bars - 0.07
     for row, path, alive in zip(rows, table.path, table.survives, strict=True):
         text = r"$\cdot$".join(f"$f_{{{name[1:]}}}$" if name[1:].isdigit() else name for name in path.split("·"))
         _write(ax, low, y(row), text, FONT + 0.5, ha="right", color="black" if alive else FADED_TEXT)
-    low -= max(0.45, 0.19 * n)
-    ax.set(xlim=(low, x(n) + RADIUS + 0.42), ylim=(y(count - 1) - 0.12, 0.37))
-
-
-def _size(ax: Axes) -> np.ndarray[Any, Any]:
-    """Width and height in inches."""
-    return np.ptp([ax.get_xlim(), ax.get_ylim()], axis=1)
+    low -= max(0.55, 0.19 * n)
+    ax.set(xlim=(low, right + 0.2), ylim=(y(count - 1) - 0.12, HEADER + 0.1))
 
 
 def _figure(count: int) -> tuple[Figure, list[Axes]]:
-    fig = plt.figure(figsize=(WIDTH, 1), layout="none")
+    """A figure of so many panels, which `_arrange` will place."""
+    # Not "none": saved once, such a figure would fall back to the layout of the style sheet.
+    layout = PlaceHolderLayoutEngine(adjust_compatible=True, colorbar_gridspec=True)
+    fig = plt.figure(figsize=(WIDTH, 1), layout=layout)
     axes = [fig.add_axes((0, 0, 1, 1), label=str(i)) for i in range(count)]
     for ax in axes:
         ax.axis("off")
@@ -335,25 +354,36 @@ def _figure(count: int) -> tuple[Figure, list[Axes]]:
 
 
 def _arrange(fig: Figure, axes: Sequence[Axes]) -> Figure:
-    """Set the panels side by side if there is room, otherwise below each other, an inch being one on their axes."""
-    sizes = [_size(ax) for ax in axes]
-    beside = sum(width for width, _ in sizes) + GAP * (len(axes) - 1) + 2 * MARGIN <= WIDTH
-    heights = [height + TITLE for _, height in sizes]
-    total = (max(heights) if beside else sum(heights) + GAP * (len(axes) - 1)) + 2 * MARGIN
-    spare = (WIDTH - 2 * MARGIN - sum(width for width, _ in sizes)) / max(1, len(axes) - 1)
-    x, top = MARGIN, total - MARGIN
-    for ax, (width, height), tall in zip(axes, sizes, heights, strict=True):
-        ax.set_position((x / WIDTH, (top - tall) / total, width / WIDTH, height / total))
+    """Set two panels side by side if there is room, otherwise below each other, an inch being one on their axes."""
+    sizes = [(float(np.ptp(ax.get_xlim())), float(np.ptp(ax.get_ylim()))) for ax in axes]  # inches
+    heights = [
+        height + LINE * (2 + ax.get_title(loc="left").count("\n")) for ax, (_, height) in zip(axes, sizes, strict=True)
+    ]
+    total = sum(width for width, _ in sizes) + GAP
+    beside = total + 2 * MARGIN <= WIDTH
+    if not beside:
+        total = max(width for width, _ in sizes)
+    height = (max(heights) if beside else sum(heights) + GAP) + 2 * MARGIN
+    spare = (WIDTH - total) / (3 if beside else 2)
+    x, top = spare, height - MARGIN
+    for ax, size, tall in zip(axes, sizes, heights, strict=True):
+        ax.set_position((x / WIDTH, (top - tall) / height, size[0] / WIDTH, size[1] / height))
         if beside:
-            x += width + spare
+            x += size[0] + GAP + spare
         else:
             top -= tall + GAP
-    fig.set_figheight(total)
+    fig.set_figheight(height)
     return fig
 
 
 def _name(network: Network | int) -> str:
     return "residual network" if isinstance(network, int) else network.name
+
+
+def _left(survives: Iterable[bool]) -> str:
+    """How many paths are left, in words."""
+    counts = [bool(alive) for alive in survives]
+    return f"{sum(counts)} of {len(counts)} path{'s' * (len(counts) > 1)} left"
 
 
 def unraveled_view(
@@ -363,6 +393,8 @@ def unraveled_view(
     weight_label: str = "norm of the gradient",
 ) -> Figure:
     """A residual network, and all of its paths (Veit et al. 2016, Fig. 1); 7 inches wide.
+
+    Both compute the same, and every path starts in a row of its own. Rows are not in the order of `all_paths`.
 
     Args:
         network: of at most `MOST_DRAWN` units, such as ``build("resnet-8")``; or a number of units.
@@ -390,7 +422,9 @@ def lesioned_view(
     weights: Sequence[float] | Tensor | None = None,
     weight_label: str = "norm of the gradient",
 ) -> Figure:
-    """What deleting a unit leaves of a residual and of a feed-forward network (Veit et al. 2016, Fig. 2); 7 inches wide.
+    """What is left of a residual and of a feed-forward network without a unit (Veit et al. 2016, Fig. 2).
+
+    7 inches wide.
 
     Args:
         network: of at most `MOST_DRAWN` units, or a number of units. The feed-forward network has as many layers.
@@ -405,9 +439,10 @@ def lesioned_view(
     table = path_table(network, deleted=deleted, weights=weights)
     only = surviving(torch.ones(1, len(units), dtype=torch.bool), deleted)
     fig, (left, right) = _figure(2)
-    _tree(left, units, table, deleted=[deleted], weight_label=weight_label)
     name = units[deleted].symbol
-    left.set_title(f"(a) {_name(network)} without {name}: {table.survives.sum()} of {len(table)} paths left", loc="left")
-    _chain(right, units, skips=False, deleted=[deleted])
-    right.set_title(f"(b) feed-forward network without {name}: {int(only.sum())} of {len(only)} left", loc="left")
+    _tree(left, units, table, deleted=[deleted], weight_label=weight_label)
+    left.set_title(f"(a) {_name(network)} without {name}:\n{_left(table.survives)}", loc="left")
+    _chain(right, units, skips=False, alive=bool(only.any()), deleted=[deleted])
+    _key(right, units, lesion=True)
+    right.set_title(f"(b) feed-forward network without {name}:\n{_left(only)}", loc="left")
     return _arrange(fig, [left, right])
