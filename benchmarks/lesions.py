@@ -83,8 +83,8 @@ def compare(network: Network, lesions: list[Lesion], sample: list[int], images: 
         )
 
 
-def published() -> tuple[Network, Tensor, Tensor] | None:
-    """resnet-56, normalised test images and labels; None where they are missing."""
+def published(count: int) -> tuple[Network, Tensor, Tensor] | None:
+    """resnet-56, `count` normalised test images and their labels; None where they are missing."""
     files = sorted(Path(os.environ.get("RESNOTES_DATA", "."), "weights").glob("resnet56-*.th"))
     if not files:
         print("resnet-56: left out, RESNOTES_DATA names no folder with weights/resnet56-*.th")
@@ -96,7 +96,8 @@ def published() -> tuple[Network, Tensor, Tensor] | None:
         return None
     normalization = Normalization.per_channel((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
     state = torch.load(files[0], map_location="cpu", weights_only=True)["state_dict"]
-    return models.from_published(state), normalization(data.test_images), data.test_labels
+    images, labels = data.test_sample(count)
+    return models.from_published(state), normalization(images), labels
 
 
 def main() -> None:
@@ -107,10 +108,9 @@ def main() -> None:
     arguments = parser.parse_args()
     print(f"{torch.get_num_threads()} threads, load of the last minute {os.getloadavg()[0]:.1f}", flush=True)
 
-    if (part := published()) is not None:
+    if (part := published(arguments.images)) is not None:
         network, images, labels = part
         lesions = single_deletions(range(len(network.blocks)))
-        images, labels = images[: arguments.images], labels[: arguments.images]
         print(f"resnet-56, {len(lesions)} single deletions, {len(images)} CIFAR-10 images", flush=True)
         compare(network, lesions, list(range(len(lesions))), images, labels, arguments.rounds)
 

@@ -20,7 +20,7 @@ import json
 import os
 import platform
 from collections.abc import Iterable, Mapping
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from multiprocessing import get_context
@@ -267,7 +267,9 @@ class RunStore:
                 return None
         return run
 
-    def get_all(self, specs: Iterable[RunSpec], *, device: str = "auto", workers: int | None = None) -> list[Run]:
+    def get_all(
+        self, specs: Iterable[RunSpec], *, device: str = "auto", workers: int | None = None, here: bool = True
+    ) -> list[Run]:
         """`get` for each of `specs`, in their order.
 
         Args:
@@ -276,6 +278,7 @@ class RunStore:
             workers: train so many at once, in processes with one thread each: where images are small, two runs
                 with a thread each finish sooner than one after the other with two. By default as many as
                 PyTorch has threads here, and one on a GPU.
+            here: a single worker may be this process itself.
         """
         specs = list(specs)
         if workers is None:
@@ -285,7 +288,7 @@ class RunStore:
         loaded = {key: load_data(spec) for key, spec in sources.items()}
         missing = [spec for spec in specs if self._at_hand(spec, loaded[spec.dataset, spec.train_images]) is None]
         with tqdm(total=len(specs), desc="runs", unit="run", disable=None, leave=False) as bar:
-            if workers > 1 and missing:
+            if missing and (workers > 1 or not here):
                 with ProcessPoolExecutor(
                     min(workers, len(missing)), get_context("spawn"), torch.set_num_threads, (1,)
                 ) as pool:
@@ -299,15 +302,14 @@ class RunStore:
         return runs
 
     def start(self, specs: Iterable[RunSpec]) -> Future[list[Run]]:
-        """`get_all` in the background, in a process of its own: ``result()`` waits for the runs."""
-        specs = list(specs)
-        if len(self.find_all(specs)) == len(specs):
-            done: Future[list[Run]] = Future()
-            done.set_result(self.get_all(specs))
-            return done
-        pool = ProcessPoolExecutor(1, get_context("spawn"))
-        future = pool.submit(self.get_all, specs)
-        pool.shutdown(wait=False)
+        """`get_all` in the background: ``result()`` waits for the runs.
+
+        A thread waits for other processes to train them. In this one, training would draw from the random generator
+        that everything else here draws from.
+        """
+        waiting = ThreadPoolExecutor(1)
+        future = waiting.submit(self.get_all, list(specs), here=False)
+        waiting.shutdown(wait=False)
         return future
 
     def record(self, run: Run, *, weights: bool = True) -> Run:

@@ -3,7 +3,7 @@
 Which blocks, a recipe says in one string:
 
     all                 every block in every batch
-    exactly:k           k blocks, drawn uniformly for each batch (Veit et al. 2016, arXiv 1605.06431, Sec. 4.3)
+    exactly:k           k blocks, drawn uniformly for each batch (Veit et al. 2016, arXiv 1605.06431, Sec. 5)
     stochastic-depth:p  block l of L with probability 1 - l/L (1 - p), each on its own (Huang et al. 2016,
                         arXiv 1603.09382, Eq. 4)
 

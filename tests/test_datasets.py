@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import subprocess
 import sys
 from pathlib import Path
@@ -153,3 +154,15 @@ def test_status_names_every_set_and_says_how_to_get_a_missing_one(tmp_path: Path
     assert (cifar10.name, cifar10.found, cifar10.variant) == ("cifar10", False, None)
     assert str(tmp_path) in cifar10.where
     assert "resnotes data fetch cifar10" in cifar10.how
+
+
+def test_a_sample_of_the_test_set_holds_every_class_even_if_they_are_sorted() -> None:
+    digits = datasets.load("digits")
+    order = digits.test_labels.argsort(stable=True)
+    data = dataclasses.replace(digits, test_images=digits.test_images[order], test_labels=digits.test_labels[order])
+    images, labels = data.test_sample(50)
+    assert images.shape == (50, 1, 8, 8)
+    assert labels.bincount(minlength=10).tolist() == pytest.approx([5] * 10, abs=1)
+    every = data.test_sample(10_000)
+    assert torch.equal(every[0], data.test_images)
+    assert torch.equal(every[1], data.test_labels)

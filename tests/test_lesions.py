@@ -215,15 +215,17 @@ def test_a_trained_network_in_float32() -> None:
     assert_same(network, [*single_deletions(range(9)), *pairs((0, 3, 8))], images)
 
 
-def cifar_inputs(data: Classification, count: int) -> Tensor:
+def cifar_inputs(data: Classification, count: int) -> tuple[Tensor, Tensor]:
     normalization = Normalization.per_channel((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-    return normalization(data.test_images[:count])
+    images, labels = data.test_sample(count)
+    assert len(labels.unique()) == 10
+    return normalization(images), labels
 
 
 def test_published_network(real_cifar10: Classification) -> None:
     """float32 as the loop; bfloat16 within half a point."""
     network = models.from_published(published(56)).eval()
-    images, labels = cifar_inputs(real_cifar10, 1000), real_cifar10.test_labels[:1000]
+    images, labels = cifar_inputs(real_cifar10, 1000)
     lesions = [Lesion(), *single_deletions((5, 18, 25))]
     assert_same(network, lesions, images[:80])
     whole = lesion_errors(network, lesions[::2], images, labels)

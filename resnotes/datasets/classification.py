@@ -118,6 +118,15 @@ class Classification:
         chosen = torch.from_numpy(np.sort(shuffled[np.argsort(place, kind="stable")[:n]]))
         return dataclasses.replace(self, train_images=self.train_images[chosen], train_labels=self.train_labels[chosen])
 
+    def test_sample(self, n: int) -> tuple[Tensor, Tensor]:
+        """`n` test images and their labels, evenly spaced over the set; all of them, where it has no more.
+
+        The first ones will not do: where files lie in a folder for each class, they are all of one class.
+        """
+        total = len(self.test_images)
+        chosen = torch.arange(min(n, total)) * total // min(n, total)
+        return self.test_images[chosen], self.test_labels[chosen]
+
 
 def fingerprint(*tensors: Tensor) -> str:
     """16 hex digits of the SHA-256 over the types, shapes and contents of `tensors`."""
