@@ -97,9 +97,11 @@ def test_the_spectrum_is_that_of_the_network_without_the_blocks(data: Classifica
     rest = Network(
         network.stem, [network.blocks[i] for i in order], network.head, stages=(3, 2, 3), name="rest", options={}
     )
-    images, labels = data.normalization(data.test_images[:8]), data.test_labels[:8]
+    subject = Subject(network, data)
+    images, labels = subject.images[subject.traced], subject.labels[subject.traced]
+    assert len(images) == 8
     expected = path_shares(path_gradients(rest, images, labels))["share"].to_numpy()
-    shares = Subject(network, data).examine(REORDERED).shares
+    shares = subject.examine(REORDERED).shares
     assert shares == pytest.approx([*expected, 0], abs=1e-4)
 
 
