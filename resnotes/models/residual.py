@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from resnotes.errors import UsageError, unknown
 from resnotes.models.network import Block, Network, check_options, initialize
-from resnotes.models.shortcuts import Gate, connect
+from resnotes.models.shortcuts import Gate, Gated, GatedBlock, connect
 
 # Convolutions in a unit, and the order of its layers unless another is asked for.
 FAMILIES: dict[str, tuple[int, str]] = {
@@ -151,7 +151,8 @@ def residual_network(
             skip = None
             if family != "plain":
                 skip, residual = connect(shortcut, layers, channels, out_channels, stride, batch_norm=batch_norm)
-            blocks.append(Block(residual, skip, _after(after, out_channels)))
+            unit = GatedBlock if isinstance(residual, Gated) else Block
+            blocks.append(unit(residual, skip, _after(after, out_channels)))
             channels = out_channels
 
     stem = OrderedDict[str, nn.Module](conv=nn.Conv2d(in_channels, width, 3, padding=1, bias=False))

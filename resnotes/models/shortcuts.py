@@ -18,12 +18,14 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from resnotes.errors import UsageError
+from resnotes.models.network import Block
 
 # How many numbers follow the name, at least and at most, and between what limits they lie.
 KINDS: dict[str, tuple[int, int, float, float]] = {
@@ -152,6 +154,17 @@ class GatedShortcut(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Of the branch's shape."""
         out: Tensor = (1 - self.gate(x)) * self.branch(x)
+        return out
+
+
+class GatedBlock(Block):
+    """A block of exclusive gating, ``after((1 - g(x)) * shortcut + g(x) * residual)``, that computes g once."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply the unit to ``x``, ``[N, C, H, W]``."""
+        residual, shortcut = cast(Gated, self.residual), cast(GatedShortcut, self.shortcut)
+        gates = residual.gate(x)
+        out: Tensor = self.after((1 - gates) * shortcut.branch(x) + gates * residual.branch(x))
         return out
 
 
