@@ -98,7 +98,7 @@ def read_steps(module: nn.Module) -> list[Step]:
             return [Step("relu", "ReLU")]
         case Scale():
             return [Step("other", f"× {module.factor:g}")]
-        case nn.Dropout():
+        case nn.Dropout() | nn.Dropout2d():
             return [Step("other", f"dropout {module.p:g}")]
         case ZeroPadShortcut():
             return [Step("other", "zero padding")]

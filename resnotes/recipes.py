@@ -8,7 +8,7 @@ from typing import Literal
 from resnotes.errors import UsageError
 from resnotes.thinning import parse as parse_blocks
 
-SCHEDULES = ("steps", "one-cycle")
+SCHEDULES = ("steps", "one-cycle", "poly")
 PRECISIONS = ("auto", "float32", "bfloat16")
 
 
@@ -22,10 +22,10 @@ class Recipe:
 
     iterations: int  # of the optimiser, over all epochs; the paper: 64,000
     batch_size: int = 128  # the rest of an epoch that fills no batch is left out, so that shapes never change
-    lr: float = 0.1  # the peak, for a one-cycle schedule
+    lr: float = 0.1  # the peak, for one-cycle; where poly begins
     momentum: float = 0.9
     weight_decay: float = 1e-4  # on all parameters, BN's included, as in the papers
-    schedule: Literal["steps", "one-cycle"] = "steps"
+    schedule: Literal["steps", "one-cycle", "poly"] = "steps"
     milestones: tuple[int, ...] = ()  # iterations at which lr is divided by 10; the paper: 32,000 and 48,000
     warmup_iterations: int = 0  # the papers warm up 400 iterations for 110 layers and more,
     warmup_lr: float = 0.01  # at this lr
@@ -58,10 +58,13 @@ class Recipe:
         """Learning rate of iteration 0, 1, ..., `iterations` - 1.
 
         One-cycle rises linearly over the first 30 % of the iterations and falls linearly to zero.
+        Poly falls as (1 - iteration / iterations)^0.9 (Zhao et al. 2017, Sec. 5.1).
         """
         if iteration < self.warmup_iterations:
             return self.warmup_lr
         if self.schedule == "steps":
             return self.lr * 0.1 ** sum(iteration >= milestone for milestone in self.milestones)
+        if self.schedule == "poly":
+            return self.lr * float((1 - iteration / self.iterations) ** 0.9)
         progress = (iteration + 1) / (self.iterations + 1)
         return self.lr * min(progress / 0.3, (1 - progress) / 0.7)

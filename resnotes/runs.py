@@ -153,7 +153,7 @@ def histories(finished: Iterable[Run]) -> pd.DataFrame:
 
 def load_data(spec: RunSpec) -> Classification:
     """The data that `spec` trains on; its normalization is that of these training images."""
-    data = datasets.load(spec.dataset)
+    data = datasets.load_classification(spec.dataset)
     return data if spec.train_images is None else data.train_subset(spec.train_images)
 
 

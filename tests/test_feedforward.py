@@ -218,7 +218,7 @@ def test_a_line_of_text_names_a_network() -> None:
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("vgg-16", {}, r"unknown network 'vgg-16'; allowed: plain-N .*, vgg-15, alexnet$"),
+        ("vgg-16", {}, r"unknown network 'vgg-16'; allowed: plain-N .*, vgg-15, alexnet, fcn-E, .*"),
         ("vgg", {}, "unknown network 'vgg'; allowed"),
         ("alexnet-8", {}, "unknown network 'alexnet-8'; allowed"),
         (

@@ -93,7 +93,7 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def other_data(monkeypatch: pytest.MonkeyPatch) -> None:
     """From now on, the data at hand is not what the runs were made on."""
     digits = dataclasses.replace(datasets.load("digits"), variant="digits-jpeg", fingerprint="0123456789abcdef")
-    monkeypatch.setattr(datasets, "load", lambda name: digits)
+    monkeypatch.setattr(datasets, "load_classification", lambda name: digits)
 
 
 def content(folder: Path) -> dict[str, bytes]:
@@ -110,7 +110,7 @@ recipes = st.builds(
     Recipe,
     iterations=st.integers(1, 10**6),
     lr=st.floats(1e-6, 10),
-    schedule=st.sampled_from(["steps", "one-cycle"]),
+    schedule=st.sampled_from(["steps", "one-cycle", "poly"]),
     milestones=st.lists(st.integers(0, 10**6), max_size=3).map(tuple),
     flip=st.booleans(),
     probe_images=st.none() | st.integers(1, 10**4),

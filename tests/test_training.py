@@ -89,6 +89,18 @@ def test_one_cycle_rises_for_three_tenths_and_falls_to_nothing(iterations: int, 
     assert all(abs(b - a) <= slope * (1 + 1e-6) for a, b in itertools.pairwise([0, *rates, 0]))
 
 
+def test_poly_is_torchs() -> None:
+    recipe = Recipe(iterations=150, schedule="poly", lr=0.01, warmup_iterations=3, warmup_lr=0.002)
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.01)
+    poly = torch.optim.lr_scheduler.PolynomialLR(optimizer, total_iters=150, power=0.9)
+    for iteration in range(150):
+        expected = 0.002 if iteration < 3 else optimizer.param_groups[0]["lr"]
+        assert math.isclose(recipe.lr_at(iteration), expected)
+        optimizer.step()
+        poly.step()
+    assert recipe.lr_at(150) == 0
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -97,7 +109,7 @@ def test_one_cycle_rises_for_three_tenths_and_falls_to_nothing(iterations: int, 
         ({"lr": float("nan")}, "lr must be positive, found nan"),
         ({"weight_decay": -1e-4}, "weight_decay must not be negative"),
         ({"pad": -1}, "pad must not be negative"),
-        ({"schedule": "cosine"}, "unknown schedule 'cosine'; allowed: steps, one-cycle"),
+        ({"schedule": "cosine"}, "unknown schedule 'cosine'; allowed: steps, one-cycle, poly"),
         ({"precision": "float16"}, "unknown precision 'float16'; allowed: auto, float32, bfloat16"),
     ],
 )

@@ -1,46 +1,86 @@
-"""Data sets by name. A new one is a loader module and a line in `_LOADERS`.
+"""Data sets by name. A new one is a loader module and a line in one of the tables of loaders.
 
 Importing this costs no more than torch: scikit-learn and torchvision are imported by the loaders when called.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from inspect import signature
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Literal, Protocol, TypeVar, overload
 
-from resnotes.datasets import cifar10, digits
+from resnotes.datasets import ade20k, camvid, cifar10, digits, scenes
 from resnotes.datasets.availability import Availability
 from resnotes.datasets.classification import Classification, Normalization
-from resnotes.errors import unknown
+from resnotes.datasets.segmentation import Object, Sample, Segmentation, Split
+from resnotes.errors import UsageError, unknown
 from resnotes.paths import data_root
 
-__all__ = ["Availability", "Classification", "Normalization", "fetch", "load", "status"]
+__all__ = [
+    "Availability",
+    "Classification",
+    "Normalization",
+    "Object",
+    "Sample",
+    "Segmentation",
+    "Split",
+    "fetch",
+    "load",
+    "load_classification",
+    "load_segmentation",
+    "status",
+]
+
+_Data_co = TypeVar("_Data_co", bound=Classification | Segmentation, covariant=True)
+_Loaded = TypeVar("_Loaded", bound=Classification | Segmentation)
 
 
-class _Loader(Protocol):
-    """What a loader module offers; `root` is the folder of all data sets."""
+class _Loader(Protocol[_Data_co]):
+    """What a loader module offers; `root` is the folder of all data sets. Options of `load` are its keywords."""
 
-    def load(self, root: Path) -> Classification: ...
+    @property
+    def load(self) -> Callable[..., _Data_co]: ...
     def status(self, root: Path) -> Availability: ...
     def fetch(self, root: Path, mirrors: Sequence[str]) -> None: ...
 
 
-_LOADERS: dict[str, _Loader] = {"digits": digits, "cifar10": cifar10}
+_CLASSIFICATION: dict[str, _Loader[Classification]] = {"digits": digits, "cifar10": cifar10}
+_SEGMENTATION: dict[str, _Loader[Segmentation]] = {"scenes": scenes, "camvid": camvid, "ade20k": ade20k}
+_LOADERS: dict[str, _Loader[Classification | Segmentation]] = {**_CLASSIFICATION, **_SEGMENTATION}
 
 
-def load(name: str, root: Path | str | None = None) -> Classification:
-    """Loads a data set: `digits` or `cifar10`.
+@overload
+def load(name: Literal["digits", "cifar10"], root: Path | str | None = None) -> Classification: ...
+@overload
+def load(
+    name: Literal["scenes", "camvid", "ade20k"], root: Path | str | None = None, **options: Any
+) -> Segmentation: ...
+@overload
+def load(name: str, root: Path | str | None = None, **options: Any) -> Classification | Segmentation: ...
+def load(name: str, root: Path | str | None = None, **options: Any) -> Classification | Segmentation:
+    """Loads a data set: `digits` or `cifar10` for classification; `scenes`, `camvid` or `ade20k` for segmentation.
 
     Args:
         name: of the data set.
         root: folder of the data sets; default `RESNOTES_DATA`, else `data/cache`.
+        options: of its loader, see `resnotes.datasets.scenes.load` and `resnotes.datasets.camvid.load`.
 
     Raises:
-        UsageError: no data set has this name.
+        UsageError: no data set has this name, or it has no such option or value.
         DatasetError: it is missing and cannot be downloaded, damaged, or not laid out as expected.
     """
-    return _loader(name).load(_root(root))
+    return _load(_LOADERS, "data set", name, root, options)
+
+
+def load_classification(name: str, root: Path | str | None = None) -> Classification:
+    """`load`, for those who need one label an image; any other data set is a `UsageError`."""
+    return _load(_CLASSIFICATION, "data set for classification", name, root, {})
+
+
+def load_segmentation(name: str, root: Path | str | None = None, **options: Any) -> Segmentation:
+    """`load`, for those who need one label a pixel; any other data set is a `UsageError`."""
+    return _load(_SEGMENTATION, "data set for segmentation", name, root, options)
 
 
 def status(root: Path | str | None = None) -> list[Availability]:
@@ -58,15 +98,27 @@ def fetch(name: str, root: Path | str | None = None, mirrors: Sequence[str] = ()
 
     Raises:
         UsageError: no data set has this name.
-        DatasetError: no mirror delivered it; the message lists the failure of each.
+        DatasetError: no mirror delivered it, and the message lists the failure of each; or it cannot be downloaded.
     """
-    _loader(name).fetch(_root(root), mirrors)
-
-
-def _loader(name: str) -> _Loader:
     if name not in _LOADERS:
         raise unknown("data set", name, _LOADERS)
-    return _LOADERS[name]
+    _LOADERS[name].fetch(_root(root), mirrors)
+
+
+def _load(
+    loaders: Mapping[str, _Loader[_Loaded]],
+    kind: str,
+    name: str,
+    root: Path | str | None,
+    options: Mapping[str, Any],
+) -> _Loaded:
+    if name not in loaders:
+        raise unknown(kind, name, loaders)
+    allowed = list(signature(loaders[name].load).parameters)[1:]
+    for option in options:
+        if option not in allowed:
+            raise UsageError(f"{name} takes no option {option!r}; allowed: {', '.join(allowed) or 'none'}")
+    return loaders[name].load(_root(root), **options)
 
 
 def _root(root: Path | str | None) -> Path:

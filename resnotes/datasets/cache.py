@@ -7,26 +7,45 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from filelock import FileLock
+from torch import Tensor
 
 from resnotes.datasets.archives import Source
-from resnotes.datasets.classification import Classification, fingerprinted
+from resnotes.datasets.classification import fingerprint
 from resnotes.errors import DatasetError
 from resnotes.paths import cache_root
 
 _log = logging.getLogger(__name__)
 
-_ARRAYS = ("train_images", "train_labels", "test_images", "test_labels")
+
+@dataclass(frozen=True, eq=False)
+class Decoded:
+    """What a data set's files hold.
+
+    Attributes:
+        arrays: by name.
+        variant: which edition of the data this is.
+    """
+
+    arrays: Mapping[str, Tensor]
+    variant: str
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """16 hex digits of the SHA-256 over the arrays, in their order."""
+        return fingerprint(*self.arrays.values())
 
 
-def cached(name: str, source: Source, classes: tuple[str, ...], decode: Callable[[], Classification]) -> Classification:
+def cached(name: str, source: Source, arrays: Sequence[str], decode: Callable[[], Decoded]) -> Decoded:
     """The data set decoded from `source`: from the cache where it is up to date, else decoded and stored.
 
     Several processes may call this at once: one decodes, the others wait for it.
@@ -34,7 +53,7 @@ def cached(name: str, source: Source, classes: tuple[str, ...], decode: Callable
     Args:
         name: of the data set; begins the name of the cache folder.
         source: what the data set is read from.
-        classes: names, in label order.
+        arrays: the names of what is decoded, in order.
         decode: reads the source.
 
     Raises:
@@ -45,7 +64,7 @@ def cached(name: str, source: Source, classes: tuple[str, ...], decode: Callable
     with ThreadPoolExecutor(1) as pool:
         listing = pool.submit(source.signature)
         # A filled cache needs no lock, so it may lie on a read-only disk.
-        if found := _open(folder, listing.result, classes):
+        if found := _open(folder, listing.result, arrays):
             return found
         signature = listing.result()
     try:
@@ -55,7 +74,7 @@ def cached(name: str, source: Source, classes: tuple[str, ...], decode: Callable
     except (OSError, NotImplementedError) as error:  # the latter: a file system without locks
         raise _unwritable(error) from error
     try:
-        if found := _open(folder, lambda: signature, classes):
+        if found := _open(folder, lambda: signature, arrays):
             return found
         decoded = decode()
         _store(folder, signature, decoded)
@@ -83,15 +102,15 @@ def _read_record(folder: Path) -> dict[str, Any]:
     return record
 
 
-def _open(folder: Path, signature: Callable[[], str], classes: tuple[str, ...]) -> Classification | None:
+def _open(folder: Path, signature: Callable[[], str], arrays: Sequence[str]) -> Decoded | None:
     """What `folder` holds, if that is intact and was decoded from the source with this `signature`."""
     if not folder.exists():
         return None
     try:
         record = _read_record(folder)
         # Copy-on-write maps: torch gets the writable memory it asks for, the files stay as they are.
-        tensors = (torch.from_numpy(np.load(folder / f"{name}.npy", mmap_mode="c")) for name in _ARRAYS)
-        found = fingerprinted(*tensors, classes=classes, variant=record["variant"])
+        tensors = {name: torch.from_numpy(np.load(folder / f"{name}.npy", mmap_mode="c")) for name in arrays}
+        found = Decoded(tensors, record["variant"])
         decoded_from = record["signature"]
         intact = found.fingerprint == record["fingerprint"]
         damage = None if intact else f"fingerprint {found.fingerprint}, expected {record['fingerprint']}"
@@ -106,21 +125,20 @@ def _open(folder: Path, signature: Callable[[], str], classes: tuple[str, ...]) 
     return found
 
 
-def _store(folder: Path, signature: str, decoded: Classification) -> None:
+def _store(folder: Path, signature: str, decoded: Decoded) -> None:
     """Writes `folder` as a whole or not at all; the caller holds its lock."""
     # Under the lock one name is enough, and what a killed process left behind is ours to clear.
     partial = folder.with_name(f"{folder.name}.partial")
     try:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir()
-        for name in _ARRAYS:
-            np.save(partial / f"{name}.npy", getattr(decoded, name).numpy())
+        for name, tensor in decoded.arrays.items():
+            np.save(partial / f"{name}.npy", tensor.numpy())
         record = {
             "signature": signature,
             "variant": decoded.variant,
             "fingerprint": decoded.fingerprint,
-            "train_images": len(decoded.train_images),
-            "test_images": len(decoded.test_images),
+            **{name: len(tensor) for name, tensor in decoded.arrays.items()},
         }
         (partial / "record.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
         shutil.rmtree(folder, ignore_errors=True)
@@ -134,5 +152,5 @@ def _store(folder: Path, signature: str, decoded: Classification) -> None:
 def _unwritable(error: Exception) -> DatasetError:
     return DatasetError(
         f"the cache of decoded data {cache_root()} cannot be written ({error}); expected a writable folder "
-        "with room for the data set (CIFAR-10: 185 MB); set RESNOTES_CACHE to one"
+        "with room for the data set (CIFAR-10: 185 MB, CamVid: 490 MB); set RESNOTES_CACHE to one"
     )

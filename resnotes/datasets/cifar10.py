@@ -27,14 +27,15 @@ from tqdm import tqdm
 from resnotes.datasets.archives import Source, damage_reported, decode_rgb
 from resnotes.datasets.availability import Availability
 from resnotes.datasets.batches import read_batch
-from resnotes.datasets.cache import cached, cached_variant
-from resnotes.datasets.classification import Classification, fingerprinted
+from resnotes.datasets.cache import Decoded, cached, cached_variant
+from resnotes.datasets.classification import Classification
 from resnotes.datasets.download import download
 from resnotes.errors import DatasetError
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
 _SPLITS = ("train", "test")
+_ARRAYS = ("train_images", "train_labels", "test_images", "test_labels")
 _SIZE = (32, 32)
 _SUFFIXES = frozenset({".png", ".jpg", ".jpeg"})
 _TREE_ARCHIVE = re.compile(r"cifar-?10(-images.*)?\.(zip|tar|tgz|txz|tbz2?|tar\.(gz|xz|bz2))", re.IGNORECASE)
@@ -55,7 +56,8 @@ def load(root: Path) -> Classification:
     """
     source = _original(root) or _image_tree(root) or _downloaded(root)
     decode = _read_original if _is_original(source) else _read_tree
-    return cached("cifar10", source, CLASSES, partial(decode, source))
+    decoded = cached("cifar10", source, _ARRAYS, partial(decode, source))
+    return Classification(**decoded.arrays, classes=CLASSES, variant=decoded.variant, fingerprint=decoded.fingerprint)
 
 
 def status(root: Path) -> Availability:
@@ -140,7 +142,7 @@ def _image_tree(root: Path) -> Source | None:
     return None
 
 
-def _read_original(source: Source) -> Classification:
+def _read_original(source: Source) -> Decoded:
     from torchvision.datasets import CIFAR10
 
     published: dict[str, str] = dict([*CIFAR10.train_list, *CIFAR10.test_list])
@@ -161,10 +163,10 @@ def _read_original(source: Source) -> Classification:
         [torch.cat(parts) for parts in zip(*(batches[name] for name, _ in listed), strict=True)]
         for listed in (CIFAR10.train_list, CIFAR10.test_list)
     )
-    return fingerprinted(*train, *test, classes=CLASSES, variant="cifar10")
+    return Decoded(dict(zip(_ARRAYS, (*train, *test), strict=True)), "cifar10")
 
 
-def _read_tree(source: Source) -> Classification:
+def _read_tree(source: Source) -> Decoded:
     # Keyed by (class, file name) and sorted below: the order does not depend on how the tree is packed.
     splits: dict[str, dict[tuple[int, str], NDArray[np.uint8]]] = {split: {} for split in _SPLITS}
     lossless = True
@@ -190,7 +192,7 @@ def _read_tree(source: Source) -> Classification:
                 " for every class in train/ and test/; copy or download it again"
             )
     train, test = (_tensors(splits[split]) for split in _SPLITS)
-    return fingerprinted(*train, *test, classes=CLASSES, variant="cifar10" if lossless else "cifar10-jpeg")
+    return Decoded(dict(zip(_ARRAYS, (*train, *test), strict=True)), "cifar10" if lossless else "cifar10-jpeg")
 
 
 def _place(source: Source, path: PurePosixPath) -> tuple[str, ...]:

@@ -10,6 +10,7 @@ from functools import cached_property
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from resnotes.errors import UsageError
@@ -33,17 +34,15 @@ class Normalization:
     @classmethod
     def per_pixel(cls, images: Tensor) -> Normalization:
         """Mean per pixel (He et al. 2015, sec. 4.2) and overall std of the rest, of uint8 `[N, C, H, W]`."""
-        # NumPy's sums run in one thread, which a busy machine cannot slow down a hundredfold as it does torch's.
-        array = images.numpy()
-        total = np.zeros(array.shape[1:])
-        squares = np.zeros_like(total)
-        for start in range(0, len(array), _CHUNK):
-            values = array[start : start + _CHUNK].astype(np.float32)
-            total += values.sum(axis=0)
-            squares += np.square(values, out=values).sum(axis=0)
-        mean = total / len(array)
-        std = np.sqrt(np.mean(squares / len(array) - mean**2))
+        mean, square = _moments(images)
+        std = np.sqrt(np.mean(square - mean**2))
         return cls(torch.from_numpy(mean).float(), torch.tensor(std, dtype=torch.float32))
+
+    @classmethod
+    def by_channel(cls, images: Tensor) -> Normalization:
+        """One mean and one std a channel, of uint8 `[N, C, H, W]`."""
+        mean, square = (moment.mean(axis=(1, 2), keepdims=True) for moment in _moments(images))
+        return cls(torch.from_numpy(mean).float(), torch.from_numpy(np.sqrt(square - mean**2)).float())
 
     @classmethod
     def per_channel(cls, mean: Sequence[float], std: Sequence[float]) -> Normalization:
@@ -53,6 +52,19 @@ class Normalization:
     def __call__(self, images: Tensor) -> Tensor:
         """`(images - mean) / std` as float32 `[N, C, H, W]`, on the device of the uint8 `images`."""
         return (images - self.mean.to(images.device)).div_(self.std.to(images.device))
+
+
+def _moments(images: Tensor) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Mean, and mean square, of every pixel of uint8 `[N, C, H, W]`."""
+    # NumPy's sums run in one thread, which a busy machine cannot slow down a hundredfold as it does torch's.
+    array = images.numpy()
+    total = np.zeros(array.shape[1:])
+    squares = np.zeros_like(total)
+    for start in range(0, len(array), _CHUNK):
+        values = array[start : start + _CHUNK].astype(np.float32)
+        total += values.sum(axis=0)
+        squares += np.square(values, out=values).sum(axis=0)
+    return total / len(array), squares / len(array)
 
 
 @dataclass(frozen=True, eq=False)

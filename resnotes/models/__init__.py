@@ -15,6 +15,8 @@ from resnotes.models.feedforward import FEEDFORWARD
 from resnotes.models.imagenet import LAYOUTS, imagenet_resnet
 from resnotes.models.network import Block, Network, batch_statistics, count_parameters
 from resnotes.models.residual import FAMILIES, from_published, residual_network
+from resnotes.models.segmentation import NAMES as SEGMENTATION
+from resnotes.models.segmentation import SMALL, segmentation_network
 
 __all__ = [
     "Block",
@@ -29,7 +31,12 @@ __all__ = [
 ]
 
 _NAMES = ", ".join(
-    [*(f"{family}-N (N = {3 * count}n + 2)" for family, (count, _) in FAMILIES.items()), *LAYOUTS, *FEEDFORWARD]
+    [
+        *(f"{family}-N (N = {3 * count}n + 2)" for family, (count, _) in FAMILIES.items()),
+        *LAYOUTS,
+        *FEEDFORWARD,
+        f"fcn-E, pspnet-E (E = {SMALL}, {', '.join(LAYOUTS)})",
+    ]
 )
 
 
@@ -38,10 +45,12 @@ def build(name: str, **options: Any) -> Network:
 
     Args:
         name: ``plain-N``, ``resnet-N`` or ``preresnet-N`` with N = 6n + 2, ``bottleneck-N`` or ``prebottleneck-N``
-            with N = 9n + 2, ``resnet18`` to ``resnet152``, ``vgg-15`` (the only depth of a VGG) or ``alexnet``.
+            with N = 9n + 2, ``resnet18`` to ``resnet152``, ``vgg-15`` (the only depth of a VGG), ``alexnet``, or
+            for segmentation ``fcn-E`` or ``pspnet-E`` with an encoder E, ``small`` or ``resnet18`` to ``resnet152``.
         options: ``num_classes``, ``in_channels``, ``width`` and others, see
-            `resnotes.models.residual.residual_network` for networks with N, `resnotes.models.feedforward` for the
-            last two, and `resnotes.models.imagenet.imagenet_resnet`.
+            `resnotes.models.residual.residual_network` for networks with N, `resnotes.models.feedforward` for VGG
+            and AlexNet, `resnotes.models.imagenet.imagenet_resnet`, and
+            `resnotes.models.segmentation.segmentation_network`.
 
     Raises:
         UsageError: an unknown name or option, or a value that the network cannot take.
@@ -53,6 +62,8 @@ def build(name: str, **options: Any) -> Network:
         builder = FEEDFORWARD[name]
     elif name in LAYOUTS:
         builder = partial(imagenet_resnet, name)
+    elif name in SEGMENTATION:
+        builder = partial(segmentation_network, name)
     else:
         raise UsageError(f"unknown network {name!r}; allowed: {_NAMES}")
     allowed = [
@@ -63,17 +74,22 @@ def build(name: str, **options: Any) -> Network:
     for option in options:
         if option not in allowed:
             raise UsageError(f"{name} takes no option {option!r}; allowed: {', '.join(allowed)}")
-    # Those for ImageNet have a network's shape, under torchvision's names for the parameters.
+    # Those for ImageNet have a network's shape, under torchvision's names for the parameters. Those for segmentation
+    # are no classifiers, and share only `name` and `options` with the others.
     return cast(Network, builder(**options))
 
 
 def label(name: str, options: Mapping[str, Any]) -> str:
     """A network and its options in one line: ``"resnet-56 shortcut=dropout:0.5"``; without options, its name."""
-    return " ".join([name, *(f"{option}={value}" for option, value in options.items())])
+
+    def written(value: Any) -> str:  # a list, as JSON has it, and a tuple alike, and without spaces
+        return str(tuple(value)).replace(" ", "") if isinstance(value, list | tuple) else str(value)
+
+    return " ".join([name, *(f"{option}={written(value)}" for option, value in options.items())])
 
 
 def from_label(text: str) -> tuple[str, dict[str, Any]]:
-    """Name and options of a network from what `label` wrote; numbers, True and False are read as such.
+    """Name and options of a network from what `label` wrote; numbers, tuples, True and False are read as such.
 
     Raises:
         UsageError: something other than ``option=value`` after the name.

@@ -13,6 +13,7 @@ gradients are written against:
 a second time would duplicate its keys in the state dict.
 """
 
+from collections.abc import Sequence
 from typing import ClassVar, NamedTuple, cast
 
 import torch.nn.functional as F
@@ -146,6 +147,35 @@ LAYOUTS = {
 }
 
 
+def residual_stages(
+    block: type[BasicBlock] | type[Bottleneck], depths: Sequence[int], width: int, *, reached: int, output_stride: int
+) -> list[nn.Sequential]:
+    """Stages that halve the map and double the channels, from the second on, down to an output stride.
+
+    Below that, they spread their filters instead of striding.
+
+    Args:
+        block: the kind of block.
+        depths: blocks of each stage.
+        width: channels of the incoming map, and of the first stage's 3x3 convolutions.
+        reached: pixels of the image per cell of the incoming map.
+        output_stride: pixels of the image per cell of the last map, at most.
+    """
+    stages = []
+    entering, dilation = width, 1
+    for i, depth in enumerate(depths):
+        stride, incoming = 1 if i == 0 else 2, dilation
+        if reached * stride > output_stride:
+            stride, dilation = 1, dilation * stride
+        reached *= stride
+        blocks = [block(entering, width * 2**i, stride=stride, dilation=(incoming, dilation))]
+        entering = block.expansion * width * 2**i
+        for _ in range(depth - 1):
+            blocks.append(block(entering, width * 2**i, dilation=(dilation, dilation)))
+        stages.append(nn.Sequential(*blocks))
+    return stages
+
+
 class ImageNetResNet(nn.Module):
     """A residual net for large images: `[N, in_channels, H, W]` to logits `[N, num_classes]`.
 
@@ -189,18 +219,8 @@ class ImageNetResNet(nn.Module):
         self.conv1 = nn.Conv2d(in_channels, width, 7, stride=2, padding=3, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
 
-        layers = []
-        entering, reached, dilation = width, 4, 1  # the stem's convolution and max pooling each halve the map
-        for i, depth in enumerate(layout.stages):
-            stride, incoming = 1 if i == 0 else 2, dilation
-            if reached * stride > output_stride:
-                stride, dilation = 1, dilation * stride
-            reached *= stride
-            blocks = [layout.block(entering, width * 2**i, stride=stride, dilation=(incoming, dilation))]
-            entering = self.channels[i]
-            for _ in range(depth - 1):
-                blocks.append(layout.block(entering, width * 2**i, dilation=(dilation, dilation)))
-            layers.append(nn.Sequential(*blocks))
+        # The stem's convolution and max pooling each halve the map.
+        layers = residual_stages(layout.block, layout.stages, width, reached=4, output_stride=output_stride)
         self.layer1, self.layer2, self.layer3, self.layer4 = layers
 
         self.fc = nn.Linear(self.channels[-1], num_classes)

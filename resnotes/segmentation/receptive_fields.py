@@ -1,0 +1,118 @@
+"""How far a network could look, from its kernels, and how far it does look, from its gradients.
+
+Luo et al. 2016, "Understanding the effective receptive field" (arXiv 1701.04128).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from resnotes.errors import UsageError
+from resnotes.models.encoder import Encoder
+from resnotes.models.segmentation import SegmentationNetwork
+
+_BATCH = 16  # images per backward pass
+
+
+class ReceptiveField(NamedTuple):
+    """What a cell of a map can depend on: the square of `size` pixels a side around pixel ``stride * i`` for cell i.
+
+    Attributes:
+        size: pixels; infinite where pooling takes in the whole image.
+        stride: pixels from a cell to the next.
+    """
+
+    size: float
+    stride: int
+
+
+class EffectiveField(NamedTuple):
+    """What the logits of a pixel do depend on.
+
+    Attributes:
+        map: float64 ``[H, W]``, magnitude of their gradient with respect to each pixel, as a share of the sum.
+        centre: row and column of the pixel.
+        radius: half the side, without the centre, of the smallest square around it that holds the share asked for.
+    """
+
+    map: Tensor
+    centre: tuple[int, int]
+    radius: int
+
+    @property
+    def size(self) -> int:
+        """Side of that square in pixels, to compare with `ReceptiveField.size`."""
+        return 2 * self.radius + 1
+
+
+def theoretical_receptive_field(module: Encoder | SegmentationNetwork) -> ReceptiveField:
+    """The receptive field of a cell of the encoder's last map, or of the FCN's logits before upsampling.
+
+    The logits of pixels at multiples of the stride are those of a cell; other pixels lie between two cells on each
+    axis, and see one stride more.
+    """
+    parts: list[nn.Module] = [module]
+    if isinstance(module, SegmentationNetwork):
+        parts = [module.encoder, module.head]
+    size, stride = 1, 1
+    for part in parts:
+        for name, layer in part.named_modules():
+            if isinstance(layer, nn.Conv2d | nn.MaxPool2d) and "downsample" not in name:  # a shortcut sees less
+                kernel, step, dilation = (
+                    value if isinstance(value, int) else value[0]
+                    for value in (layer.kernel_size, layer.stride, layer.dilation)
+                )
+                size += (kernel - 1) * dilation * stride
+                stride *= step
+    pooled = isinstance(module, SegmentationNetwork) and module.pyramid.bins
+    return ReceptiveField(math.inf if pooled else size, stride)
+
+
+def effective_receptive_field(
+    network: nn.Module, images: Tensor, *, share: float = 0.95, seed: int = 0
+) -> EffectiveField:
+    """The gradient of the central pixel's logits with respect to the image, in eval mode.
+
+    Its magnitude at a pixel is the root mean square over images, their channels and classes: each image's logits are
+    added up with random signs, which has the same mean square as one backward pass for each class.
+
+    Args:
+        network: ``[N, C, H, W]`` to logits ``[N, K, H, W]``.
+        images: normalised, ``[N, C, H, W]``; noise (`torch.randn`) shows the field of the network alone.
+        share: of the summed magnitude that the square of `radius` holds.
+        seed: of the signs.
+
+    Raises:
+        UsageError: a share that is not above 0 and at most 1, or a gradient that is 0 everywhere.
+    """
+    if not 0 < share <= 1:
+        raise UsageError(f"share must be above 0 and at most 1, found {share!r}")
+    generator = torch.Generator().manual_seed(seed)
+    height, width = images.shape[2:]
+    centre = height // 2, width // 2
+    energy = torch.zeros(height, width, dtype=torch.float64)
+    was_training = network.training
+    network.eval()
+    for part in images.split(_BATCH):
+        inputs = part.detach().requires_grad_()
+        with torch.enable_grad():
+            logits = network(inputs)[:, :, *centre]
+        signs = torch.randint(2, logits.shape, generator=generator).to(logits) * 2 - 1
+        (gradient,) = torch.autograd.grad(logits, inputs, signs)
+        energy += gradient.double().square().sum((0, 1)).cpu()
+    network.train(was_training)
+    if not energy.any():
+        raise UsageError("the logits of the central pixel do not depend on the image")
+
+    magnitude = energy.sqrt()
+    magnitude /= magnitude.sum()
+    rows, columns = (torch.arange(n) - middle for n, middle in zip((height, width), centre, strict=True))
+    distance = torch.maximum(rows.abs()[:, None], columns.abs()[None, :])
+    within = torch.bincount(distance.flatten(), magnitude.flatten()).cumsum(0)
+    # Summed in another order, the whole may come out a rounding error short of 1.
+    radius = int((within >= share * within[-1]).nonzero()[0])
+    return EffectiveField(magnitude, centre, radius)
