@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from sklearn.datasets import load_digits
+from sklearn.model_selection import train_test_split
 
 from resnotes import datasets, runs
 from resnotes.datasets import Classification, Normalization
@@ -205,3 +206,21 @@ def test_a_sample_of_the_test_set_holds_every_class_even_if_they_are_sorted() ->
     every = data.test_sample(10_000)
     assert torch.equal(every[0], data.test_images)
     assert torch.equal(every[1], data.test_labels)
+
+
+def test_digits_are_those_of_scikit_learn_split_by_scikit_learn() -> None:
+    pixels, target = load_digits(return_X_y=True)
+    train, test = train_test_split(np.arange(len(target)), test_size=0.2, random_state=0, stratify=target)
+    digits = datasets.load("digits")
+    for chosen, images, labels in (
+        (train, digits.train_images, digits.train_labels),
+        (test, digits.test_images, digits.test_labels),
+    ):
+        assert labels.tolist() == target[chosen].tolist()
+        assert np.array_equal(images.flatten(1).numpy(), np.rint(pixels[chosen] * 255 / 16))
+
+
+def test_digits_come_from_scikit_learn_itself_where_its_file_has_moved(monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = datasets.load("digits").fingerprint
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    assert datasets.load("digits").fingerprint == expected
