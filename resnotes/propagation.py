@@ -286,7 +286,7 @@ def gradient_flow(network: Network, inputs: Tensor, labels: Tensor) -> pd.DataFr
     with batch_statistics(network):
         signals, gradients, sums = _pass(network, inputs, labels)
         direct = [gradients[-1]]
-        for block, signal, y in reversed(list(zip(network.blocks, signals, sums, strict=False))):
+        for block, signal, y in reversed(list(zip(network.blocks, signals[:-1], sums, strict=True))):
             if block.shortcut is None:
                 direct.append(torch.zeros_like(signal))
                 continue

@@ -9,26 +9,12 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import functools
-from collections.abc import Iterator
 
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from resnotes.errors import UsageError
-
-
-@contextlib.contextmanager
-def _second_time(blocks: list[nn.Module]) -> Iterator[None]:
-    """Keep BN from counting the same batch twice: let it update copies of its running statistics."""
-    norms = [module for block in blocks for module in block.modules() if isinstance(module, nn.BatchNorm2d)]
-    kept = [dict(norm._buffers) for norm in norms]
-    for norm, buffers in zip(norms, kept, strict=True):
-        norm._buffers.update({name: None if value is None else value.clone() for name, value in buffers.items()})
-    try:
-        yield
-    finally:
-        for norm, buffers in zip(norms, kept, strict=True):
-            norm._buffers.update(buffers)
+from resnotes.models.network import kept_statistics
 
 
 @functools.cache
@@ -75,7 +61,8 @@ def forward(network: nn.Module, inputs: Tensor, recompute: int = 0) -> Tensor:
         def contexts(
             segment: list[nn.Module] = segment,
         ) -> tuple[contextlib.AbstractContextManager[None], contextlib.AbstractContextManager[None]]:
-            return contextlib.nullcontext(), _second_time(segment)
+            # The second time, BN must not count the same batch again.
+            return contextlib.nullcontext(), kept_statistics(*segment)
 
         x = checkpoint(run, x, use_reentrant=False, context_fn=contexts)
     out: Tensor = network.head(x)  # type: ignore[operator]

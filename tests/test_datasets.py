@@ -206,6 +206,8 @@ def test_a_sample_of_the_test_set_holds_every_class_even_if_they_are_sorted() ->
     every = data.test_sample(10_000)
     assert torch.equal(every[0], data.test_images)
     assert torch.equal(every[1], data.test_labels)
+    with pytest.raises(UsageError, match="a sample of 0 test images is not possible"):
+        data.test_sample(0)
 
 
 def test_digits_are_those_of_scikit_learn_split_by_scikit_learn() -> None:

@@ -134,7 +134,12 @@ class Classification:
         """`n` test images and their labels, evenly spaced over the set; all of them, where it has no more.
 
         The first ones will not do: where files lie in a folder for each class, they are all of one class.
+
+        Raises:
+            UsageError: `n` is below 1.
         """
+        if n < 1:
+            raise UsageError(f"a sample of {n} test images is not possible; expected at least 1")
         total = len(self.test_images)
         chosen = torch.arange(min(n, total)) * total // min(n, total)
         return self.test_images[chosen], self.test_labels[chosen]

@@ -82,21 +82,28 @@ class Network(nn.Module):
 
 
 @contextlib.contextmanager
-def batch_statistics(network: nn.Module) -> Iterator[None]:
-    """In train mode for a while, with BN on the statistics of the batch; modes and running statistics are kept."""
-    modes = [(module, module.training) for module in network.modules()]
-    norms = [module for module, _ in modes if isinstance(module, nn.BatchNorm2d)]
+def kept_statistics(*modules: nn.Module) -> Iterator[None]:
+    """For a while, BN updates copies of its running statistics; those of before come back afterwards."""
+    norms = [norm for module in modules for norm in module.modules() if isinstance(norm, nn.BatchNorm2d)]
     kept = [dict(norm._buffers) for norm in norms]
+    for norm, buffers in zip(norms, kept, strict=True):
+        norm._buffers.update({name: None if value is None else value.clone() for name, value in buffers.items()})
     try:
-        network.train()
-        for norm in norms:
-            norm._buffers.update(
-                {name: None if value is None else value.clone() for name, value in norm._buffers.items()}
-            )
         yield
     finally:
         for norm, buffers in zip(norms, kept, strict=True):
             norm._buffers.update(buffers)
+
+
+@contextlib.contextmanager
+def batch_statistics(network: nn.Module) -> Iterator[None]:
+    """In train mode for a while, with BN on the statistics of the batch; modes and running statistics are kept."""
+    modes = [(module, module.training) for module in network.modules()]
+    try:
+        network.train()
+        with kept_statistics(network):
+            yield
+    finally:
         for module, mode in modes:
             module.training = mode
 
