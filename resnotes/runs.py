@@ -19,8 +19,8 @@ import hashlib
 import json
 import os
 import platform
-from collections.abc import Iterable, Mapping
-from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from multiprocessing import get_context
@@ -189,6 +189,21 @@ def _machine(device: str) -> str:
     return f"{name}, {os.cpu_count()} cores"
 
 
+def _default_workers(device: str) -> int:
+    """How many runs are trained at once."""
+    return torch.get_num_threads() if resolve_device(device).type == "cpu" else 1
+
+
+def _data_of(specs: Iterable[RunSpec]) -> dict[tuple[str, int | None], Classification]:
+    """Each data set once: opening one takes longer than finding a run."""
+    sources = {(spec.dataset, spec.train_images): spec for spec in specs}
+    return {key: load_data(spec) for key, spec in sources.items()}
+
+
+def _counted(specs: Iterable[RunSpec]) -> Iterator[RunSpec]:
+    return iter(tqdm(specs, desc="runs", unit="run", disable=None, leave=False))
+
+
 def _half_type(run: Run) -> torch.dtype:
     """bfloat16 if the run computed in it, since autocast rounds weights to it before each product anyway."""
     return torch.bfloat16 if run.facts["precision"] == "bfloat16" else torch.float16
@@ -267,9 +282,7 @@ class RunStore:
                 return None
         return run
 
-    def get_all(
-        self, specs: Iterable[RunSpec], *, device: str = "auto", workers: int | None = None, here: bool = True
-    ) -> list[Run]:
+    def get_all(self, specs: Iterable[RunSpec], *, device: str = "auto", workers: int | None = None) -> list[Run]:
         """`get` for each of `specs`, in their order.
 
         Args:
@@ -277,40 +290,39 @@ class RunStore:
             device: where missing runs are trained.
             workers: train so many at once, in processes with one thread each: where images are small, two runs
                 with a thread each finish sooner than one after the other with two. By default as many as
-                PyTorch has threads here, and one on a GPU.
-            here: a single worker may be this process itself.
+                PyTorch has threads here, and one, which is this process itself, on a GPU.
         """
         specs = list(specs)
-        if workers is None:
-            workers = torch.get_num_threads() if resolve_device(device).type == "cpu" else 1
-        # Read once for many runs: opening a data set takes longer than finding a run.
-        sources = {(spec.dataset, spec.train_images): spec for spec in specs}
-        loaded = {key: load_data(spec) for key, spec in sources.items()}
-        missing = [spec for spec in specs if self._at_hand(spec, loaded[spec.dataset, spec.train_images]) is None]
-        with tqdm(total=len(specs), desc="runs", unit="run", disable=None, leave=False) as bar:
-            if missing and (workers > 1 or not here):
-                with ProcessPoolExecutor(
-                    min(workers, len(missing)), get_context("spawn"), torch.set_num_threads, (1,)
-                ) as pool:
-                    for task in [pool.submit(self.get, spec, device=device) for spec in missing]:
-                        task.result()
-                        bar.update()
-            runs = []
-            for spec in specs:
-                runs.append(self._get(spec, loaded[spec.dataset, spec.train_images], device))
-                bar.update(bar.n < len(runs))
-        return runs
+        if (workers or _default_workers(device)) > 1:
+            return list(self.start(specs, device=device, workers=workers))
+        loaded = _data_of(specs)
+        return [self._get(spec, loaded[spec.dataset, spec.train_images], device) for spec in _counted(specs)]
 
-    def start(self, specs: Iterable[RunSpec]) -> Future[list[Run]]:
-        """`get_all` in the background: ``result()`` waits for the runs.
+    def start(self, specs: Iterable[RunSpec], *, device: str = "auto", workers: int | None = None) -> Iterator[Run]:
+        """`get_all` in the background: the runs in their order, each as soon as it is there.
 
-        A thread waits for other processes to train them. In this one, training would draw from the random generator
-        that everything else here draws from.
+        Other processes train them, also between one run taken and the next. In this one, training would draw from
+        the random generator that everything else here draws from.
         """
-        waiting = ThreadPoolExecutor(1)
-        future = waiting.submit(self.get_all, list(specs), here=False)
-        waiting.shutdown(wait=False)
-        return future
+        specs = list(specs)
+        loaded = _data_of(specs)
+        missing = [spec for spec in specs if self._at_hand(spec, loaded[spec.dataset, spec.train_images]) is None]
+        pool = ProcessPoolExecutor(
+            max(1, min(workers or _default_workers(device), len(missing))),  # which start when something is submitted
+            get_context("spawn"),
+            torch.set_num_threads,
+            (1,),
+        )
+        training = {spec.name: pool.submit(self.get, spec, device=device) for spec in missing}
+
+        def finished() -> Iterator[Run]:
+            with pool:
+                for spec in _counted(specs):
+                    if spec.name in training:
+                        training[spec.name].result()
+                    yield self._get(spec, loaded[spec.dataset, spec.train_images], device)
+
+        return finished()
 
     def record(self, run: Run, *, weights: bool = True) -> Run:
         """Copy a finished run to the recorded ones; weights in half precision if the test error stays the same.

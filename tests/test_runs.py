@@ -323,7 +323,7 @@ def test_started_in_the_background_they_are_the_same_and_finished_ones_start_not
     store = RunStore(tmp_path / "runs", tmp_path / "recorded")
     asked = [dataclasses.replace(SPEC, seed=5), dataclasses.replace(SPEC, seed=4)]
     before = torch.random.get_rng_state()
-    started = store.start(asked).result()
+    started = list(store.start(asked))
     assert [run.spec.seed for run in started] == [5, 4]
     assert torch.equal(torch.random.get_rng_state(), before)  # this process trained nothing
     alone = RunStore(tmp_path / "alone", tmp_path / "recorded").get(asked[0])
@@ -331,7 +331,7 @@ def test_started_in_the_background_they_are_the_same_and_finished_ones_start_not
         started[0].history.drop(columns="seconds"), alone.history.drop(columns="seconds"), rtol=1e-3
     )
     monkeypatch.setattr(runs, "ProcessPoolExecutor", lambda *_: pytest.fail("a process, for nothing"))
-    assert [run.name for run in store.start(asked).result()] == [run.name for run in started]
+    assert [run.name for run in store.start(asked)] == [run.name for run in started]
 
 
 def test_what_a_killed_writer_left_is_cleaned_up(store: RunStore, finished: Run, trained: list[str]) -> None:
