@@ -28,9 +28,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from torchvision import transforms
 
 from resnotes import models
+from resnotes.classification import batches
 from resnotes.datasets import Normalization
+from resnotes.devices import resolve_device, resolve_precision
 from resnotes.recipes import Recipe
-from resnotes.training import batches, optimizer_step, resolve_device, resolve_precision
+from resnotes.training import optimizer_step
 
 BATCH = 128
 

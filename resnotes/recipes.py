@@ -36,18 +36,42 @@ class Recipe:
     snapshots: tuple[int, ...] = ()  # epochs after which the weights are kept
     recompute: int = 0  # keep activations of every so-many-th block only, recompute the others; 0 keeps all
     blocks: str = "all"  # in each batch train all, exactly:k or, by chance, stochastic-depth:p; see `resnotes.thinning`
+    # For segmentation alone, which has no use for `pad`; see `resnotes.segmentation.augmentation.augment`.
+    crop: tuple[int, int] = (0, 0)  # height and width that are trained on; (0, 0) for those of the images
+    scale: tuple[float, float] = (1.0, 1.0)  # images are resized by a factor between these; the paper: 0.5 to 2
+    rotate: float = 0.0  # degrees, at most, to either side; the paper: 10
+    blur: bool = False  # half of the images, as in the paper
+    new_lr: float = 1.0  # times lr for all that is not the encoder; the authors' code: 10, after pretraining
+    frozen_bn: bool = False  # BN keeps the statistics that it starts with, as with small batches after pretraining
 
     def __post_init__(self) -> None:
-        for name in ("milestones", "snapshots"):  # lists, where they come from TOML or JSON
+        for name in ("milestones", "snapshots", "crop", "scale"):  # lists, where they come from TOML or JSON
             object.__setattr__(self, name, tuple(getattr(self, name)))
-        for name in ("lr", "momentum", "weight_decay", "warmup_lr"):  # 1 and 1.0 are the same recipe
+        for name in (
+            "lr",
+            "momentum",
+            "weight_decay",
+            "warmup_lr",
+            "rotate",
+            "new_lr",
+        ):  # 1 and 1.0 are the same recipe
             object.__setattr__(self, name, float(getattr(self, name)))
-        for name in ("iterations", "batch_size", "lr", *(["probe_images"] if self.probe_images is not None else [])):
+        for name in (
+            "iterations",
+            "batch_size",
+            "lr",
+            "new_lr",
+            *(["probe_images"] if self.probe_images is not None else []),
+        ):
             if not getattr(self, name) > 0:
                 raise UsageError(f"recipe: {name} must be positive, found {getattr(self, name)!r}")
-        for name in ("momentum", "weight_decay", "warmup_iterations", "warmup_lr", "pad", "recompute"):
+        for name in ("momentum", "weight_decay", "warmup_iterations", "warmup_lr", "pad", "recompute", "rotate"):
             if not getattr(self, name) >= 0:
                 raise UsageError(f"recipe: {name} must not be negative, found {getattr(self, name)!r}")
+        if len(self.crop) != 2 or not (min(self.crop) > 0 or self.crop == (0, 0)):
+            raise UsageError(f"recipe: crop must be a height and a width, found {self.crop!r}")
+        if len(self.scale) != 2 or not 0 < self.scale[0] <= self.scale[1]:
+            raise UsageError(f"recipe: scale must be two positive factors in order, found {self.scale!r}")
         if self.schedule not in SCHEDULES:
             raise UsageError(f"recipe: unknown schedule {self.schedule!r}; allowed: {', '.join(SCHEDULES)}")
         if self.precision not in PRECISIONS:

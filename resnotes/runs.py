@@ -19,8 +19,8 @@ import hashlib
 import json
 import os
 import platform
-from collections.abc import Iterable, Iterator, Mapping
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from multiprocessing import get_context
@@ -36,12 +36,13 @@ from safetensors.torch import save as to_safetensors
 from torch import Tensor
 from tqdm import tqdm
 
-from resnotes import datasets, models, paths, provenance
-from resnotes.datasets import Classification
+from resnotes import datasets, distributed, models, paths, provenance
+from resnotes.datasets import Classification, Data
+from resnotes.devices import resolve_device
 from resnotes.errors import RunError, UsageError
 from resnotes.files import write_atomic, write_json
 from resnotes.specs import RunSpec
-from resnotes.training import evaluate, resolve_device, save_weights, train
+from resnotes.training import save_weights, scores_on_test, train
 
 FORMAT = 1  # of the run folder
 NO_WEIGHTS = "none"  # what run.json says of a run that was recorded without them
@@ -151,9 +152,9 @@ def histories(finished: Iterable[Run]) -> pd.DataFrame:
     return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
 
 
-def load_data(spec: RunSpec) -> Classification:
-    """The data that `spec` trains on; its normalization is that of these training images."""
-    data = datasets.load_classification(spec.dataset)
+def load_data(spec: RunSpec) -> Data:
+    """The data that `spec` trains on; its normalization is that of the training images."""
+    data = datasets.load(spec.dataset, **spec.data)
     return data if spec.train_images is None else data.train_subset(spec.train_images)
 
 
@@ -164,7 +165,7 @@ def initial_network(spec: RunSpec, dataset: Mapping[str, Any]) -> models.Network
         return models.build(spec.model, num_classes=dataset["classes"], in_channels=dataset["channels"], **spec.options)
 
 
-def _check_same_data(run: Run, data: Classification) -> None:
+def _check_same_data(run: Run, data: Data) -> None:
     if run.fingerprint != data.fingerprint:
         raise RunError(
             f"run {run.folder} was made on {run.variant} ({run.fingerprint}), but the data at hand is"
@@ -194,10 +195,11 @@ def _default_workers(device: str) -> int:
     return torch.get_num_threads() if resolve_device(device).type == "cpu" else 1
 
 
-def _data_of(specs: Iterable[RunSpec]) -> dict[tuple[str, int | None], Classification]:
-    """Each data set once: opening one takes longer than finding a run."""
-    sources = {(spec.dataset, spec.train_images): spec for spec in specs}
-    return {key: load_data(spec) for key, spec in sources.items()}
+def _data_of(specs: Iterable[RunSpec]) -> Callable[[RunSpec], Data]:
+    """What `load_data` gives for each; each data set is opened once, which takes longer than finding a run."""
+    sources = {spec.source: spec for spec in specs}
+    loaded = {source: load_data(spec) for source, spec in sources.items()}
+    return lambda spec: loaded[spec.source]
 
 
 def _counted(specs: Iterable[RunSpec]) -> Iterator[RunSpec]:
@@ -214,13 +216,11 @@ def _halved(state: Mapping[str, Tensor], half: torch.dtype) -> dict[str, Tensor]
     return {key: value.to(half) if value.ndim > 1 else value for key, value in state.items()}
 
 
-def _half_is_harmless(run: Run, data: Classification) -> bool:
+def _half_is_harmless(run: Run, data: Data) -> bool:
     """Whether weights in half precision give the very test error that is on record."""
     network = run.model()
     network.load_state_dict(_halved(network.state_dict(), _half_type(run)))
-    _, error = evaluate(
-        network, data.test_images, data.test_labels, data.normalization, precision=run.facts["precision"]
-    )
+    error = scores_on_test(network, data, run.facts["precision"]).error
     return bool(abs(error - run.final["test_error"]) < 0.005)
 
 
@@ -262,19 +262,23 @@ class RunStore:
         """
         return self._get(spec, load_data(spec), device)
 
-    def _get(self, spec: RunSpec, data: Classification, device: str) -> Run:
+    def _get(self, spec: RunSpec, data: Data, device: str) -> Run:
         if (run := self._at_hand(spec, data)) is None:
             try:
-                with self._locked(spec.name):
-                    run = self.find(spec) or self._train(spec, data, device)
+                # Of processes that train one run together, the first holds the lock, and writes.
+                with contextlib.nullcontext() if distributed.rank() else self._locked(spec.name):
+                    if distributed.agreed(self.find(spec) is None):
+                        self._train(spec, data, device)
+                    run = self.find(spec)
             except OSError as error:
                 raise RunError(
                     f"cannot write to the run store: {error}; set RESNOTES_RUNS to a folder of yours"
                 ) from error
+        assert run is not None
         _check_same_data(run, data)
         return run
 
-    def _at_hand(self, spec: RunSpec, data: Classification) -> Run | None:
+    def _at_hand(self, spec: RunSpec, data: Data) -> Run | None:
         """The finished run in the store, or else the recorded one, if that was made on this data."""
         if (run := self.find(spec)) is None:
             run = self.find(spec, recorded=True)
@@ -295,8 +299,8 @@ class RunStore:
         specs = list(specs)
         if (workers or _default_workers(device)) > 1:
             return list(self.start(specs, device=device, workers=workers))
-        loaded = _data_of(specs)
-        return [self._get(spec, loaded[spec.dataset, spec.train_images], device) for spec in _counted(specs)]
+        data_of = _data_of(specs)
+        return [self._get(spec, data_of(spec), device) for spec in _counted(specs)]
 
     def start(self, specs: Iterable[RunSpec], *, device: str = "auto", workers: int | None = None) -> Iterator[Run]:
         """`get_all` in the background: the runs in their order, each as soon as it is there.
@@ -305,22 +309,21 @@ class RunStore:
         the random generator that everything else here draws from.
         """
         specs = list(specs)
-        loaded = _data_of(specs)
-        missing = [spec for spec in specs if self._at_hand(spec, loaded[spec.dataset, spec.train_images]) is None]
-        pool = ProcessPoolExecutor(
-            max(1, min(workers or _default_workers(device), len(missing))),  # which start when something is submitted
-            get_context("spawn"),
-            torch.set_num_threads,
-            (1,),
-        )
-        training = {spec.name: pool.submit(self.get, spec, device=device) for spec in missing}
+        data_of = _data_of(specs)
+        missing = [spec for spec in specs if self._at_hand(spec, data_of(spec)) is None]
+        processes: ProcessPoolExecutor | contextlib.nullcontext[None] = contextlib.nullcontext()
+        training: dict[str, Future[Run]] = {}
+        if missing:
+            together = min(workers or _default_workers(device), len(missing))
+            processes = ProcessPoolExecutor(together, get_context("spawn"), torch.set_num_threads, (1,))
+            training = {spec.name: processes.submit(self.get, spec, device=device) for spec in missing}
 
         def finished() -> Iterator[Run]:
-            with pool:
+            with processes:
                 for spec in _counted(specs):
                     if spec.name in training:
                         training[spec.name].result()
-                    yield self._get(spec, loaded[spec.dataset, spec.train_images], device)
+                    yield self._get(spec, data_of(spec), device)
 
         return finished()
 
@@ -364,54 +367,53 @@ class RunStore:
             return stored, None
         data = load_data(run.spec)
         _check_same_data(run, data)
-        _, error = evaluate(
-            run.model(),
-            data.test_images,
-            data.test_labels,
-            data.normalization,
-            precision=run.facts["precision"],
-        )
-        return stored, error
+        return stored, scores_on_test(run.model(), data, run.facts["precision"]).error
 
-    def _train(self, spec: RunSpec, data: Classification, device: str) -> Run:
+    def _train(self, spec: RunSpec, data: Data, device: str) -> None:
         """Train under the run's lock; `run.json` last, so that a run is finished or visibly is not."""
         folder = self.root / spec.name
-        for leftover in folder.glob(".*"):  # of a process that was killed while it wrote
-            leftover.unlink()
-        write_atomic(folder / "spec.json", spec.to_json())
+        first = distributed.rank() == 0
+        if first:
+            for leftover in folder.glob(".*"):  # of a process that was killed while it wrote
+                leftover.unlink()
+            write_atomic(folder / "spec.json", spec.to_json())
         shape = {"channels": data.in_channels, "classes": data.num_classes}
         network = self._start(spec, data, shape, device)
         training = train(network, data, spec.recipe, seed=spec.seed, device=device, folder=folder, label=spec.name)
-        save_weights(network, folder / "model.safetensors")
-        facts = {
-            "format": FORMAT,
-            "dataset": {
-                "variant": data.variant,
-                "fingerprint": data.fingerprint,
-                "train_images": len(data.train_images),
-                "test_images": len(data.test_images),
-                **shape,
-            },
-            "versions": provenance.versions(),
-            "code": provenance.code_version(),
-            "machine": _machine(training.device),
-            "device": training.device,
-            "precision": training.precision,
-            "threads": training.threads,
-            "seconds": round(sum(row.seconds for row in training.history), 1),
-            "resumed": training.resumed,
-            "weights": "float32",
-            "files": [file.name for file in folder.iterdir() if file.suffix in {".json", ".csv", ".safetensors"}],
-        }
-        _finish(folder, facts)
-        (folder / "checkpoint.pt").unlink(missing_ok=True)
-        return Run(folder)
+        if first:
+            save_weights(network, folder / "model.safetensors")
+            facts = {
+                "format": FORMAT,
+                "dataset": {
+                    "variant": data.variant,
+                    "fingerprint": data.fingerprint,
+                    "train_images": data.sizes[0],
+                    "test_images": data.sizes[1],
+                    **shape,
+                },
+                "versions": provenance.versions(),
+                "code": provenance.code_version(),
+                "machine": _machine(training.device),
+                "device": training.device,
+                "processes": distributed.size(),
+                "precision": training.precision,
+                "threads": training.threads,
+                "seconds": round(sum(row.seconds for row in training.history), 1),
+                "resumed": training.resumed,
+                "weights": "float32",
+                "files": [file.name for file in folder.iterdir() if file.suffix in {".json", ".csv", ".safetensors"}],
+            }
+            _finish(folder, facts)
+            (folder / "checkpoint.pt").unlink(missing_ok=True)
+        distributed.agreed(True)  # the others wait until it is finished
 
-    def _start(self, spec: RunSpec, data: Classification, shape: Mapping[str, int], device: str) -> models.Network:
+    def _start(self, spec: RunSpec, data: Data, shape: Mapping[str, int], device: str) -> models.Network:
         if spec.start is None:
             return initial_network(spec, shape)
         shallow = self.get(spec.start, device=device).model()
         depth = int(spec.model.rpartition("-")[2])
+        if not isinstance(data, Classification):
+            raise UsageError(f"{spec.model} cannot start from {spec.start.model}: only classifiers are deepened")
         sample = data.train_subset(min(2000, len(data.train_images))).train_images
         network = models.deepen(shallow, depth, data.normalization(sample))
         if network.name != spec.model:

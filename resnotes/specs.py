@@ -23,7 +23,8 @@ class RunSpec:
         seed: of the initial weights, the order of the images and their augmentation.
         recipe: how it is trained.
         options: for `resnotes.models.build`; channels and classes follow from the data set.
-        train_images: so many training images, a fixed stratified subset; None for all.
+        data: options for the loader of the data set, such as the size of its images.
+        train_images: so many training images, a fixed subset; None for all.
         start: a run whose network, deepened by identity blocks (`resnotes.models.deepen`), is where training
             starts; None for random weights.
     """
@@ -33,6 +34,7 @@ class RunSpec:
     seed: int
     recipe: Recipe
     options: Mapping[str, Any] = field(default_factory=dict)
+    data: Mapping[str, Any] = field(default_factory=dict)
     train_images: int | None = None
     start: RunSpec | None = None
 
@@ -42,6 +44,11 @@ class RunSpec:
                 f"{self.model} cannot start from {self.start.model}: data set and options must be the same, found"
                 f" {self.dataset} {dict(self.options)} and {self.start.dataset} {dict(self.start.options)}"
             )
+
+    @property
+    def source(self) -> str:
+        """What data it is trained on: the same for two runs of the same data."""
+        return json.dumps([self.dataset, dict(self.data), self.train_images], sort_keys=True)
 
     @property
     def label(self) -> str:

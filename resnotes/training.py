@@ -12,7 +12,7 @@ import itertools
 import math
 import pickle
 import time
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -20,14 +20,19 @@ import pandas as pd
 import torch
 from safetensors.torch import save as to_safetensors
 from torch import Tensor, nn
-from torch.nn import functional as F
 from tqdm import tqdm
 
-from resnotes.datasets import Classification, Normalization
+from resnotes import classification, distributed
+from resnotes.classification import ClassificationTask
+from resnotes.datasets import Classification, Data
+from resnotes.devices import autocast, resolve_device, resolve_precision
 from resnotes.errors import RunError, TrainingDiverged, UsageError
 from resnotes.files import write_atomic
+from resnotes.models.segmentation import SegmentationNetwork
 from resnotes.recipes import Recipe
-from resnotes.recomputation import forward
+from resnotes.segmentation import task as segmentation
+from resnotes.segmentation.task import SegmentationTask
+from resnotes.tasks import Scores, Task
 from resnotes.thinning import thinned, whole
 
 CHECKPOINT_SECONDS = 5.0  # training time between checkpoints, at least: all that a kill can cost, to an epoch
@@ -35,7 +40,7 @@ CHECKPOINT_SECONDS = 5.0  # training time between checkpoints, at least: all tha
 
 @dataclass(frozen=True, kw_only=True)
 class Epoch:
-    """One row of a history. Errors in percent, losses in nats per image; all at the end of the epoch.
+    """One row of a history. Errors in percent, losses in nats per image or pixel; all at the end of the epoch.
 
     `train_loss` and `running_error` are means over the epoch's batches, on augmented images, while the
     weights changed and BN used batch statistics. The other columns are clean: eval mode, no augmentation.
@@ -51,6 +56,8 @@ class Epoch:
     test_loss: float
     test_error: float
     seconds: float  # wall time of the epoch, its evaluation included
+    clean_iou: float | None = None  # mean intersection over union, in segmentation
+    test_iou: float | None = None
 
 
 @dataclass
@@ -64,140 +71,13 @@ class Training:
     resumed: int  # how often it went on from a checkpoint
 
     def frame(self) -> pd.DataFrame:
-        """One row per epoch, the columns of `Epoch`."""
-        return pd.DataFrame([asdict(row) for row in self.history], columns=list(Epoch.__annotations__))
+        """One row per epoch, the columns of `Epoch`; without those that do not apply to the task."""
+        frame = pd.DataFrame([asdict(row) for row in self.history], columns=list(Epoch.__annotations__))
+        missing = [column for column in ("clean_iou", "test_iou") if frame[column].isna().all()]
+        return frame.drop(columns=missing)
 
 
-def resolve_device(device: str = "auto") -> torch.device:
-    """``"auto"`` is the GPU if there is one, else the CPU.
-
-    Raises:
-        UsageError: neither the CPU nor a GPU that is there.
-    """
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        found = torch.device(device)
-    except RuntimeError:
-        found = torch.device("meta")
-    if found.type == "cpu" or (found.type == "cuda" and (found.index or 0) < torch.cuda.device_count()):
-        return found
-    raise UsageError(
-        f"unknown device {device!r}; expected auto, cpu, cuda or cuda:N, on a machine with"
-        f" {torch.cuda.device_count()} GPUs"
-    )
-
-
-def resolve_precision(precision: str, device: torch.device) -> str:
-    """``"auto"`` is bfloat16 where the hardware multiplies in it, else float32."""
-    if precision != "auto":
-        return precision
-    if device.type == "cuda":
-        supported = torch.cuda.is_bf16_supported(including_emulation=False)
-    else:
-        # Emulated bfloat16 would work on any processor, more slowly than float32.
-        found: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
-        supported = any(found.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
-    return "bfloat16" if supported else "float32"
-
-
-def autocast(device: torch.device, precision: str) -> torch.autocast:
-    """Mixed precision for ``"bfloat16"``, nothing for ``"float32"``."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
-
-
-def augment(images: Tensor, dy: Tensor, dx: Tensor, flip: Tensor, pad: int) -> Tensor:
-    """Crop each image from its zero-padded self and mirror some, for a whole batch at once.
-
-    Args:
-        images: uint8 ``[N, C, H, W]``.
-        dy: int64 ``[N]``, top edge of the crop in the padded image, 0 to ``2 * pad``.
-        dx: int64 ``[N]``, left edge of the crop, likewise.
-        flip: bool ``[N]``, whether to mirror left and right.
-        pad: zeros added on each side.
-
-    Returns:
-        uint8 ``[N, C, H, W]``.
-    """
-    if pad:
-        height, width = images.shape[2:]
-        windows = F.pad(images, (pad,) * 4).unfold(2, height, 1).unfold(3, width, 1)
-        images = windows[torch.arange(len(images), device=images.device), :, dy, dx]
-    return torch.where(flip[:, None, None, None], images.flip(3), images)
-
-
-def batches(
-    images: Tensor, labels: Tensor, recipe: Recipe, *, seed: int, epoch: int
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Shuffled, augmented batches of one epoch: uint8 ``[B, C, H, W]`` and int64 ``[B]``, on the images' device."""
-    device = images.device
-    # Drawn on the CPU, for the whole epoch at once: the same on every device, no synchronisation in the loop.
-    generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
-    total = len(images)
-    order = torch.randperm(total, generator=generator).to(device)
-    dy, dx = torch.randint(2 * recipe.pad + 1, (2, total), generator=generator).to(device)
-    flip = (torch.rand(total, generator=generator) < (0.5 if recipe.flip else 0.0)).to(device)
-    for start in range(0, total - recipe.batch_size + 1, recipe.batch_size):
-        batch = slice(start, start + recipe.batch_size)
-        chosen = order[batch]
-        yield augment(images[chosen], dy[batch], dx[batch], flip[batch], recipe.pad), labels[chosen]
-
-
-def _probe(total: int, count: int | None) -> slice | Tensor:
-    """Which images are evaluated between epochs: all, or a fixed random choice, whatever the seed of the run."""
-    if count is None or count >= total:
-        return slice(None)
-    return torch.randperm(total, generator=torch.Generator().manual_seed(0))[:count]
-
-
-@torch.inference_mode()
-def predict(
-    network: nn.Module,
-    images: Tensor,
-    normalization: Normalization,
-    *,
-    precision: str = "float32",
-    batch: int = 500,
-) -> Tensor:
-    """Logits ``[N, num_classes]``, float32, of uint8 images ``[N, C, H, W]``, in eval mode."""
-    was_training = network.training
-    network.eval()
-    device = next(network.parameters()).device
-    logits = []
-    with autocast(device, precision):
-        for part in images.split(batch):
-            inputs = normalization(part.to(device)).contiguous(memory_format=torch.channels_last)
-            logits.append(network(inputs).float())
-    network.train(was_training)
-    return torch.cat(logits)
-
-
-def evaluate(
-    network: nn.Module,
-    images: Tensor,
-    labels: Tensor,
-    normalization: Normalization,
-    *,
-    precision: str = "float32",
-    batch: int = 500,
-) -> tuple[float, float]:
-    """Mean cross-entropy in nats and error in percent, in eval mode.
-
-    Args:
-        network: any classifier.
-        images: uint8 ``[N, C, H, W]``.
-        labels: int64 ``[N]``.
-        normalization: what the network's inputs were normalised with in training.
-        precision: ``"float32"`` or ``"bfloat16"`` (autocast).
-        batch: images per forward pass.
-    """
-    if not len(images):
-        raise UsageError("cannot evaluate on an empty set of images")
-    logits = predict(network, images, normalization, precision=precision, batch=batch)
-    labels = labels.to(logits.device)
-    loss = F.cross_entropy(logits, labels).item()
-    wrong = int((logits.argmax(1) != labels).sum())
-    return loss, 100 * wrong / len(labels)
+Objective = Callable[[nn.Module, Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 def optimizer_step(
@@ -206,15 +86,23 @@ def optimizer_step(
     inputs: Tensor,
     labels: Tensor,
     precision: str,
-    recompute: int = 0,
+    objective: Objective = classification.cross_entropy,
+    weight: Tensor | float = 1.0,
 ) -> tuple[Tensor, Tensor]:
     """One step of training on normalised images ``[B, C, H, W]``; returns the loss and the logits, detached.
 
-    Activations are recomputed over so many blocks at once, see `resnotes.recomputation.forward`.
+    Args:
+        network: in train mode.
+        optimizer: of its parameters.
+        inputs: the images.
+        labels: what `objective` compares with.
+        precision: ``"float32"`` or ``"bfloat16"`` (autocast).
+        objective: network, images and labels to loss and logits.
+        weight: what the loss is multiplied with.
     """
     with autocast(inputs.device, precision):
-        logits = forward(network, inputs.contiguous(memory_format=torch.channels_last), recompute)
-        loss = F.cross_entropy(logits, labels)
+        loss, logits = objective(network, inputs.contiguous(memory_format=torch.channels_last), labels)
+        loss = loss * weight
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
     optimizer.step()
@@ -267,9 +155,30 @@ class _Checkpoint:
         self.resumed = state["resumed"] + 1
 
 
+def task_for(data: Data, recipe: Recipe, *, seed: int, device: torch.device, precision: str) -> Task:
+    """Classification or segmentation, as the data has one label an image or one a pixel."""
+    kind = ClassificationTask if isinstance(data, Classification) else SegmentationTask
+    return kind(data, recipe, seed=seed, device=device, precision=precision)  # type: ignore[arg-type]
+
+
+def scores_on_test(network: nn.Module, data: Data, precision: str) -> Scores:
+    """How good `network` is on all test images, in eval mode."""
+    if isinstance(data, Classification):
+        images, labels = data.test_images, data.test_labels
+        return classification.evaluate(network, images, labels, data.normalization, precision=precision)
+    return segmentation.evaluate(
+        network,
+        data.test,
+        data.normalization,
+        num_classes=data.num_classes,
+        ignore_index=data.ignore_index,
+        precision=precision,
+    )
+
+
 def train(
     network: nn.Module,
-    data: Classification,
+    data: Data,
     recipe: Recipe,
     *,
     seed: int,
@@ -279,11 +188,14 @@ def train(
 ) -> Training:
     """Train `network` in place; its final weights are those after the last iteration.
 
+    Processes that `resnotes.distributed` joined train it together, and end with the same weights; the first of them
+    writes to the folder.
+
     Args:
-        network: a classifier of the data's images.
+        network: a classifier of the data's images, or of their pixels.
         data: training and test images, uint8.
         recipe: schedule, augmentation and precision.
-        seed: seeds order, crops, flips, blocks and dropout (initial weights are the caller's).
+        seed: seeds order, augmentation, blocks and dropout (initial weights are the caller's).
         device: ``"auto"``, or as PyTorch names it.
         folder: where ``checkpoint.pt``, ``history.csv`` and snapshots ``epoch-NNNN.safetensors`` are kept;
             training goes on from a checkpoint found there. None keeps nothing.
@@ -292,24 +204,20 @@ def train(
     Raises:
         TrainingDiverged: the loss is NaN or infinite; the history up to there is in the folder.
         RunError: the checkpoint is damaged, or was made on other data.
-        UsageError: fewer training images than one batch, or blocks that cannot be left out.
+        UsageError: fewer training images than one batch, blocks that cannot be left out, a batch that the
+            processes cannot share equally, or a classifier where each pixel has a label, or the reverse.
     """
-    if len(data.train_images) < recipe.batch_size:
-        raise UsageError(
-            f"{len(data.train_images)} training images do not fill a batch of {recipe.batch_size};"
-            " choose a smaller batch_size"
-        )
+    if isinstance(network, SegmentationNetwork) == isinstance(data, Classification):
+        kind = "image" if isinstance(data, Classification) else "pixel"
+        name = getattr(network, "name", type(network).__name__)
+        raise UsageError(f"{name} cannot learn {data.variant}, which has one label for each {kind}")
     where = resolve_device(device)
     precision = resolve_precision(recipe.precision, where)
-    normalization = data.normalization
-    train_images, train_labels = data.train_images.to(where), data.train_labels.to(where)
-    probes = [
-        (images.to(where), labels.to(where), _probe(len(images), recipe.probe_images))
-        for images, labels in ((train_images, train_labels), (data.test_images, data.test_labels))
-    ]
+    task = task_for(data, recipe, seed=seed, device=where, precision=precision)
     network.to(where).to(memory_format=torch.channels_last)
+    groups = task.parameters(network)
     optimizer = torch.optim.SGD(
-        network.parameters(), lr=recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay, fused=True
+        groups, lr=recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay, fused=True
     )
     if recipe.blocks != "all":
         # A block that is left out has no gradient, and SGD leaves it alone: no decay, no momentum in that batch.
@@ -318,12 +226,15 @@ def train(
             optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
     checkpoint = _Checkpoint(folder / "checkpoint.pt" if folder else None, data.fingerprint)
     checkpoint.restore(network, optimizer)
+    if distributed.rank():
+        folder = checkpoint.path = None
     history = checkpoint.history
     training = Training(history, str(where), precision, torch.get_num_threads(), checkpoint.resumed)
+    shared = distributed.parallel(network)
 
-    per_epoch = len(data.train_images) // recipe.batch_size
     iteration = history[-1].iteration if history else 0
-    bar = tqdm(total=recipe.iterations, initial=iteration, desc=label, unit="it", disable=None, leave=False)
+    quiet = True if distributed.rank() else None
+    bar = tqdm(total=recipe.iterations, initial=iteration, desc=label, unit="it", disable=quiet, leave=False)
     with bar, torch.random.fork_rng([where] if where.type == "cuda" else []):
         saved = time.monotonic()
         while iteration < recipe.iterations:
@@ -331,43 +242,40 @@ def train(
             started = time.monotonic()
             torch.manual_seed(seed * 1_000_003 + epoch)  # dropout
             network.train()
-            losses = torch.zeros((), device=where)
-            wrong = torch.zeros((), device=where)
-            steps = min(per_epoch, recipe.iterations - iteration)
-            epoch_batches = batches(train_images, train_labels, recipe, seed=seed, epoch=epoch)
-            drawn = thinned(network, recipe.blocks, seed=seed, epoch=epoch)
-            for (images, labels), part in zip(itertools.islice(epoch_batches, steps), drawn, strict=False):
+            if recipe.frozen_bn:
+                _freeze_bn(network)
+            losses, wrong, labelled = torch.zeros(3, device=where, dtype=torch.float64)
+            steps = min(task.batches_per_epoch, recipe.iterations - iteration)
+            drawn = thinned(shared, recipe.blocks, seed=seed, epoch=epoch)
+            for (inputs, labels), part in zip(itertools.islice(task.batches(epoch), steps), drawn, strict=False):
                 for group in optimizer.param_groups:
-                    group["lr"] = recipe.lr_at(iteration)
-                inputs = normalization(images)
-                loss, logits = optimizer_step(part, optimizer, inputs, labels, precision, recipe.recompute)
+                    group["lr"] = recipe.lr_at(iteration) * group["scale"]
+                count = task.labelled(labels)
+                everywhere = distributed.total(count)
+                # Gradients are averaged over the processes: weighted so, that is the mean over the whole batch.
+                weight = 1.0 if distributed.size() == 1 else count * distributed.size() / everywhere.clamp(min=1)
+                loss, logits = optimizer_step(part, optimizer, inputs, labels, precision, task.objective, weight)
                 losses += loss
-                wrong += (logits.argmax(1) != labels).sum()
+                wrong += task.wrong(logits, labels)
+                labelled += count
                 iteration += 1
                 bar.update()
-            last = iteration == recipe.iterations
+            losses, wrong, labelled = distributed.total(torch.stack([losses, wrong, labelled]))
             evaluated = whole(network, recipe.blocks)
-            clean, test = (
-                evaluate(
-                    evaluated,
-                    images if last else images[probe],
-                    labels if last else labels[probe],
-                    normalization,
-                    precision=precision,
-                )
-                for images, labels, probe in probes
-            )
+            clean, test = task.scores(evaluated, last=iteration == recipe.iterations)
             row = Epoch(
                 epoch=epoch,
                 iteration=iteration,
                 lr=recipe.lr_at(iteration - 1),
-                train_loss=losses.item() / steps,
-                running_error=100 * wrong.item() / (steps * recipe.batch_size),
-                clean_loss=clean[0],
-                clean_error=clean[1],
-                test_loss=test[0],
-                test_error=test[1],
+                train_loss=losses.item() / steps / distributed.size(),
+                running_error=100 * wrong.item() / max(1.0, labelled.item()),
+                clean_loss=clean.loss,
+                clean_error=clean.error,
+                test_loss=test.loss,
+                test_error=test.error,
                 seconds=time.monotonic() - started,
+                clean_iou=clean.iou,
+                test_iou=test.iou,
             )
             history.append(row)
             if folder:
@@ -387,6 +295,12 @@ def train(
         network.load_state_dict(whole(network, recipe.blocks).state_dict())
     network.eval()
     return training
+
+
+def _freeze_bn(network: nn.Module) -> None:
+    for module in network.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.eval()
 
 
 def save_weights(network: nn.Module, path: Path) -> None:

@@ -181,10 +181,12 @@ def test_who_needs_one_kind_of_labels_gets_no_other(tmp_path: Path) -> None:
     assert datasets.load_segmentation("scenes", train=2, test=1).num_classes == 25
 
 
-def test_a_run_needs_a_classification_set() -> None:
-    spec = RunSpec(model="plain-8", dataset="scenes", seed=0, recipe=Recipe(iterations=1))
-    with pytest.raises(UsageError, match="unknown data set for classification 'scenes'"):
-        runs.load_data(spec)
+def test_a_network_and_its_data_have_labels_of_one_kind(tmp_path: Path) -> None:
+    store = runs.RunStore(tmp_path)
+    for model, data in (("plain-8", "scenes"), ("fcn-small", "digits")):
+        spec = RunSpec(model=model, dataset=data, seed=0, recipe=Recipe(iterations=1))
+        with pytest.raises(UsageError, match=f"{model} cannot learn {data}, which has one label for"):
+            store.get(spec)
 
 
 @pytest.mark.parametrize(

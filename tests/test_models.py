@@ -10,11 +10,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from resnotes import models, papers
+from resnotes.classification import evaluate
 from resnotes.datasets import Classification, Normalization
 from resnotes.errors import UsageError
 from resnotes.models import Block, Network, count_parameters
 from resnotes.models.shortcuts import ZeroPadShortcut
-from resnotes.training import evaluate
 
 TABLE_6 = papers.numbers("he2015").query("where == 'Table 6' and metric == 'parameters'")
 
@@ -284,7 +284,7 @@ def test_published_weights_reach_the_known_error(depth: int, error: float, real_
     assert network.name == f"resnet-{depth}"
     assert real_cifar10.variant == "cifar10-jpeg", "the known errors are those on the lossy copy"
     normalization = Normalization.per_channel((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-    _, measured = evaluate(network, real_cifar10.test_images, real_cifar10.test_labels, normalization)
+    _, measured, _ = evaluate(network, real_cifar10.test_images, real_cifar10.test_labels, normalization)
     assert len(real_cifar10.test_labels) == 10_000
     assert measured == pytest.approx(error, abs=0.03)
 

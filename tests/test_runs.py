@@ -26,6 +26,7 @@ from resnotes.models import Network
 from resnotes.recipes import Recipe
 from resnotes.runs import Run, RunStore
 from resnotes.specs import RunSpec
+from resnotes.tasks import Scores
 from resnotes.training import Training, train
 
 # Twenty epochs: some seconds, for tests that interrupt it or wait for it.
@@ -93,7 +94,7 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def other_data(monkeypatch: pytest.MonkeyPatch) -> None:
     """From now on, the data at hand is not what the runs were made on."""
     digits = dataclasses.replace(datasets.load("digits"), variant="digits-jpeg", fingerprint="0123456789abcdef")
-    monkeypatch.setattr(datasets, "load_classification", lambda name: digits)
+    monkeypatch.setattr(datasets, "load", lambda name: digits)
 
 
 def content(folder: Path) -> dict[str, bytes]:
@@ -527,11 +528,11 @@ def test_weights_are_halved_only_where_the_error_stays(
 ) -> None:
     judged: list[Network] = []
 
-    def evaluated(network: Network, *_: object, **__: object) -> tuple[float, float]:
+    def evaluated(network: Network, *_: object) -> Scores:
         judged.append(network)
-        return 0.0, stored.final.test_error + shift
+        return Scores(0.0, stored.final.test_error + shift)
 
-    monkeypatch.setattr(runs, "evaluate", evaluated)
+    monkeypatch.setattr(runs, "scores_on_test", evaluated)
     recorded = store.record(stored)
     [halved] = judged
     assert all(torch.equal(value, value.half().float()) for value in halved.parameters() if value.ndim > 1)

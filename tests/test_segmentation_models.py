@@ -242,7 +242,7 @@ def test_logits_have_the_images_size(name: str, options: dict[str, Any], size: t
     images = torch.randn(2, 3, *size)
     logits = network(images)
     assert logits.shape == (2, 5, *size)
-    stride = network.encoder.output_stride
+    stride = network.encoder.strides[-1]
     before, last = network.encoder(images)
     assert before.shape[2:] == last.shape[2:] or stride == 8
     assert last.shape[2:] == tuple(-(-side // stride) for side in size)
@@ -351,7 +351,7 @@ def test_options_survive_a_label() -> None:
         ("fcn-resnet50", {"depths": (1, 1, 1)}, "has the depths of resnet50"),
         ("pspnet-small", {"bins": (1, 0)}, r"bins\[1\] must be a whole number of at least 1, found 0"),
         ("pspnet-small", {"bins": 6}, "bins must be a list of 0 or more numbers, found 6"),
-        ("fcn-small", {"depths": (1, 1)}, "depths must be a list of 3 or more numbers"),
+        ("fcn-small", {"depths": (1,)}, "depths must be a list of 2 or more numbers"),
         ("pspnet-small", {"pooling": "median"}, "unknown pooling 'median'; allowed: average, max"),
         ("pspnet-small", {"reduction": 0}, "reduction must be True or False, found 0"),
         ("pspnet-small", {"output_stride": 16}, "unknown output stride 16; allowed: 4, 8"),

@@ -15,14 +15,15 @@ from test_training import assert_same
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from resnotes import datasets, models, training
+from resnotes import classification, datasets, models, training
+from resnotes.classification import batches, evaluate
 from resnotes.datasets import Classification
 from resnotes.errors import UsageError
 from resnotes.models import Network
 from resnotes.recipes import Recipe
 from resnotes.specs import RunSpec
 from resnotes.thinning import draws, parse, survival, thin, thinned, whole
-from resnotes.training import Training, batches, evaluate, train
+from resnotes.training import Training, train
 
 IMAGES = torch.randn(8, 1, 8, 8, generator=torch.Generator().manual_seed(1))
 # Two epochs of four batches, and one of three.
@@ -232,7 +233,7 @@ def test_what_is_evaluated_is_what_is_returned_and_kept(data: Classification, tm
     _, record = fit(data, recipe, folder=tmp_path)
     ends, _ = fit(data, dataclasses.replace(recipe, iterations=8))
     torch.testing.assert_close(load_file(tmp_path / "epoch-0002.safetensors"), dict(ends.state_dict()), rtol=0, atol=0)
-    loss, error = evaluate(ends, data.test_images, data.test_labels, data.normalization)
+    loss, error, _ = evaluate(ends, data.test_images, data.test_labels, data.normalization)
     assert (record.history[1].test_loss, record.history[1].test_error) == (pytest.approx(loss), error)
 
 
@@ -275,10 +276,10 @@ def test_going_on_after_an_interruption_changes_nothing(
             raise KeyboardInterrupt
         return augment(*arguments)
 
-    augment = training.augment
+    augment = classification.augment
     monkeypatch.setattr(training, "CHECKPOINT_SECONDS", 0)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(training, "augment", interrupted)
+        patch.setattr(classification, "augment", interrupted)
         fit(data, recipe, folder=tmp_path)
     torch.manual_seed(iteration)
     resumed = fit(data, recipe, folder=tmp_path)

@@ -19,13 +19,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.transforms import functional as vision
 
-from resnotes import datasets, models, training
+from resnotes import classification, datasets, models
+from resnotes.classification import augment, evaluate
 from resnotes.datasets import Classification
+from resnotes.devices import resolve_device, resolve_precision
 from resnotes.errors import RunError, TrainingDiverged, UsageError
 from resnotes.models import Network
 from resnotes.recipes import Recipe
 from resnotes.runs import Run, RunSpec, RunStore
-from resnotes.training import Training, augment, evaluate, resolve_device, resolve_precision, train
+from resnotes.tasks import Scores
+from resnotes.training import Training, train
 
 
 @pytest.fixture(scope="module")
@@ -148,7 +151,7 @@ def draws(data: Classification, recipe: Recipe, seed: int, monkeypatch: pytest.M
         return augment(images, dy, dx, flip, pad)
 
     with monkeypatch.context() as patch:
-        patch.setattr(training, "augment", noting)
+        patch.setattr(classification, "augment", noting)
         fit(data, recipe, seed=seed)
     return asked
 
@@ -223,7 +226,8 @@ def test_more_than_the_data_in_a_batch_is_refused(data: Classification) -> None:
 def test_evaluation_is_a_loop_over_images(data: Classification) -> None:
     trained, record = fit(data)
     trained.train()
-    loss, error = evaluate(trained, data.test_images, data.test_labels, data.normalization, batch=7)
+    loss, error, iou = evaluate(trained, data.test_images, data.test_labels, data.normalization, batch=7)
+    assert iou is None
     assert trained.training  # left as it was
 
     trained.eval()
@@ -261,11 +265,11 @@ def test_probes_are_used_between_epochs_and_all_images_at_the_end(
 ) -> None:
     seen: list[Tensor] = []
 
-    def noting(model: nn.Module, images: Tensor, *others: object, **options: object) -> tuple[float, float]:
+    def noting(model: nn.Module, images: Tensor, *others: object, **options: object) -> Scores:
         seen.append(images)
         return evaluate(model, images, *others, **options)
 
-    monkeypatch.setattr(training, "evaluate", noting)
+    monkeypatch.setattr(classification, "evaluate", noting)
     probed, _ = fit(data, dataclasses.replace(SHORT, probe_images=30), seed=1)
     assert [len(images) for images in seen] == [30] * 6 + [200, 60]  # training and test images of four epochs
     assert torch.equal(seen[0], seen[2])
@@ -310,7 +314,7 @@ def test_going_on_after_an_interruption_changes_nothing(
         return augment(*arguments)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(training, "augment", interrupted)
+        patch.setattr(classification, "augment", interrupted)
         train(started(), data, SHORT, seed=0, device="cpu", folder=tmp_path)
     goes_on, straight = started(), started()
     torch.manual_seed(iteration)

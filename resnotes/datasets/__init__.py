@@ -20,6 +20,7 @@ from resnotes.paths import data_root
 __all__ = [
     "Availability",
     "Classification",
+    "Data",
     "Normalization",
     "Object",
     "Sample",
@@ -31,6 +32,8 @@ __all__ = [
     "load_segmentation",
     "status",
 ]
+
+Data = Classification | Segmentation  # what `load` gives
 
 _Data_co = TypeVar("_Data_co", bound=Classification | Segmentation, covariant=True)
 _Loaded = TypeVar("_Loaded", bound=Classification | Segmentation)
@@ -57,8 +60,8 @@ def load(
     name: Literal["scenes", "camvid", "ade20k"], root: Path | str | None = None, **options: Any
 ) -> Segmentation: ...
 @overload
-def load(name: str, root: Path | str | None = None, **options: Any) -> Classification | Segmentation: ...
-def load(name: str, root: Path | str | None = None, **options: Any) -> Classification | Segmentation:
+def load(name: str, root: Path | str | None = None, **options: Any) -> Data: ...
+def load(name: str, root: Path | str | None = None, **options: Any) -> Data:
     """Loads a data set: `digits` or `cifar10` for classification; `scenes`, `camvid` or `ade20k` for segmentation.
 
     Args:

@@ -104,6 +104,11 @@ class Classification:
         """Per-pixel normalization by the statistics of the training images; computed once."""
         return Normalization.per_pixel(self.train_images)
 
+    @property
+    def sizes(self) -> tuple[int, int]:
+        """Numbers of training and of test images."""
+        return len(self.train_images), len(self.test_images)
+
     def train_subset(self, n: int) -> Classification:
         """The same data with only `n` training images: stratified by class, the same ones on every call.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 
 from resnotes.datasets.classification import Normalization
+from resnotes.errors import UsageError
 
 
 class Object(NamedTuple):
@@ -168,6 +170,24 @@ class Segmentation:
     val: Split | None
     normalization: Normalization
     fingerprint: str
+
+    @property
+    def sizes(self) -> tuple[int, int]:
+        """Numbers of training and of test images."""
+        return len(self.train), len(self.test)
+
+    def train_subset(self, n: int) -> Segmentation:
+        """The same data with only `n` training images, evenly spaced, as neighbours may be frames of one film.
+
+        Normalization, variant and fingerprint stay those of the full set.
+
+        Raises:
+            UsageError: `n` is not 1 to the number of training images.
+        """
+        available = len(self.train)
+        if not 1 <= n <= available:
+            raise UsageError(f"a training subset of {n} images is not possible; allowed: 1 to {available} (all)")
+        return dataclasses.replace(self, train=self.train.subset([i * available // n for i in range(n)]))
 
     @property
     def in_channels(self) -> int:

@@ -23,11 +23,12 @@ class Encoder(nn.Module):
         depths: blocks of each stage.
         in_channels: channels of the images.
         width: channels of the stem and of the first stage's 3x3 convolutions; doubles from stage to stage.
-        output_stride: pixels of the image per cell of the last map.
+        output_stride: pixels of the image per cell of the last map, at most.
         small: a 3x3 stem that halves the map once, for small images; otherwise 7x7 and max pooling, a quarter.
 
     Attributes:
         channels: channels that each stage puts out.
+        strides: pixels of the image per cell of each stage's map.
     """
 
     def __init__(
@@ -42,14 +43,15 @@ class Encoder(nn.Module):
     ) -> None:
         super().__init__()
         self.depths = tuple(depths)
-        self.output_stride = output_stride
         self.channels = tuple(block.expansion * width * 2**i for i in range(len(depths)))
         kernel = 3 if small else 7
         self.conv1 = nn.Conv2d(in_channels, width, kernel, stride=2, padding=kernel // 2, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
         self.relu = nn.ReLU()
         self.maxpool = nn.Identity() if small else nn.MaxPool2d(3, stride=2, padding=1)
-        stages = residual_stages(block, depths, width, reached=2 if small else 4, output_stride=output_stride)
+        reached = 2 if small else 4
+        self.strides = tuple(min(reached * 2**i, output_stride) for i in range(len(depths)))
+        stages = residual_stages(block, depths, width, reached=reached, output_stride=output_stride)
         for i, stage in enumerate(stages, 1):
             self.add_module(f"layer{i}", stage)
         initialize(self)

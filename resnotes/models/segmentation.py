@@ -166,12 +166,15 @@ class SegmentationNetwork(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor | Outputs:
         """Logits ``[N, num_classes, H, W]`` of images ``[N, in_channels, H, W]``; in train mode, `Outputs`."""
-        size, stride = (images.shape[2], images.shape[3]), self.encoder.output_stride
+        size = (images.shape[2], images.shape[3])
+        *_, stride_before, stride = self.encoder.strides
         before, x = self.encoder(images)
         logits = upsample(self.head(self.pyramid(x)), size, stride)
         if not self.training:
             return logits
-        return Outputs(logits, None if self.auxiliary is None else upsample(self.auxiliary(before), size, stride))
+        return Outputs(
+            logits, None if self.auxiliary is None else upsample(self.auxiliary(before), size, stride_before)
+        )
 
     def loss(self, outputs: Outputs, labels: Tensor, *, ignore_index: int = IGNORED) -> Tensor:
         """Mean cross-entropy per labelled pixel, in nats, plus the auxiliary head's by its weight.
@@ -251,7 +254,7 @@ def _check(name: str, options: Mapping[str, Any]) -> None:
 
     counts = ("num_classes", "in_channels", "width", "head_width")
     check_options(name, {option: given[option] for option in counts if option in given}, True)
-    for option, least in (("bins", 0), ("depths", 3)):
+    for option, least in (("bins", 0), ("depths", 2)):
         values = given.get(option, SMALL_DEPTHS)
         if not isinstance(values, list | tuple) or len(values) < least:
             raise UsageError(f"{name}: {option} must be a list of {least} or more numbers, found {values!r}")
@@ -298,7 +301,7 @@ def segmentation_network(
         num_classes: number of logits.
         in_channels: channels of the images.
         width: channels of the stem; 64 by default, 16 for the small encoder.
-        depths: blocks per stage, of three stages or more; for the small encoder alone, by default `SMALL_DEPTHS`.
+        depths: blocks per stage, of two stages or more; for the small encoder alone, by default `SMALL_DEPTHS`.
         output_stride: pixels per cell of the last map; 8 by default, for the small encoder 4 (or 8).
         bins: side of each grid of PSPNet's pyramid; by default `BINS`, and () makes it the FCN.
         pooling: PSPNet's pooling, ``"average"`` by default, or ``"max"``.

@@ -6,7 +6,8 @@ A profile is a TOML file beside this module with a table for each study:
     dataset = "digits"                     # a name for resnotes.datasets.load
     models = ["plain-56", "resnet-56 shortcut=B"]  # names for resnotes.models.build, options after them
     seeds = [0, 1, 2]
-    train_images = 1000                    # optional: a fixed stratified subset
+    data = { size = [120, 160] }           # optional: for the loader of the data set
+    train_images = 1000                    # optional: a fixed subset
     deepen = { "plain-20" = "plain-56" }   # optional: train on from the first, deepened to the second
     [degradation.recipe]                   # the fields of resnotes.recipes.Recipe
     [degradation.recipes."resnet-110"]     # optional: what is different for one model
@@ -45,6 +46,7 @@ class Study:
     seeds: tuple[int, ...]
     recipe: Mapping[str, Any]
     recipes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    data: Mapping[str, Any] = field(default_factory=dict)
     train_images: int | None = None
     deepen: Mapping[str, str] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
@@ -58,6 +60,7 @@ class Study:
             seed=seed,
             recipe=Recipe(**{**self.recipe, **self.recipes.get(model, {})}),
             options=options,
+            data=self.data,
             train_images=self.train_images,
         )
 

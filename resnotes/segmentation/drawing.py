@@ -106,7 +106,7 @@ def _encoder(ax: Axes, x: float, network: SegmentationNetwork) -> float:
     shape = [(x, -tall), (right, -short), (right, short), (x, tall)]
     ax.add_patch(Polygon(shape, facecolor=FILLS["conv"], edgecolor="black", linewidth=0.6, zorder=3))
     _write(ax, (x + right) / 2, 0, "encoder\n" + network.name.partition("-")[2])
-    _write(ax, (x + right) / 2, -tall - 1.4 * LABEL, f"output\nstride {network.encoder.output_stride}")
+    _write(ax, (x + right) / 2, -tall - 1.4 * LABEL, f"output\nstride {network.encoder.strides[-1]}")
     return right
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from resnotes.datasets import Normalization
-from resnotes.training import autocast
+from resnotes.devices import autocast
 
 SCALES = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)  # the paper's, for multi-scale testing
 OVERLAP = 1 / 3  # of neighbouring crops, as in the authors' code

@@ -23,9 +23,9 @@ from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 from tqdm import tqdm
 
+from resnotes.devices import autocast
 from resnotes.errors import UsageError
 from resnotes.models.imagenet import ImageNetResNet, ResidualBlock
-from resnotes.training import autocast
 
 Step = tuple[int, bool]  # number of a block, and whether it is deleted
 Program = tuple[Step, ...]

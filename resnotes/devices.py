@@ -1,0 +1,45 @@
+"""Where networks compute, and in which precision."""
+
+from __future__ import annotations
+
+import torch
+
+from resnotes.errors import UsageError
+
+
+def resolve_device(device: str = "auto") -> torch.device:
+    """``"auto"`` is the GPU if there is one, else the CPU.
+
+    Raises:
+        UsageError: neither the CPU nor a GPU that is there.
+    """
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        found = torch.device(device)
+    except RuntimeError:
+        found = torch.device("meta")
+    if found.type == "cpu" or (found.type == "cuda" and (found.index or 0) < torch.cuda.device_count()):
+        return found
+    raise UsageError(
+        f"unknown device {device!r}; expected auto, cpu, cuda or cuda:N, on a machine with"
+        f" {torch.cuda.device_count()} GPUs"
+    )
+
+
+def resolve_precision(precision: str, device: torch.device) -> str:
+    """``"auto"`` is bfloat16 where the hardware multiplies in it, else float32."""
+    if precision != "auto":
+        return precision
+    if device.type == "cuda":
+        supported = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        # Emulated bfloat16 would work on any processor, more slowly than float32.
+        found: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
+        supported = any(found.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+    return "bfloat16" if supported else "float32"
+
+
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """Mixed precision for ``"bfloat16"``, nothing for ``"float32"``."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")

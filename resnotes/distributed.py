@@ -1,0 +1,85 @@
+"""One training in several processes, as ``torchrun`` starts them; without it, everything here does nothing.
+
+Each process takes an equal part of every batch. Losses and gradients are those of the whole batch: means over what is
+labelled in all of its parts, also where some parts have more labelled pixels than others.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, distributed, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from resnotes.errors import UsageError
+
+
+def size() -> int:
+    """Number of processes that train together."""
+    return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
+
+
+def rank() -> int:
+    """Number of this process among them, from 0."""
+    return distributed.get_rank() if size() > 1 else 0
+
+
+@contextmanager
+def joined() -> Iterator[None]:
+    """Join the processes that ``torchrun`` started together with this one, if it did; leave them in the end."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or size() > 1:
+        yield
+        return
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))  # which "auto" then stands for
+    distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    try:
+        yield
+    finally:
+        distributed.destroy_process_group()
+
+
+def part(batch: Tensor) -> Tensor:
+    """This process's part of a batch ``[B, ...]``: every so-manieth image, and all of them without others.
+
+    Raises:
+        UsageError: the processes cannot share the batch equally.
+    """
+    if len(batch) % size():
+        raise UsageError(f"{size()} processes cannot share a batch of {len(batch)}; choose a multiple as batch_size")
+    return batch[rank() :: size()]
+
+
+def total(value: Tensor) -> Tensor:
+    """The sum of the processes' values."""
+    if size() == 1:
+        return value
+    value = value.clone()
+    distributed.all_reduce(value)
+    return value
+
+
+def agreed(decision: bool) -> bool:
+    """What the first process decides."""
+    if size() == 1:
+        return decision
+    device = "cuda" if distributed.get_backend() == "nccl" else "cpu"
+    holder = torch.tensor(decision, device=device)
+    distributed.broadcast(holder, 0)
+    return bool(holder)
+
+
+def parallel(network: nn.Module) -> nn.Module:
+    """`network`, whose gradients are averaged over the processes; on GPUs with BN over all of their images.
+
+    The modules of `network` are changed in place, so that its state dict goes on to have the same names.
+    """
+    if size() == 1:
+        return network
+    device = next(network.parameters()).device
+    if device.type == "cuda":
+        nn.SyncBatchNorm.convert_sync_batchnorm(network)
+    return DistributedDataParallel(network, device_ids=[device.index] if device.type == "cuda" else None)
