@@ -97,7 +97,8 @@ def upsample(cells: Tensor, size: tuple[int, int], stride: int) -> Tensor:
     corners. On other sides theirs would stretch the map; here the last cell is repeated up to the border.
     """
     height, width = ((n - 1) * stride + 1 for n in cells.shape[2:])
-    x = F.interpolate(cells, (height, width), mode="bilinear", align_corners=True)
+    precise = torch.promote_types(cells.dtype, torch.float32)  # as the loss needs it: cheaper for cells than for pixels
+    x = F.interpolate(cells.to(precise), (height, width), mode="bilinear", align_corners=True)
     return F.pad(x, (0, size[1] - width, 0, size[0] - height), mode="replicate")
 
 
@@ -189,7 +190,9 @@ class SegmentationNetwork(nn.Module):
         labelled = (labels != ignore_index).sum().clamp(min=1)
 
         def mean(logits: Tensor) -> Tensor:
-            return F.cross_entropy(logits, labels, ignore_index=ignore_index, reduction="sum") / labelled
+            # Channels last, as the logits lie in memory: otherwise they are copied several times.
+            pixels = logits.permute(0, 2, 3, 1).flatten(0, 2)
+            return F.cross_entropy(pixels, labels.flatten(), ignore_index=ignore_index, reduction="sum") / labelled
 
         if outputs.auxiliary is None:
             return mean(outputs.logits)
