@@ -496,3 +496,9 @@ def test_nothing_in_the_drawing_overlaps_or_is_clipped(options: dict[str, object
 def test_a_network_without_pyramid_is_not_drawn() -> None:
     with pytest.raises(UsageError, match="expected a pyramid of 1 to 6 levels to draw, found 0 in fcn-small"):
         pyramid_pooling(small("fcn-small"))
+
+
+def test_a_negative_label_is_refused_in_words() -> None:
+    maps = torch.zeros(1, 2, 2, dtype=torch.int64)
+    with pytest.raises(UsageError, match="labels must be 0 to 2, or for labels 255; found -1 to 0"):
+        confusion_matrix(maps, maps - torch.eye(2, dtype=torch.int64), 3)

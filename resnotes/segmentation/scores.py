@@ -35,7 +35,10 @@ def confusion_matrix(predictions: Tensor, labels: Tensor, num_classes: int, *, i
     counted = labels != ignore_index
     rows, columns = labels[counted].long(), predictions[counted].long()
     for kind, values in (("labels", rows), ("predictions", columns)):
-        if len(values) and not 0 <= (low := int(values.min())) <= (high := int(values.max())) < num_classes:
+        if not len(values):
+            continue
+        low, high = (int(bound) for bound in values.aminmax())
+        if not 0 <= low <= high < num_classes:
             raise UsageError(
                 f"{kind} must be 0 to {num_classes - 1}, or for labels {ignore_index}; found {low} to {high}"
             )

@@ -1,0 +1,20 @@
+"""Failure cases of semantic segmentation, found and named by rule, after Zhao et al. 2017 (arXiv 1612.01105), Sec. 3.1.
+
+`mining`: failures and their kinds. `measures`: how many of each kind, before and after a change to the network; recall
+against size; whether the rules name the true cause. `drawing`: failures beside each other, and confusion matrices.
+"""
+
+from resnotes.failures.measures import clustered, compare, counts, octaves, recall_by_size, validate
+from resnotes.failures.mining import KINDS, confused_pairs, mine
+
+__all__ = [
+    "KINDS",
+    "clustered",
+    "compare",
+    "confused_pairs",
+    "counts",
+    "mine",
+    "octaves",
+    "recall_by_size",
+    "validate",
+]

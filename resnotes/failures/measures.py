@@ -1,0 +1,201 @@
+"""What failures amount to: counts with intervals, recall against size, and how well the rules find the true cause."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from resnotes.claims import bootstrap_ratio, bootstrap_ratio_difference
+from resnotes.datasets.segmentation import Sample
+from resnotes.errors import UsageError, unknown
+from resnotes.failures.mining import KINDS, check, labelled_pieces, piece_numbers
+from resnotes.models.segmentation import IGNORED
+
+MEASURES = ("pixels", "objects")
+CAUSES = {
+    "relationship": "relationship",
+    "confusion": "confusion",
+    "inconspicuous": "inconspicuous",
+    "none": "other",
+}  # the kind that an object's ambiguity should give
+
+
+def counts(failures: pd.DataFrame, images: int) -> pd.DataFrame:
+    """Wrong pixels, and objects with a failure, of each kind in each image.
+
+    Args:
+        failures: as `mine` returns them, or some of them.
+        images: N, how many there are, with and without failures.
+
+    Returns:
+        A row for each image and kind, also where there is nothing: ``image``, ``kind``, ``pixels``, ``objects``. An
+        object with failures of two kinds counts for both.
+
+    Raises:
+        UsageError: a failure in an image beyond these.
+    """
+    if len(failures) and not 0 <= failures["image"].min() <= failures["image"].max() < images:
+        raise UsageError(f"expected failures in images 0 to {images - 1}, found one in {failures['image'].max()}")
+    groups = failures.groupby(["image", "kind"])
+    found = pd.DataFrame({"pixels": groups["pixels"].sum(), "objects": groups["object"].nunique()})
+    every = pd.MultiIndex.from_product([range(images), KINDS], names=["image", "kind"])
+    return found.reindex(every, fill_value=0).astype(int).reset_index()
+
+
+def compare(
+    before: pd.DataFrame, after: pd.DataFrame, *, measure: str = "pixels", draws: int = 2000, seed: int = 0
+) -> pd.DataFrame:
+    """Failures of each kind per image before and after, such as without and with pyramid pooling.
+
+    Args:
+        before: as `counts` returns it.
+        after: that of other predictions for the same images.
+        measure: of `MEASURES`.
+        draws: bootstrap samples of the images, with replacement; the same images for both sides and all kinds.
+        seed: of the draws.
+
+    Returns:
+        `Interval` by kind: ``before``, ``after``, and ``difference``, after less before, paired by image. Bounds are
+        the 2.5th and 97.5th percentile, None for a single image.
+
+    Raises:
+        UsageError: an unknown measure, or counts of different images.
+    """
+    if measure not in MEASURES:
+        raise unknown("measure", measure, MEASURES)
+    tables = [table.pivot_table(index="image", columns="kind", values=measure) for table in (before, after)]
+    if not tables[0].index.equals(tables[1].index) or tables[0].empty:
+        raise UsageError(f"expected counts of the same images, found {len(tables[0])} and {len(tables[1])} images")
+    unit, images = f"{measure} per image", np.ones(len(tables[0]))
+    options: dict[str, Any] = {"unit": unit, "draws": draws, "seed": seed}
+    rows = {}
+    for kind in KINDS:
+        one, other = ((table[kind].to_numpy(np.float64), images) for table in tables)
+        rows[kind] = {
+            "before": bootstrap_ratio(*one, **options),
+            "after": bootstrap_ratio(*other, **options),
+            "difference": bootstrap_ratio_difference(other, one, **options),
+        }
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("kind")
+
+
+def recall_by_size(
+    predictions: Tensor, labels: Tensor, classes: Sequence[str], *, ignore_index: int = IGNORED
+) -> pd.DataFrame:
+    """How much of each labelled object is recovered; objects are connected components of the label map.
+
+    Args:
+        predictions: integers ``[N, H, W]``.
+        labels: the same, or `ignore_index`.
+        classes: the names.
+        ignore_index: label of pixels that do not count.
+
+    Returns:
+        A row an object: ``image``, ``object`` (its number there), ``labelled``, ``pixels``, and ``recovered``, the
+        share of them that is right.
+
+    Raises:
+        UsageError: shapes, types or values that do not fit.
+    """
+    check(predictions, labels, len(classes), ignore_index)
+    objects = labelled_pieces(predictions, labels, 0, ignore_index).drop_duplicates(["image", "object"])
+    return pd.DataFrame(
+        {
+            "image": objects["image"],
+            "object": objects["object"],
+            "labelled": [classes[i] for i in objects["labelled"]],
+            "pixels": objects["object_pixels"],
+            "recovered": 1 - objects["wrong"],
+        }
+    ).reset_index(drop=True)
+
+
+def octaves(pixels: pd.Series[int]) -> pd.Series[int]:
+    """The largest power of two that each number of pixels reaches: 5 is in the bin of 4, which ends before 8."""
+    return pd.Series(2 ** np.floor(np.log2(pixels)).astype(int), index=pixels.index)
+
+
+def clustered(confusion: Tensor) -> Tensor:
+    """An order of the classes in which those that are confused stand together.
+
+    Two classes are the more alike the larger the mean of the two rates at which one is predicted as the other. The
+    order is that of the leaves of average linkage, turned such that neighbours are as alike as possible.
+
+    Args:
+        confusion: ``[C, C]``, as `confusion_matrix` has it. A class without pixels has rates of 0.
+
+    Returns:
+        int64 ``[C]``, a permutation: ``confusion[order][:, order]`` is the matrix in this order.
+
+    Raises:
+        UsageError: no square matrix.
+    """
+    from scipy.cluster.hierarchy import leaves_list, linkage
+    from scipy.spatial.distance import squareform
+
+    if confusion.ndim != 2 or confusion.shape[0] != confusion.shape[1]:
+        raise UsageError(f"expected a square confusion matrix [C, C], found {list(confusion.shape)}")
+    if len(confusion) < 3:
+        return torch.arange(len(confusion))  # nothing to order
+    rates = confusion.double() / confusion.sum(1, keepdim=True).clamp(min=1)
+    distances = 1 - (rates + rates.T) / 2
+    tree = linkage(squareform(distances.fill_diagonal_(0).numpy()), "average", optimal_ordering=True)
+    return torch.from_numpy(leaves_list(tree).astype(np.int64))
+
+
+def validate(
+    failures: pd.DataFrame, predictions: Tensor, samples: Sequence[Sample], *, measure: str = "failures"
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """How well the kinds agree with what made the objects ambiguous, in images that were made (see `scenes`).
+
+    The true cause of a failure is the ambiguity of the object that most of its pixels belong to; an object without
+    one should give ``other``. A failure of kind ``boundary`` has no cause that the scenes know of: it is in the second
+    table, and in none of the numbers of the first.
+
+    Args:
+        failures: as `mine` returns them.
+        predictions: those that they were mined from.
+        samples: with instances and objects; their labels are those that the failures were mined from.
+        measure: what is counted, ``"failures"`` or ``"pixels"``.
+
+    Returns:
+        By kind: ``precision``, the share of what has this kind whose true cause it is; ``recall``, the share of what
+        has this cause that was found; NaN where there is none; ``found`` and ``true``, how much has this kind, and
+        how much has this cause. And how much of each true cause (rows) was given which kind (columns).
+
+    Raises:
+        UsageError: samples that know no objects, another number of them than of predictions, or an unknown measure.
+    """
+    if measure not in ("failures", "pixels"):
+        raise unknown("measure", measure, ("failures", "pixels"))
+    if len(samples) != len(predictions):
+        raise UsageError(f"expected a sample for each of {len(predictions)} predictions, found {len(samples)}")
+    true = pd.Series(index=failures.index, dtype=object)
+    for i, (prediction, sample) in enumerate(zip(predictions, samples, strict=True)):
+        here = failures.loc[failures["image"] == i, "piece"]
+        true.update(pd.Series(_causes(prediction, sample, here), index=here.index, dtype=object))
+    weights = failures["pixels"] if measure == "pixels" else pd.Series(1, index=failures.index)
+    table = pd.crosstab(true, failures["kind"], weights, rownames=["true"], colnames=["found"], aggfunc="sum")
+    table = table.reindex(index=list(CAUSES.values()), columns=list(KINDS)).fillna(0).astype(int)
+
+    kinds = list(CAUSES.values())
+    square = table.loc[kinds, kinds]
+    hits, found, causes = np.diag(square), square.sum(), square.sum(axis=1)
+    scores = pd.DataFrame({"precision": hits / found, "recall": hits / causes, "found": found, "true": causes})
+    return scores.rename_axis("kind"), table
+
+
+def _causes(prediction: Tensor, sample: Sample, pieces: pd.Series[int]) -> list[str]:
+    """The kind that each of these pieces of an image should have."""
+    if sample.instances is None or not sample.objects:
+        raise UsageError(f"sample {sample.name!r} knows no objects; expected one of scenes that were made")
+    numbers = piece_numbers(prediction.cpu().numpy(), sample.label.numpy())
+    count = len(sample.objects)
+    overlap = np.bincount((numbers * count + sample.instances.numpy()).ravel(), minlength=(numbers.max() + 1) * count)
+    largest = overlap.reshape(-1, count).argmax(1)
+    return [CAUSES[sample.objects[largest[piece]].ambiguity] for piece in pieces]

@@ -1,0 +1,530 @@
+"""Co-occurrence of classes, contradictions, violations of predictions, and the heat map."""
+
+import itertools
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from matplotlib.collections import PatchCollection
+from matplotlib.colors import to_rgba
+from scipy import stats
+from torch import Tensor
+
+from resnotes import cooccurrence, figures
+from resnotes.cooccurrence import Cooccurrence, heat_map, presence, scene_frequencies, violations
+from resnotes.datasets import Segmentation, ade20k, scenes
+from resnotes.datasets.scenes import CLASSES
+from resnotes.datasets.segmentation import Stacked
+from resnotes.errors import UsageError
+from resnotes.paths import data_root
+
+ABC = ("a", "b", "c")
+seeds = st.integers(0, 2**31)
+
+
+@pytest.fixture(scope="module")
+def made() -> Stacked:
+    return scenes.generate(200)
+
+
+@pytest.fixture(scope="module")
+def among(made: Stacked) -> Cooccurrence:
+    return Cooccurrence.between_classes(presence(made.labels, len(CLASSES)), CLASSES)
+
+
+def random_presence(seed: int, images: int = 40, classes: int = 5) -> Tensor:
+    """Of classes that are common, rare, everywhere and nowhere, some of them dependent."""
+    rng = np.random.default_rng(seed)
+    shares = rng.choice([0, 0.05, 0.3, 0.6, 0.95, 1], classes)
+    common = rng.random((images, 1))
+    drawn = np.where(rng.random(classes) < 0.5, common, rng.random((images, classes)))
+    return torch.from_numpy(drawn < shares)
+
+
+def random_cooccurrence(seed: int, of_scenes: bool) -> tuple[Cooccurrence, list[list[bool]], list[list[bool]]]:
+    """With which classes, and which contexts, each image has."""
+    present = random_presence(seed)
+    names = [f"class {i}" for i in range(present.shape[1])]
+    if not of_scenes:
+        return Cooccurrence.between_classes(present, names), present.tolist(), present.tolist()
+    kinds = np.random.default_rng(seed + 1).choice(["sea", "land", "air"], len(present)).tolist()
+    having = [[kind == name for name in sorted(set(kinds))] for kind in kinds]
+    return Cooccurrence.with_contexts(present, kinds, names), present.tolist(), having
+
+
+# Presence
+
+
+@settings(max_examples=60, deadline=None)
+@given(seeds, st.sampled_from([11, 255]), st.sampled_from([0.0, 0.1, 0.25, 0.5]))
+def test_presence_by_counting_pixels(seed: int, ignored: int, share: float) -> None:
+    rng = np.random.default_rng(seed)
+    labels = []
+    for _ in range(3):
+        drawn = rng.choice([0, 1, 2, 3, ignored], rng.integers(1, 5, 2), p=rng.dirichlet(np.ones(5)))
+        labels.append(torch.from_numpy(drawn.astype(np.uint8)))
+    found = presence(iter(labels), 4, ignore_index=ignored, share=share)
+    assert found.dtype == torch.bool and found.shape == (3, 4)
+    for image, row in zip(labels, found.tolist(), strict=True):
+        pixels = [pixel for line in image.tolist() for pixel in line if pixel != ignored]
+        assert row == [bool(pixels) and pixels.count(c) / len(pixels) > share for c in range(4)]
+
+
+def test_a_class_must_cover_more_than_the_share() -> None:
+    labels = torch.tensor([[[0, 0, 0, 1], [0, 0, 255, 255]], [[255] * 4, [255] * 4]])
+    assert presence(labels, 2).tolist() == [[True, True], [False, False]]
+    assert presence(labels, 2, share=1 / 6).tolist() == [[True, False], [False, False]]
+    assert presence(labels, 2, share=0.16).tolist() == [[True, True], [False, False]]
+    of_100 = (torch.arange(100) >= 29).long()[None, None]
+    assert presence(of_100, 2, share=0.29).tolist() == [[False, True]]  # 0.29 * 100 is below 29
+
+
+@pytest.mark.parametrize(
+    ("labels", "share", "message"),
+    [
+        (torch.tensor([[[0, 3]]]), 0.0, "expected classes 0 to 2, or 255 for none; found 0 to 3"),
+        (torch.tensor([[[-1, 2]]]), 0.0, "found -1 to 2"),
+        ([], 0.0, "at least one map of labels, found none"),
+        (torch.tensor([[[0]]]), 1.0, "below 1, found 1.0"),
+        (torch.tensor([[[0]]]), -0.1, "found -0.1"),
+    ],
+)
+def test_impossible_labels(labels: Sequence[Tensor], share: float, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        presence(labels, 3, share=share)
+
+
+# Counts and what follows from them
+
+
+@settings(max_examples=40, deadline=None)
+@given(seeds, st.booleans())
+def test_measures_by_counting_images(seed: int, of_scenes: bool) -> None:
+    found, present, having = random_cooccurrence(seed, of_scenes)
+    assert found.counts.dtype == found.class_images.dtype == found.context_images.dtype == torch.int64
+    assert found.among_classes is not of_scenes
+    conditional, pmi = found.conditional(), found.pmi()
+    assert conditional.dtype == pmi.dtype == torch.float64
+    n = found.images
+    assert n == len(present)
+    for c, k in itertools.product(range(len(found.classes)), range(len(found.contexts))):
+        classes, contexts = [row[c] for row in present], [row[k] for row in having]
+        a, b, both = sum(classes), sum(contexts), sum(map(all, zip(classes, contexts, strict=True)))
+        counted = found.counts[c, k], found.class_images[c], found.context_images[k]
+        assert tuple(map(int, counted)) == (both, a, b)
+        assert float(conditional[c, k]) == pytest.approx(both / b if b else math.nan, nan_ok=True)
+        expected = math.nan if a * b == 0 else -math.inf if both == 0 else math.log2(both * n / (a * b))
+        assert float(pmi[c, k]) == pytest.approx(expected, nan_ok=True, abs=1e-12)
+
+
+def test_measures_by_hand() -> None:
+    found = Cooccurrence.between_classes(
+        torch.tensor([[1, 1, 0, 0], [1, 0, 0, 0], [0, 0, 1, 0], [0, 0, 1, 0]]).bool(), "abcd"
+    )
+    nan, inf = math.nan, math.inf
+    assert torch.equal(
+        found.conditional()[:3, :3], torch.tensor([[1, 1, 0], [0.5, 1, 0], [0, 0, 1]], dtype=torch.float64)
+    )
+    expected = [[1, 1, -inf, nan], [1, 2, -inf, nan], [-inf, -inf, 1, nan], [nan, nan, nan, nan]]
+    np.testing.assert_allclose(found.pmi(), expected)
+
+
+def test_contexts_are_in_alphabetical_order() -> None:
+    found = Cooccurrence.with_contexts(torch.tensor([[True], [False], [True]]), ["sea", "land", "sea"], ["boat"])
+    assert found.contexts == ("land", "sea")
+    assert found.counts.tolist() == [[0, 2]] and found.context_images.tolist() == [1, 2]
+
+
+@settings(max_examples=25, deadline=None)
+@given(seeds, st.booleans())
+def test_p_values_are_fishers(seed: int, of_scenes: bool) -> None:
+    found, _, _ = random_cooccurrence(seed, of_scenes)
+    p = found.p_values()
+    for c, k in itertools.product(range(len(found.classes)), range(len(found.contexts))):
+        if not of_scenes and c == k:
+            assert math.isnan(p[c, k])
+            continue
+        both, a, b = int(found.counts[c, k]), int(found.class_images[c]), int(found.context_images[k])
+        table = [[both, a - both], [b - both, found.images - a - b + both]]
+        tails = [stats.fisher_exact(table, side).pvalue for side in ("less", "greater")]
+        assert float(p[c, k]) == pytest.approx(min(1, 2 * min(tails)))
+    if not of_scenes:
+        np.testing.assert_array_equal(p, p.T)
+
+
+@settings(max_examples=40, deadline=None)
+@given(seeds, st.booleans())
+def test_beyond_the_bounds_of_chance_a_pair_is_significant(seed: int, of_scenes: bool) -> None:
+    found, _, _ = random_cooccurrence(seed, of_scenes)
+    level = 0.0503  # equal to no p value
+    (low, high), pmi, p = found.chance(level), found.pmi(), found.p_values()
+    tested = ~(pmi.isnan() | p.isnan())
+    slack = 1e-9
+    beyond = (pmi < low - slack) | (pmi > high + slack)
+    assert torch.equal(beyond[tested], (p < level)[tested])
+    assert (low <= high)[tested].all()
+
+
+@settings(max_examples=40, deadline=None)
+@given(seeds, st.booleans(), st.sampled_from([0.01, 0.05, 0.3]))
+def test_significance_by_the_procedure_of_benjamini_and_hochberg(seed: int, of_scenes: bool, level: float) -> None:
+    found, _, _ = random_cooccurrence(seed, of_scenes)
+    p, pmi = found.p_values().tolist(), found.pmi().tolist()
+    cells = itertools.product(range(len(found.classes)), range(len(found.contexts)))
+    pairs = sorted((p[c][k], c, k) for c, k in cells if of_scenes or c < k)  # each pair once
+    passed = [rank for rank, (value, _, _) in enumerate(pairs, 1) if value <= level * rank / len(pairs) + 1e-15]
+    expected = torch.zeros_like(found.counts, dtype=torch.int8)
+    for _, c, k in pairs[: max(passed, default=0)]:
+        expected[c, k] = 1 if pmi[c][k] > 0 else -1
+    assert torch.equal(found.significant(level), expected if of_scenes else expected + expected.T)
+
+
+def test_independent_classes_are_seldom_significant() -> None:
+    rng = np.random.default_rng(0)
+    shares = np.linspace(0.1, 0.9, 8)
+    wrong = 0
+    for _ in range(200):
+        present = torch.from_numpy(rng.random((100, 8)) < shares)
+        wrong += bool(Cooccurrence.between_classes(present, "abcdefgh").significant().any())
+    assert wrong <= 200 * 0.05 + 3 * math.sqrt(200 * 0.05 * 0.95)
+
+
+def test_pairs_are_listed_once(among: Cooccurrence) -> None:
+    frame = among.pairs()
+    assert len(frame) == 25 * 24 / 2 and frame["pmi"].is_monotonic_decreasing
+    row = frame[(frame["class"] == "car") & (frame["context"] == "streetlight")].squeeze()
+    c, k = CLASSES.index("car"), CLASSES.index("streetlight")
+    assert (row["images"], row["pmi"], row["p"]) == (among.counts[c, k], among.pmi()[c, k], among.p_values()[c, k])
+    assert row["expected"] == among.class_images[c] * among.context_images[k] / 200
+    assert row["low"] < 0 < row["high"] < row["pmi"] and row["significant"] == 1
+
+
+def test_pairs_with_scenes(made: Stacked) -> None:
+    present = presence(made.labels, len(CLASSES))
+    frame = Cooccurrence.with_contexts(present, made.scenes, CLASSES).pairs()
+    assert len(frame) == 25 * 7
+    together = {(c, k) for c, k, n in zip(frame["class"], frame["context"], frame["images"], strict=True) if n}
+    vehicles = {pair for pair in together if pair[0] in ("boat", "airplane", "car", "bus")}
+    streets = {(vehicle, kind) for vehicle in ("car", "bus") for kind in ("street", "city")}
+    assert vehicles == {("boat", "harbour"), ("airplane", "airfield")} | streets
+
+
+# Contradictions
+
+
+def test_vehicles_contradict_scenes_that_are_not_theirs(made: Stacked, among: Cooccurrence) -> None:
+    contradicts = among.contradicts(presence(made.labels, len(CLASSES)))
+    for kind, alien, own in [("street", "boat", "car"), ("harbour", "car", "boat"), ("airfield", "bus", "airplane")]:
+        images = [i for i, scene in enumerate(made.scenes) if scene == kind]
+        assert contradicts[images, CLASSES.index(alien)].all()
+        if kind != "street":  # where there is a bus, a car is alien: the scenes have one or the other
+            assert not contradicts[images, CLASSES.index(own)].any()
+        assert not contradicts[images, CLASSES.index("sky")].any()
+    with_car = [i for i, image in enumerate(made.labels) if (image == CLASSES.index("car")).any()]
+    assert not contradicts[with_car, CLASSES.index("car")].any()
+
+
+def test_scenes_as_contexts(made: Stacked) -> None:
+    found = Cooccurrence.with_contexts(presence(made.labels, len(CLASSES)), made.scenes, CLASSES)
+    contradicts = found.contradicts(torch.eye(7, dtype=torch.bool))
+    street = dict(zip(CLASSES, contradicts[found.contexts.index("street")].tolist(), strict=True))
+    assert street["boat"] and street["bed"] and street["skyscraper"]
+    assert not street["car"] and not street["bus"] and not street["tree"]
+
+
+@settings(max_examples=40, deadline=None)
+@given(seeds, seeds, st.sampled_from([0.01, 0.2, 0.6]))
+def test_contradiction_by_its_definition(seed: int, other: int, rare: float) -> None:
+    found, _, _ = random_cooccurrence(seed, of_scenes=False)
+    images = random_presence(other, images=10)
+    conditional, significant = found.conditional(), found.significant(0.2)
+    contradicts = found.contradicts(images, rare=rare, level=0.2)
+    for n, c in itertools.product(range(10), range(len(found.classes))):
+        others = [k for k in range(len(found.classes)) if k != c and images[n, k]]
+        assert bool(contradicts[n, c]) == any(conditional[c, k] < rare and significant[c, k] == -1 for k in others)
+
+
+def test_rarity_and_significance_are_both_needed() -> None:
+    # a and b alternate; c is with a once, and d in no image.
+    present = torch.zeros(400, 4, dtype=torch.bool)
+    present[:200, 0] = present[200:, 1] = present[0, 2] = True
+    found = Cooccurrence.between_classes(present, "abcd")
+    assert found.contradictions()[:2].tolist() == [[False, True, False, False], [True, False, False, False]]
+    assert found.conditional()[2, 1] == 0 and not found.contradictions()[2:].any()  # once is not enough to tell
+    present[200:260, 0] = True
+    less = Cooccurrence.between_classes(present, "abcd")
+    assert less.significant()[0, 1] == -1 and not less.contradictions().any()  # 60 of 200 is not rare
+    assert less.contradictions(rare=0.31)[0, 1] and not less.contradictions(rare=0.31)[1, 2]
+
+
+def test_classes_alone_and_never_seen_contradict_nothing(among: Cooccurrence) -> None:
+    alone = among.contradicts(torch.eye(len(CLASSES), dtype=torch.bool))
+    assert alone.any() and not alone.diagonal().any()
+    assert not among.contradicts(torch.zeros(1, len(CLASSES), dtype=torch.bool)).any()
+    present = torch.zeros(100, 3, dtype=torch.bool)
+    present[:50, 0] = present[50:, 1] = True
+    found = Cooccurrence.between_classes(present, ABC)
+    assert found.contradicts(torch.tensor([[True, False, True]])).tolist() == [[False, True, False]]
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Cooccurrence.between_classes(torch.ones(2, 2).bool(), ABC), r"3 classes .*, found shape \(2, 2\)"),
+        (lambda: Cooccurrence.between_classes(torch.ones(0, 3).bool(), ABC), "at least one image"),
+        (lambda: Cooccurrence.with_contexts(torch.ones(2, 3).bool(), ["sea"], ABC), "each of 2 images, found 1"),
+        (lambda: Cooccurrence.with_contexts(torch.ones(2, 3).bool(), ["sea", ""], ABC), "each of 2 images, found 1"),
+    ],
+)
+def test_presence_that_does_not_fit(make: object, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        make()  # type: ignore[operator]
+
+
+def test_contexts_that_do_not_fit(among: Cooccurrence) -> None:
+    with pytest.raises(UsageError, match=r"25 contexts, found shape \(2, 7\)"):
+        among.contradicts(torch.ones(2, 7).bool())
+
+
+# Violations
+
+
+def flooded(image: list[list[int]]) -> Iterator[tuple[int, int]]:
+    """Class and size of each region."""
+    left = {(y, x): value for y, row in enumerate(image) for x, value in enumerate(row)}
+    while left:
+        at, value = next(iter(left.items()))
+        size, border = 0, [at]
+        while border:
+            y, x = border.pop()
+            if left.get((y, x)) == value:
+                del left[y, x]
+                size += 1
+                border += [(y - 1, x), (y + 1, x), (y, x - 1), (y, x + 1)]
+        yield value, size
+
+
+def apart(*pairs: tuple[int, int], classes: int = 4) -> Cooccurrence:
+    """Classes of which these pairs are never together, and all others often."""
+    together = [(a, b) for a, b in itertools.combinations(range(classes), 2) if (a, b) not in pairs]
+    present = torch.zeros(50 * len(together), classes, dtype=torch.bool)
+    for i, pair in enumerate(together):
+        present[50 * i : 50 * (i + 1), list(pair)] = True
+    return Cooccurrence.between_classes(present, [f"class {i}" for i in range(classes)])
+
+
+@settings(max_examples=60, deadline=None)
+@given(seeds, st.sampled_from([1, 3, 6]))
+def test_violations_by_flooding(seed: int, min_pixels: int) -> None:
+    contrary = apart((0, 1), (1, 2))
+    contradictions = contrary.contradictions()
+    assert contradictions[0, 1] and contradictions[2, 1]
+    rng = np.random.default_rng(seed)
+    predictions = torch.from_numpy(rng.choice(5, (3, 6, 7), p=rng.dirichlet(np.ones(5))))
+    found = violations(predictions, contrary, min_pixels=min_pixels, ignore_index=4)
+    for n, image in enumerate(predictions.tolist()):
+        areas = [sum(row.count(c) for row in image) for c in range(4)]
+        wrong: dict[int, bool] = {}
+        for c in sorted(range(4), key=lambda c: -areas[c]):
+            wrong[c] = any(contradictions[c, k] and not wrong[k] for k in wrong if areas[k])
+        expected = [0, 0, 0, 0]
+        for c, size in flooded(image):
+            if c == 4 or size < min_pixels:
+                continue
+            expected = [a + b for a, b in zip(expected, [1, wrong[c], size, size * wrong[c]], strict=True)]
+        assert [int(each[n]) for each in found] == expected
+        assert all(each.dtype == torch.int64 for each in found)
+
+
+def test_the_car_is_accused_and_not_the_lake() -> None:
+    contrary = apart((0, 1))
+    lake = torch.zeros(1, 8, 8, dtype=torch.int64)
+    lake[0, 2:4, 2:6] = 1
+    lake[0, 7, 7] = 1  # speckle, which no one counts
+    found = violations(lake, contrary, min_pixels=4)
+    assert [each.tolist() for each in found] == [[2], [1], [63], [8]]
+    half = lake.clone()
+    half[0, :4], half[0, 4:] = 0, 1
+    assert violations(half, contrary).violating.tolist() == [1]  # nothing tells which; not both
+
+
+def test_what_contradicts_only_the_accused_is_not_accused() -> None:
+    # 0 a lake, 1 a car on it, larger than the crane 2 beside it.
+    harbour = torch.zeros(1, 8, 8, dtype=torch.int64)
+    harbour[0, 2:5, 2:6], harbour[0, 6:8, 2:6] = 1, 2
+    found = violations(harbour, apart((0, 1), (1, 2)), min_pixels=4)
+    assert (found.regions.tolist(), found.violating_pixels.tolist()) == ([3], [12])
+
+
+def test_labels_do_not_violate_what_was_counted_in_them(made: Stacked, among: Cooccurrence) -> None:
+    # In general few do: pairs that are rare but not unseen. In these scenes what is rare is unseen.
+    found = violations(made.labels, among)
+    assert (found.regions > 0).all() and not found.violating.any() and not found.violating_pixels.any()
+
+
+def test_boats_called_cars_do(made: Stacked, among: Cooccurrence) -> None:
+    boat, car = CLASSES.index("boat"), CLASSES.index("car")
+    mistaken = torch.where(made.labels == boat, car, made.labels)
+    found, right = violations(mistaken, among), violations(made.labels, among)
+    boats = (made.labels == boat).sum((1, 2))
+    assert torch.equal(found.violating > 0, boats >= 16)
+    assert (found.violating_pixels <= boats).all() and found.violating_pixels.sum() > 0.95 * boats.sum()
+    assert torch.equal(found.regions, right.regions) and torch.equal(found.pixels, right.pixels)
+
+
+def test_predictions_of_several_sizes(among: Cooccurrence) -> None:
+    sky = CLASSES.index("sky")
+    found = violations(iter([torch.full((4, 5), sky), torch.full((9, 2), sky)]), among)
+    assert found.pixels.tolist() == [20, 18] and found.regions.tolist() == [1, 1]
+
+
+def test_impossible_predictions(made: Stacked, among: Cooccurrence) -> None:
+    with pytest.raises(UsageError, match="expected classes 0 to 24"):
+        violations(torch.full((1, 4, 4), 25), among)
+    with pytest.raises(UsageError, match="at least one prediction"):
+        violations([], among)
+    of_scenes = Cooccurrence.with_contexts(presence(made.labels, len(CLASSES)), made.scenes, CLASSES)
+    with pytest.raises(UsageError, match=r"classes with classes, found contexts .*airfield"):
+        violations(made.labels, of_scenes)
+
+
+# Scenes of ADE20K
+
+
+def test_frequencies_of_scenes() -> None:
+    kinds = {"train": ["street", "street", "attic", "misc"], "val": ["street", "misc", "coast", "misc"]}
+    names = {f"ADE_{split}_{i:08d}": kind for split in kinds for i, kind in enumerate(kinds[split])}
+    found = scene_frequencies(names)
+    assert found.columns.tolist() == ["images", "share", "cumulative", "train", "val"]
+    assert found.index.tolist() == ["misc", "street", "attic", "coast"]
+    assert found["images"].tolist() == [3, 3, 1, 1] and found["share"].tolist() == [3 / 8, 3 / 8, 1 / 8, 1 / 8]
+    assert found["cumulative"].tolist() == [3 / 8, 6 / 8, 7 / 8, 1]
+    assert found["train"].tolist() == [1, 2, 1, 0] and found["val"].tolist() == [2, 1, 0, 1]
+
+
+def test_frequencies_of_the_real_scenes(real_ade20k: Segmentation) -> None:
+    found = scene_frequencies(ade20k.scene_categories(data_root()))
+    assert len(found) == 1055 and found["train"].sum() == 20_210 and found["val"].sum() == 2_000
+    assert found.index[:3].tolist() == ["street", "misc", "bedroom"]
+
+
+@pytest.mark.parametrize(("names", "message"), [({}, "found none"), ({"0016E5": "street"}, "found 0016E5")])
+def test_impossible_names(names: dict[str, str], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        scene_frequencies(names)
+
+
+# CamVid
+
+
+def test_roads_contradict_nothing(real_camvid: Segmentation) -> None:
+    data = real_camvid
+    present = presence(data.train.labels, data.num_classes, ignore_index=data.ignore_index)  # type: ignore[attr-defined]
+    found = Cooccurrence.between_classes(present, data.classes)
+    assert found.class_images[data.classes.index("road")] == len(data.train) == found.images
+    assert found.significant().any() and not found.contradictions().any()
+    assert found.pmi().triu(1).abs().max() < 0.5  # bits; in the made scenes it is up to 3
+
+
+# Heat map
+
+
+@pytest.fixture(autouse=True)
+def _style(tmp_path: Path) -> Iterator[None]:
+    with plt.style.context("default"):
+        figures.use_style()
+        yield
+    plt.close("all")
+
+
+def cells(figure: plt.Figure) -> tuple[list[str], list[str], np.ndarray, np.ndarray]:
+    """Names of rows and columns, and of each cell its colour and side."""
+    figure.draw_without_rendering()
+    ax = figure.axes[0]
+    rows, columns = ([label.get_text() for label in labels] for labels in (ax.get_yticklabels(), ax.get_xticklabels()))
+    (drawn,) = (each for each in ax.collections if isinstance(each, PatchCollection))
+    sides = np.array([np.ptp(path.vertices[:, 0]) for path in drawn.get_paths()])
+    shape = len(rows), len(columns)
+    return rows, columns, drawn.get_facecolors().reshape(*shape, 4), sides.reshape(shape)
+
+
+@pytest.mark.parametrize("of_scenes", [False, True])
+def test_every_cell_shows_its_pair(made: Stacked, among: Cooccurrence, of_scenes: bool) -> None:
+    present = presence(made.labels, len(CLASSES))
+    found = Cooccurrence.with_contexts(present, made.scenes, CLASSES) if of_scenes else among
+    rows, columns, colors, sides = cells(heat_map(found))
+    assert sorted(rows) == sorted(CLASSES) and sorted(columns) == sorted(found.contexts)
+    pmi, significant = found.pmi(), found.significant()
+    for (i, row), (j, column) in itertools.product(enumerate(rows), enumerate(columns)):
+        c, k = CLASSES.index(row), found.contexts.index(column)
+        red, _, blue, _ = color = colors[i, j]
+        if row == column:
+            assert tuple(color) == to_rgba(cooccurrence.BLANK)
+            continue
+        assert sides[i, j] == pytest.approx(1 if significant[c, k] else cooccurrence.SMALL)
+        assert (tuple(color) == to_rgba(cooccurrence.NEVER)) == (found.counts[c, k] == 0)
+        if abs(pmi[c, k]) > 0.1 and found.counts[c, k]:
+            assert (red > blue) == (pmi[c, k] > 0)
+
+
+def test_alike_classes_are_neighbours(among: Cooccurrence) -> None:
+    rows, columns, _, _ = cells(heat_map(among))
+    assert rows == columns
+    for group in (("boat", "crane", "water"), ("runway", "airplane", "tower"), ("wall", "floor", "bed")):
+        places = sorted(rows.index(name) for name in group)
+        assert places[-1] - places[0] <= 4  # a bedroom has five classes of its own
+
+
+def test_conditional_probabilities_have_their_own_scale(among: Cooccurrence) -> None:
+    figure = heat_map(among, "conditional")
+    rows, _, colors, _ = cells(figure)
+    bar = figure.axes[1]
+    assert bar.get_ylabel() == "P(row | column)" and bar.get_ylim() == (0, 1)
+    sky, boat = rows.index("sky"), rows.index("boat")
+    assert tuple(colors[sky, boat]) == to_rgba("#D55E00")  # whoever sees a boat sees the sky
+    assert colors[boat, sky, 2] > colors[sky, boat, 2]
+
+
+@pytest.mark.filterwarnings("error")  # of a layout that has no room
+@pytest.mark.parametrize("of_scenes", [False, True])
+@pytest.mark.parametrize("values", ["pmi", "conditional"])
+def test_everything_written_can_be_read(made: Stacked, among: Cooccurrence, of_scenes: bool, values: str) -> None:
+    present = presence(made.labels, len(CLASSES))
+    figure = heat_map(Cooccurrence.with_contexts(present, made.scenes, CLASSES) if of_scenes else among, values)
+    assert figure.get_size_inches()[0] <= 7
+    figure.draw_without_rendering()
+    ax, bar = figure.axes
+    assert ax.get_window_extent().height / figure.dpi / len(CLASSES) > 0.95 * cooccurrence.CELL
+    assert bar.get_ylabel() in cooccurrence.LABELS.values()
+    legend = ax.get_legend()
+    assert legend is not None
+    texts = [*ax.get_xticklabels(), *ax.get_yticklabels(), *legend.get_texts(), bar.yaxis.label]
+    boxes = [text.get_window_extent() for text in texts]
+    assert all(text.get_fontsize() >= 5 for text in texts)
+    assert not [(a, b) for a, b in itertools.combinations(boxes, 2) if a.overlaps(b)]
+    inside = figure.bbox.padded(1)
+    assert all(inside.x0 <= box.x0 and box.x1 <= inside.x1 for box in boxes)
+    assert all(inside.y0 <= box.y0 and box.y1 <= inside.y1 for box in boxes)
+
+
+def test_drawn_where_asked(among: Cooccurrence) -> None:
+    figure, (left, right) = plt.subplots(1, 2)
+    assert heat_map(among, ax=right) is figure
+    assert not left.collections and right.collections
+
+
+def test_little_to_draw() -> None:
+    one_scene = Cooccurrence.with_contexts(torch.tensor([[True, False, False]]), ["sea"], ABC)
+    rows, columns, _, _ = cells(heat_map(one_scene))
+    assert sorted(rows) == list(ABC) and columns == ["sea"]
+
+
+def test_unknown_values(among: Cooccurrence) -> None:
+    with pytest.raises(UsageError, match="unknown values 'lift'; allowed: pmi, conditional"):
+        heat_map(among, "lift")

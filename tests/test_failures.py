@@ -1,0 +1,645 @@
+"""Failures by rule: what is found, what it is called, how often, and how it is drawn."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from matplotlib.colors import to_rgb
+from matplotlib.patches import Rectangle
+from scipy import ndimage
+from torch import Tensor
+
+from resnotes import figures
+from resnotes.datasets import scenes
+from resnotes.errors import UsageError
+from resnotes.failures import (
+    KINDS,
+    clustered,
+    compare,
+    confused_pairs,
+    counts,
+    mine,
+    octaves,
+    recall_by_size,
+    validate,
+)
+from resnotes.failures.drawing import confusion_figure, palette, panels, seen
+from resnotes.failures.mining import connected
+from resnotes.segmentation import confusion_matrix
+
+CLASSES = ("water", "boat", "car", "sky")
+WATER, BOAT, CAR, SKY = range(4)
+INDICES = dict(zip(CLASSES, range(4), strict=True))
+
+
+@pytest.fixture(autouse=True)
+def _no_open_figures() -> Any:
+    yield
+    plt.close("all")
+
+
+def lake(side: int = 24) -> Tensor:
+    """A labelled boat of 12 x 8 pixels on the water."""
+    label = torch.full((1, side, side), WATER)
+    label[0, 6:18, 8:16] = BOAT
+    return label
+
+
+def found(predictions: Tensor, labels: Tensor, **options: Any) -> pd.DataFrame:
+    """`mine` in which no rule applies, unless the `options` say otherwise."""
+    usual: dict[str, Any] = {
+        "contradicting": torch.zeros(len(labels), 4, dtype=torch.bool),
+        "confused": torch.zeros(4, 4, dtype=torch.bool),
+        "field": 1000,
+        "small": 0,
+        "stride": 4,
+    }
+    return mine(predictions, labels, CLASSES, **(usual | options))
+
+
+def pair(label: int, predicted: int) -> Tensor:
+    matrix = torch.zeros(4, 4, dtype=torch.bool)
+    matrix[label, predicted] = True
+    return matrix
+
+
+def against(predicted: int) -> Tensor:
+    return torch.arange(4)[None] == predicted
+
+
+def test_a_failure_is_described() -> None:
+    labels, predictions = lake(), lake()
+    predictions[0, 6:12, 8:16] = CAR
+    [failure] = found(predictions, labels).to_dict("records")
+    assert failure == {
+        **{"rank": 1, "kind": "confusion", "image": 0, "labelled": "boat", "predicted": "car"},
+        **{"pixels": 48, "object_pixels": 96, "share": 0.5, "wrong": 0.5},
+        **{"top": 6, "left": 8, "bottom": 12, "right": 16, "object": 1, "piece": 1},
+    }
+
+
+def test_each_rule_alone_and_their_precedence() -> None:
+    labels = lake()
+    predictions = torch.where(labels == BOAT, CAR, labels)
+    options: dict[str, Any] = {}
+    kinds = [found(predictions, labels, **options).kind.item()]
+    # With every rule of higher precedence that applies, the kind changes.
+    for more in ({"confused": pair(BOAT, CAR)}, {"small": 1.0}, {"contradicting": against(CAR)}):
+        assert found(predictions, labels, **more).kind.item() != "other"
+        options |= more
+        kinds.append(found(predictions, labels, **options).kind.item())
+    assert kinds == ["other", "confusion", "inconspicuous", "relationship"]
+
+
+def test_pairs_and_contexts_are_read_the_right_way_round() -> None:
+    labels = lake()
+    predictions = torch.where(labels == BOAT, CAR, labels)
+    assert found(predictions, labels, confused=pair(CAR, BOAT)).kind.item() == "other"
+    assert found(predictions, labels, contradicting=against(BOAT)).kind.item() == "other"
+    both, other = torch.cat([labels, labels]), torch.cat([predictions, predictions])
+    first = torch.cat([against(CAR), torch.zeros(1, 4, dtype=torch.bool)])
+    by_image = found(other, both, contradicting=first).set_index("image").kind
+    assert by_image.to_dict() == {0: "relationship", 1: "other"}
+
+
+def test_an_outline_that_is_off_is_a_boundary_whatever_the_class() -> None:
+    labels = lake()
+    rules: dict[str, Any] = {
+        "confused": ~torch.eye(4, dtype=torch.bool),
+        "contradicting": against(WATER) | against(BOAT),
+    }
+    for off in (1, 2, 3):
+        kinds = set(found(labels.roll(off, 2), labels, **rules).kind)
+        assert kinds == ({"boundary"} if off < 3 else {"relationship"})
+    assert set(found(labels.roll(1, 2), labels, stride=1, **rules).kind) == {"relationship"}
+
+
+def test_a_speck_is_a_boundary_too() -> None:
+    labels = lake()
+    for side, kind in ((3, "boundary"), (4, "relationship")):
+        predictions = lake()
+        predictions[0, 9 : 9 + side, 10 : 10 + side] = CAR
+        assert found(predictions, labels, contradicting=against(CAR)).kind.item() == kind
+
+
+def test_the_frame_is_no_outline() -> None:
+    labels = torch.full((1, 24, 24), WATER)
+    predictions = labels.clone()
+    predictions[0, :2] = SKY
+    assert found(predictions, labels).kind.item() == "other"
+
+
+def test_a_thin_object_that_is_missed_is_no_boundary() -> None:
+    labels = torch.full((1, 24, 24), WATER)
+    labels[0, 4:20, 10] = BOAT
+    predictions = torch.full_like(labels, WATER)
+    assert found(predictions, labels).kind.item() == "other"
+    assert found(predictions, labels, small=0.5).kind.item() == "inconspicuous"
+    predictions[0, 4:12, 10] = BOAT  # half of it is enough
+    assert found(predictions, labels, small=0.5).kind.item() == "boundary"
+
+
+def test_small_is_below_a_quantile_of_all_objects() -> None:
+    labels = torch.full((1, 40, 40), WATER)
+    for i, side in enumerate((4, 5, 6, 7)):
+        labels[0, 2 + 9 * i : 2 + 9 * i + side, 5 : 5 + side] = BOAT
+    predictions = torch.full_like(labels, WATER)
+    table = found(predictions, labels, small=0.5).set_index("pixels").kind  # of 16, 25, 36, 49 and the water
+    assert table.to_dict() == {
+        **{16: "inconspicuous", 25: "inconspicuous"},
+        **{36: "other", 49: "other"},
+    }
+
+
+def test_large_and_in_three_pieces_is_broken_up() -> None:
+    labels = torch.full((1, 40, 40), WATER)
+    labels[0, 5:35, 5:35] = BOAT
+    three, two = labels.clone(), labels.clone()
+    three[0, 15:25, 5:35] = WATER
+    two[0, 25:35, 5:35] = WATER
+    assert found(three, labels, field=29).kind.item() == "inconspicuous"
+    assert found(three, labels, field=30).kind.item() == "other"
+    assert found(two, labels, field=29).kind.item() == "other"
+    specks = two.clone()
+    specks[0, 10:12, 10:12] = CAR  # finer than the map, these are no pieces
+    specks[0, 20:22, 20:22] = CAR
+    assert "inconspicuous" not in set(found(specks, labels, field=29).kind)
+
+
+@pytest.mark.parametrize(("rows", "kind"), [(2, "other"), (3, "confusion"), (9, "confusion"), (10, "other")])
+def test_split_between_two_classes_of_which_each_has_a_quarter(rows: int, kind: str) -> None:
+    labels, predictions = lake(), lake()
+    predictions[0, 6 : 6 + rows, 8:16] = CAR
+    assert found(predictions, labels, stride=2).kind.item() == kind
+
+
+def test_a_neighbour_that_spread_splits_nothing() -> None:
+    labels, predictions = lake(), lake()
+    labels[0, 5, 10] = CAR
+    predictions[0, 5, 10] = CAR
+    predictions[0, 6:12, 8:16] = CAR
+    assert found(predictions, labels).kind.item() == "other"
+
+
+def test_what_is_ignored_neither_fails_nor_counts() -> None:
+    labels = lake()
+    predictions = torch.where(labels == BOAT, CAR, labels)
+    labels[0, 6:12] = 255
+    [failure] = found(predictions, labels).to_dict("records")
+    assert (failure["pixels"], failure["object_pixels"], failure["wrong"]) == (48, 48, 1)
+    assert found(predictions, torch.full_like(labels, 255)).empty
+
+
+def test_rank_is_by_pixels_times_their_share() -> None:
+    labels = torch.full((3, 24, 24), WATER)
+    labels[:2, 4:8, 4:12] = BOAT
+    predictions = labels.clone()
+    predictions[:2, 4:8, 4:12] = CAR  # 32 of 32 pixels, twice
+    predictions[2, 4:20, 4:10] = CAR  # 96 of 576
+    table = found(predictions, labels)
+    assert table["rank"].to_list() == [1, 1, 3]
+    assert table["image"].to_list() == [0, 1, 2]
+
+
+def maps(count: int, side: int = 8) -> st.SearchStrategy[Tensor]:
+    """Random classes in blocks of 2 x 2 and single pixels, so that pieces of every size occur."""
+
+    def build(seed: int) -> Tensor:
+        generator = torch.Generator().manual_seed(seed)
+        coarse = torch.randint(4, (count, side // 4, side // 4), generator=generator)
+        blocks = coarse.repeat_interleave(4, 1).repeat_interleave(4, 2)
+        fine = torch.randint(4, (count, side, side), generator=generator)
+        return torch.where(torch.rand(count, side, side, generator=generator) < 0.1, fine, blocks)
+
+    return st.integers(0, 2**32).map(build)
+
+
+RULES: dict[str, Any] = {"confused": pair(BOAT, CAR) | pair(SKY, WATER), "field": 5, "small": 0.4, "stride": 2}
+CONTRADICTING = torch.tensor([[0, 0, 1, 0], [1, 0, 0, 0], [0, 0, 0, 1]]).bool()
+
+
+@settings(max_examples=25, deadline=None, derandomize=True)
+@given(maps(3, 12), maps(3, 12), st.permutations(range(3)))
+def test_failures_are_the_wrong_pixels_whatever_order_or_side(
+    predictions: Tensor, labels: Tensor, order: list[int]
+) -> None:
+    table = found(predictions, labels, contradicting=CONTRADICTING, **RULES)
+    wrong = predictions != labels
+    assert table.groupby("image").pixels.sum().reindex(range(3), fill_value=0).tolist() == wrong.sum((1, 2)).tolist()
+    expected = 0  # components of each pair of classes, one by one
+    for image in range(3):
+        for label in range(4):
+            for predicted in set(range(4)) - {label}:
+                expected += ndimage.label((labels[image] == label) & (predictions[image] == predicted))[1]
+    assert len(table) == expected
+
+    described = ["rank", "kind", "image", "labelled", "predicted", "pixels", "object_pixels", "top", "bottom"]
+    usual = sorted(table[described].itertuples(index=False))
+    permuted = found(predictions[order], labels[order], contradicting=CONTRADICTING[order], **RULES)
+    permuted["image"] = [order[i] for i in permuted["image"]]
+    assert sorted(permuted[described].itertuples(index=False)) == usual
+    mirrored = found(predictions.flip(2), labels.flip(2), contradicting=CONTRADICTING, **RULES)
+    assert sorted(mirrored[described].itertuples(index=False)) == usual
+
+
+@settings(max_examples=10, deadline=None, derandomize=True)
+@given(maps(3))
+def test_what_is_right_gives_no_failure(labels: Tensor) -> None:
+    table = found(labels, labels.to(torch.uint8), contradicting=torch.ones(3, 4, dtype=torch.bool), **RULES)
+    assert table.empty
+    assert "kind" in table
+    assert counts(table, 3)[["pixels", "objects"]].to_numpy().sum() == 0
+
+
+@settings(max_examples=25, deadline=None, derandomize=True)
+@given(maps(1, 12))
+def test_components_are_those_of_scipy_in_the_order_of_their_pixels(values: Tensor) -> None:
+    numbers = connected(values[0].numpy())
+    assert list(dict.fromkeys(numbers.ravel())) == list(range(numbers.max() + 1))
+    total = 0
+    for value in range(4):
+        parts, count = ndimage.label(values[0].numpy() == value)
+        total += count
+        for part in range(1, count + 1):
+            [number] = np.unique(numbers[parts == part])
+            assert (numbers == number).sum() == (parts == part).sum()
+    assert total == numbers.max() + 1
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"predictions": torch.zeros(2, 5, 5).long()},
+        {"predictions": torch.zeros(2, 5, 6)},
+        {"predictions": torch.full((2, 5, 6), 4)},
+        {"predictions": torch.full((2, 5, 6), -1)},
+        {"labels": torch.full((2, 5, 6), 4)},
+        {"labels": torch.zeros(5, 6).long()},
+        {"contradicting": torch.zeros(4, 2, dtype=torch.bool)},
+        {"contradicting": torch.zeros(2, 4)},
+        {"confused": torch.zeros(3, 4, dtype=torch.bool)},
+        {"confused": torch.zeros(4, 4)},
+        {"field": 0},
+        {"small": 1.5},
+        {"stride": 0},
+    ],
+)
+def test_what_does_not_fit_is_refused(wrong: dict[str, Any]) -> None:
+    fine = {"predictions": torch.zeros(2, 5, 6).long(), "labels": torch.zeros(2, 5, 6).long()}
+    assert found(**fine).empty
+    with pytest.raises(UsageError, match="expected"):
+        found(**(fine | wrong))
+
+
+def ponds(count: int = 10) -> tuple[Tensor, Tensor]:
+    labels = lake().repeat(count, 1, 1)
+    return labels.clone(), labels
+
+
+def test_a_pair_is_confused_if_nothing_beside_it_explains_it() -> None:
+    predictions, labels = ponds()
+    boats = labels == BOAT
+    assert torch.equal(confused_pairs(torch.where(boats, CAR, labels), labels, 4), pair(BOAT, CAR))
+    assert not confused_pairs(torch.where(boats, WATER, labels), labels, 4).any()  # what a missed boat lies in
+    assert not confused_pairs(labels, labels, 4).any()
+    assert not confused_pairs(torch.where(boats, CAR, labels)[:1], labels[:1], 4).any()  # one image is no system
+    predictions[:, 6, 8:12] = CAR  # 4 of 96
+    assert not confused_pairs(predictions, labels, 4).any()
+    assert torch.equal(confused_pairs(predictions, labels, 4, least=0.04), pair(BOAT, CAR))
+
+
+def test_chance_is_the_share_of_the_outline() -> None:
+    predictions, labels = ponds()
+    labels[:, :, :12] = torch.where(labels[:, :, :12] == WATER, CAR, labels[:, :, :12])
+    predictions = labels.clone()
+    half = predictions.clone()
+    half[:, 6:18, 8:12], half[:, 6:18, 12:16] = CAR, WATER  # as much as each has of the outline
+    assert not confused_pairs(half, labels, 4).any()
+    predictions[:, 6:18, 8:16] = CAR
+    assert torch.equal(confused_pairs(predictions, labels, 4), pair(BOAT, CAR))
+
+
+def test_a_pair_of_one_image_among_many_is_not_significant() -> None:
+    predictions, labels = ponds()
+    predictions[1:, 6, 8] = WATER
+    predictions[0, 6:18, 8:16] = CAR
+    assert not confused_pairs(predictions, labels, 4).any()
+    predictions[1:8, 6:18, 8:16] = CAR
+    assert torch.equal(confused_pairs(predictions, labels, 4), pair(BOAT, CAR))
+
+
+def test_by_default_pairs_are_those_of_the_predictions() -> None:
+    _, labels = ponds()
+    predictions = torch.where(labels == BOAT, CAR, labels)
+    assert set(found(predictions, labels, confused=None).kind) == {"confusion"}
+    assert set(found(predictions[:1], labels[:1], confused=None).kind) == {"other"}
+
+
+@settings(max_examples=15, deadline=None, derandomize=True)
+@given(maps(3, 12), maps(3, 12))
+def test_counts_and_recall_against_brute_force(predictions: Tensor, labels: Tensor) -> None:
+    table = found(predictions, labels, contradicting=CONTRADICTING, **RULES)
+    counted = counts(table, 5)
+    assert len(counted) == 5 * len(KINDS)
+    for row in counted.itertuples():
+        some = [each for each in table.itertuples() if (each.image, each.kind) == (row.image, row.kind)]
+        assert row.pixels == sum(each.pixels for each in some)
+        assert row.objects == len({each.object for each in some})
+
+    objects = []
+    for image in range(3):
+        for label in range(4):
+            parts, count = ndimage.label(labels[image] == label)
+            for part in range(1, count + 1):
+                right = (predictions[image].numpy() == label)[parts == part]
+                objects.append((image, CLASSES[label], right.size, pytest.approx(right.mean())))
+    recalled = recall_by_size(predictions, labels, CLASSES)
+    rows = recalled[["image", "labelled", "pixels", "recovered"]].itertuples(index=False, name=None)
+    unmatched = list(rows)
+    for each in objects:
+        unmatched.remove(each)
+    assert not unmatched
+
+
+def test_recall_leaves_out_what_is_ignored() -> None:
+    labels = lake()
+    labels[0, :3] = 255
+    table = recall_by_size(lake(), labels, CLASSES)
+    assert table[["labelled", "pixels", "recovered"]].values.tolist() == [
+        ["water", 24 * 21 - 96, 1.0],
+        ["boat", 96, 1.0],
+    ]
+
+
+def test_octaves() -> None:
+    pixels = pd.Series([1, 2, 3, 4, 7, 8, 1023, 1024, 2**40], index=range(1, 10))
+    assert octaves(pixels).to_list() == [1, 2, 2, 4, 4, 8, 512, 1024, 2**40]
+    assert octaves(pixels).index.equals(pixels.index)
+
+
+def test_counts_refuse_images_beyond() -> None:
+    with pytest.raises(UsageError, match="images 0 to -1"):
+        counts(found(torch.where(lake() == BOAT, CAR, lake()), lake()), 0)
+
+
+def table_of(pixels: np.ndarray[Any, Any]) -> pd.DataFrame:
+    """Counts in which each image has so many pixels of kind other."""
+    every = pd.MultiIndex.from_product([range(len(pixels)), KINDS], names=["image", "kind"]).to_frame(index=False)
+    every["pixels"] = np.where(every["kind"] == "other", pixels[every["image"]], 0)
+    return every.assign(objects=every["pixels"] > 0)
+
+
+def test_comparison_is_paired_and_deterministic() -> None:
+    pixels = np.random.default_rng(1).integers(0, 500, 30)
+    before, after = table_of(pixels), table_of(pixels + 7)
+    table = compare(before, after)
+    assert list(table.index) == list(KINDS)
+    other = table.loc["other"]
+    assert other.before.mean == pytest.approx(pixels.mean())
+    assert other.before.low < other.before.mean < other.before.high
+    assert other.before.low != compare(before, after, seed=1).loc["other"].before.low
+    # Every image gains as much, which pairing sees in spite of their spread.
+    assert (other.difference.mean, other.difference.low, other.difference.high) == pytest.approx((7, 7, 7))
+    assert (other.difference.n, other.difference.unit) == (30, "pixels per image")
+    assert table.equals(compare(before, after))
+    assert compare(before, before, measure="objects").loc["other"].before.mean == pytest.approx((pixels > 0).mean())
+    single = compare(table_of(pixels[:1]), table_of(pixels[:1])).loc["other"].before
+    assert (single.mean, single.low, single.high) == (pixels[0], None, None)
+
+
+def test_intervals_cover_the_truth() -> None:
+    rng = np.random.default_rng(0)
+    covered = 0
+    for _ in range(150):
+        pixels = rng.exponential(20, (2, 40))
+        interval = compare(table_of(pixels[0]), table_of(pixels[1] + 5), draws=300).loc["other"].difference
+        covered += interval.low <= 5 <= interval.high
+    assert 0.88 <= covered / 150 <= 0.99
+
+
+def test_comparison_refuses_other_images_and_measures() -> None:
+    one, two = table_of(np.ones(3)), table_of(np.ones(2))
+    with pytest.raises(UsageError, match="3 and 2 images"):
+        compare(one, two)
+    with pytest.raises(UsageError, match="unknown measure 'area'"):
+        compare(one, one, measure="area")
+
+
+def test_confused_classes_stand_together() -> None:
+    groups = [0, 1, 2, 0, 1, 2, 0, 1, 2]
+    confusion = torch.tensor([[100 * (i == j) + 20 * (groups[i] == groups[j]) for j in range(9)] for i in range(9)])
+    order = clustered(confusion)
+    assert sorted(order.tolist()) == list(range(9))
+    in_order = [groups[i] for i in order]
+    assert sum(a != b for a, b in itertools.pairwise(in_order)) == 2
+    # One-sided confusion counts as well, and a class without pixels has a place.
+    chain = torch.diag(torch.full((4,), 100))
+    chain[0, 3], chain[3, 1] = 50, 30
+    chain[2] = 0
+    places = clustered(chain).argsort()
+    assert abs(places[0] - places[3]) == abs(places[3] - places[1]) == 1
+    assert clustered(torch.ones(2, 2)).tolist() == [0, 1]
+    with pytest.raises(UsageError, match=r"\[2, 3\]"):
+        clustered(torch.ones(2, 3))
+
+
+@pytest.fixture(scope="module")
+def made() -> tuple[Any, Tensor, pd.DataFrame]:
+    """Scenes in which boats are called cars, and streetlights and signboards are missed; what was mined from them."""
+    split = scenes.generate(40, seed=3)
+    number = {name: scenes.CLASSES.index(name) for name in scenes.CLASSES}
+    predictions = split.labels.long()
+    for name, instead in (("boat", "car"), ("streetlight", "sky"), ("signboard", "building"), ("hill", "mountain")):
+        predictions[split.labels == number[name]] = number[instead]
+    present = torch.stack([torch.bincount(label.flatten().long(), minlength=25) > 0 for label in split.labels])
+    contradicting = torch.zeros(len(split), 25, dtype=torch.bool)
+    for image in range(len(split)):
+        for c in range(25):
+            contradicting[image, c] = any(
+                present[image, k] and (present[:, k] & present[:, c]).sum() < 0.01 * present[:, k].sum()
+                for k in range(25)
+            )
+    return split, predictions, mine(predictions, split.labels, scenes.CLASSES, contradicting, 40)
+
+
+def test_validation_against_the_known_causes(made: tuple[Any, Tensor, pd.DataFrame]) -> None:
+    split, predictions, table = made
+    ambiguity = {each.label: each.ambiguity for sample in split for each in sample.objects}
+    true = table.labelled.map(lambda name: ambiguity[scenes.CLASSES.index(name)])
+    scores, causes = validate(table, predictions, split)
+    for cause in scores.index:
+        for kind in KINDS:
+            assert causes.loc[cause, kind] == ((true == cause) & (table.kind == kind)).sum()
+    judged = table.kind != "boundary"
+    for kind in ("relationship", "inconspicuous"):
+        hits = ((true == kind) & (table.kind == kind)).sum()
+        assert scores.loc[kind].tolist() == [
+            *(hits / (table.kind == kind).sum(), hits / (judged & (true == kind)).sum()),
+            *((table.kind == kind).sum(), (judged & (true == kind)).sum()),
+        ]
+    # A boat is not called a car by chance, nor does a hill contradict its context less than a boat does.
+    assert scores.loc["relationship", "recall"] == 1
+    assert causes.loc["confusion", "relationship"] == (table.labelled == "hill").sum() > 0
+    assert np.isnan(scores.loc["other", "recall"])
+    pixels = validate(table, predictions, split, measure="pixels")[1]
+    assert pixels.to_numpy().sum() == (predictions != split.labels).sum()
+
+
+def test_the_cause_is_that_of_the_object_with_most_pixels(made: tuple[Any, Tensor, pd.DataFrame]) -> None:
+    split, predictions, table = made
+    boat = table[table.labelled == "boat"].iloc[:1]
+    image = int(boat.image.item())
+    sample = split[image]
+    inside = (predictions[image] != sample.label) & (sample.label == scenes.CLASSES.index("boat"))
+    names = sample.instances.clone()
+    rows, columns = torch.nonzero(inside, as_tuple=True)
+    sky = next(i for i, each in enumerate(sample.objects) if each.ambiguity == "none")
+    for part, cause in ((0.3, "relationship"), (1.0, "other")):
+        few = int(part * len(rows))
+        changed = names.clone()
+        changed[rows[:few], columns[:few]] = sky
+        samples = [split[i] for i in range(len(split))]
+        samples[image] = sample._replace(instances=changed)
+        assert validate(boat, predictions, samples)[1].sum(axis=1)[cause] == 1
+
+
+def test_validation_needs_objects(made: tuple[Any, Tensor, pd.DataFrame]) -> None:
+    split, predictions, table = made
+    with pytest.raises(UsageError, match="knows no objects"):
+        validate(table, predictions, [sample._replace(instances=None) for sample in split])
+    with pytest.raises(UsageError, match="found 39"):
+        validate(table, predictions, split[:39])
+    with pytest.raises(UsageError, match="unknown measure"):
+        validate(table, predictions, split, measure="objects")
+
+
+def test_colours_differ_for_every_vision() -> None:
+    colors = palette(25)
+    assert colors.shape == (25, 3)
+    assert 0 <= colors.min() <= colors.max() <= 1
+    np.testing.assert_array_equal(palette(9), colors[:9])
+    np.testing.assert_allclose(colors[0], to_rgb("#0072B2"))
+    points = seen(colors)
+    gaps = np.linalg.norm(points[:, :, None] - points[:, None], axis=-1) + np.eye(25)
+    assert gaps[0].min() > 0.11  # 0.02 is about what can be seen at all
+    assert gaps[1:].min() > 0.05
+    assert len({tuple(color) for color in palette(150)}) == 150
+    for count in (0, 10_000):
+        with pytest.raises(UsageError, match=f"found {count}"):
+            palette(count)
+
+
+def test_oklab_and_vision() -> None:
+    np.testing.assert_allclose(seen(np.array([1.0, 1.0, 1.0]))[:, 0], 1, atol=1e-3)  # white is white to all
+    np.testing.assert_allclose(seen(np.array([1.0, 0, 0]))[0], [0.62796, 0.22486, 0.12585], atol=1e-4)
+    red, green = seen(np.array([0.75, 0, 0])), seen(np.array([0, 0.5, 0]))
+    apart = np.linalg.norm(red - green, axis=-1)
+    assert apart[2] < apart[0] / 10  # only protanopes see that the red is darker
+    assert apart[1] < apart[0] * 0.6
+
+
+def test_panels_show_the_data() -> None:
+    figures.use_style()
+    labels = lake().repeat(2, 1, 1)
+    labels[1, :4] = 255
+    one = torch.where(labels == BOAT, CAR, lake())
+    other = lake().repeat(2, 1, 1)
+    images = torch.randint(256, (2, 3, 24, 24), dtype=torch.uint8)
+    table = found(one, labels, contradicting=torch.cat([against(CAR), against(SKY)]))
+    fig = panels(table, images, labels, {"FCN": one, "PSPNet": other}, CLASSES)
+    assert fig.get_figwidth() == 7
+    assert len(fig.axes) == 8
+    colors = np.vstack([palette(4), [1, 1, 1]])
+    for row, failure in enumerate(table.itertuples()):
+        shown = [ax.images[0].get_array() for ax in fig.axes[4 * row : 4 * row + 4]]
+        np.testing.assert_array_equal(shown[0], images[failure.image].permute(1, 2, 0))
+        for picture, each in zip(shown[1:], (labels, one, other), strict=True):
+            np.testing.assert_array_equal(picture, colors[each[failure.image].clamp(max=4)])
+        for ax in fig.axes[4 * row : 4 * row + 4]:
+            [box] = [patch for patch in ax.patches if isinstance(patch, Rectangle)]
+            assert (*box.get_xy(), box.get_width(), box.get_height()) == (7.5, 5.5, 8, 12)
+    texts = [text.get_text() for text in fig.texts]
+    assert [text for text in texts if "→" in text] == [
+        f"{kind}: boat → car, 96 of 96 pixels" for kind in ("relationship", "other")
+    ]
+    assert {"image", "label", "FCN", "PSPNet"} <= set(texts)
+    assert [text.get_text() for text in fig.legends[0].get_texts()] == ["water", "boat", "car"]
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+def test_nothing_in_the_panels_overlaps_or_moves_when_saved(
+    made: tuple[Any, Tensor, pd.DataFrame], rows: int, tmp_path: Any
+) -> None:
+    figures.use_style()
+    split, predictions, table = made
+    columns = {"FCN": predictions, "PSPNet": split.labels}
+    fig = panels(table.head(rows), split.images, split.labels, columns, scenes.CLASSES)
+    fig.savefig(tmp_path / "once.png")
+    places = [ax.get_position().bounds for ax in fig.axes]
+    fig.savefig(tmp_path / "twice.png")
+    assert places == [ax.get_position().bounds for ax in fig.axes]
+    fig.draw_without_rendering()
+    boxes = [ax.get_window_extent() for ax in fig.axes]
+    boxes += [text.get_window_extent() for text in (*fig.texts, *fig.legends[0].get_texts())]
+    for i, box in enumerate(boxes):
+        assert fig.bbox.x0 <= box.x0 < box.x1 <= fig.bbox.x1
+        assert fig.bbox.y0 <= box.y0 < box.y1 <= fig.bbox.y1
+        assert not any(box.overlaps(another) for another in boxes[:i])
+
+
+def test_panels_refuse_what_does_not_fit() -> None:
+    labels, images = lake(), torch.zeros(1, 3, 24, 24, dtype=torch.uint8)
+    one = torch.where(labels == BOAT, CAR, labels)
+    table = found(one, labels)
+    fine: dict[str, Any] = {"failures": table, "images": images, "labels": labels, "predictions": {"FCN": one}}
+    panels(**fine, classes=CLASSES)
+    for wrong in (
+        {"failures": table.head(0)},
+        {"predictions": {}},
+        {"images": images.float()},
+        {"labels": labels[:, 1:]},
+        {"predictions": {"FCN": one[:, :, 1:]}},
+        {"predictions": {"FCN": one, "PSPNet": one + 2}},
+        {"failures": table.assign(image=1)},
+    ):
+        with pytest.raises(UsageError, match="expected"):
+            panels(**(fine | wrong), classes=CLASSES)
+
+
+def test_the_confusion_figure_shows_shares_in_order() -> None:
+    confusion = torch.tensor([[6, 2, 0, 0], [1, 0, 3, 0], [0, 0, 0, 0], [0, 0, 0, 5]])
+    order = torch.tensor([2, 0, 3, 1])
+    fig = confusion_figure(confusion, CLASSES, order)
+    ax = fig.axes[0]
+    np.testing.assert_allclose(
+        np.asarray(ax.images[0].get_array()),
+        [[0, 0, 0, 0], [0, 0.75, 0, 0.25], [0, 0, 1, 0], [0.75, 0.25, 0, 0]],
+    )
+    names = ["car", "water", "sky", "boat"]
+    assert [text.get_text() for text in ax.get_xticklabels()] == names
+    assert [text.get_text() for text in ax.get_yticklabels()] == names
+    usual = confusion_figure(confusion, CLASSES).axes[0]
+    assert [text.get_text() for text in usual.get_xticklabels()] == list(CLASSES)
+    with pytest.raises(UsageError, match=r"\[4, 4\], found \[3, 4\]"):
+        confusion_figure(confusion[:3], CLASSES)
+    with pytest.raises(UsageError, match="order of the classes 0 to 3"):
+        confusion_figure(confusion, CLASSES, [0, 1, 2, 2])
+
+
+def test_names_of_25_classes_do_not_touch(made: tuple[Any, Tensor, pd.DataFrame]) -> None:
+    figures.use_style()
+    split, predictions, _ = made
+    confusion = confusion_matrix(predictions, split.labels, 25)
+    fig = confusion_figure(confusion, scenes.CLASSES, clustered(confusion))
+    fig.draw_without_rendering()
+    for labels in (fig.axes[0].get_xticklabels(), fig.axes[0].get_yticklabels(), fig.axes[1].get_yticklabels()):
+        boxes = [text.get_window_extent() for text in labels]
+        assert not any(a.overlaps(b) for a, b in itertools.pairwise(boxes))
