@@ -12,6 +12,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap, to_rgb
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import PlaceHolderLayoutEngine
 from matplotlib.patches import FancyBboxPatch, Polygon
 from torch import nn
 
@@ -126,7 +127,9 @@ def pyramid_pooling(network: SegmentationNetwork) -> Figure:
     levels = len(pyramid.bins)
     if not 1 <= levels <= len(GRIDS):
         raise UsageError(f"expected a pyramid of 1 to {len(GRIDS)} levels to draw, found {levels} in {network.name}")
-    fig = plt.figure(figsize=(WIDTH, 1), layout="none")
+    # Not "none": saved once, such a figure would fall back to the layout of the style sheet.
+    layout = PlaceHolderLayoutEngine(adjust_compatible=True, colorbar_gridspec=True)
+    fig = plt.figure(figsize=(WIDTH, 1), layout=layout)
     ax = fig.add_axes((0, 0, 1, 1))
     thin = DEPTH * pyramid.level_channels / pyramid.channels
     heights = [ROW * ((levels - 1) / 2 - i) for i in range(levels)]

@@ -9,6 +9,7 @@ streetlights and signboards are small, a pillow is made of its sheet, and a bed 
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -67,7 +68,7 @@ def load(
     size: int = 64,
     noise: Noise | None = None,
 ) -> Segmentation:
-    """Training and test scenes, generated on every call: the same options give the same pixels.
+    """Training and test scenes: the same options give the same pixels, which a process generates once.
 
     Args:
         root: not read.
@@ -80,6 +81,11 @@ def load(
     Raises:
         UsageError: a number or size that cannot be generated.
     """
+    return _generated(train, test, seed, size, noise)
+
+
+@functools.lru_cache(maxsize=4)  # a process that trains many runs would spend more time here than on any of them
+def _generated(train: int, test: int, seed: int, size: int, noise: Noise | None) -> Segmentation:
     splits = [generate(count, (seed, part), size, noise) for count, part in ((train, _TRAIN), (test, _TEST))]
     variant = "scenes" + (f"-{size}" if size != 64 else "") + ("-noisy" if noise else "")
     return Segmentation(
