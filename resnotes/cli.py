@@ -78,12 +78,18 @@ def train(
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
 ) -> None:
-    """Train the runs of a profile that are not in the run store yet."""
+    """Train the runs of a profile that are not in the run store yet.
+
+    `torchrun --nproc-per-node N -m resnotes train ...` trains each run in N processes together.
+    """
+    from resnotes import distributed
     from resnotes import runs as store
 
     specs = _specs(profile, study)
-    for finished in store.RunStore().get_all(specs, device=device, workers=workers):
-        typer.echo(_summary(finished))
+    with distributed.joined():
+        for finished in store.RunStore().get_all(specs, device=device, workers=workers):
+            if distributed.rank() == 0:
+                typer.echo(_summary(finished))
 
 
 @app.command()
@@ -260,7 +266,8 @@ def _summary(run: Run) -> str:
         row = run.final
     except ResnotesError as error:
         return f"{run.name:<44} {error}"
-    return f"{run.name:<44} {run.variant:<13} training {row.clean_error:6.2f} %  test {row.test_error:6.2f} %"
+    iou = f"  mean IoU {row.test_iou:6.2f} %" if "test_iou" in row else ""
+    return f"{run.name:<44} {run.variant:<13} training {row.clean_error:6.2f} %  test {row.test_error:6.2f} %{iou}"
 
 
 def _folder(out: Path | None) -> Path:

@@ -72,10 +72,18 @@ def agreed(decision: bool) -> bool:
     return bool(holder)
 
 
+def share_buffers(network: nn.Module) -> None:
+    """Give all processes the first one's BN statistics: on CPUs, each gathers those of its own images."""
+    if size() > 1:
+        for buffer in network.buffers():
+            distributed.broadcast(buffer, 0)
+
+
 def parallel(network: nn.Module) -> nn.Module:
     """`network`, whose gradients are averaged over the processes; on GPUs with BN over all of their images.
 
-    The modules of `network` are changed in place, so that its state dict goes on to have the same names.
+    The modules of `network` are changed in place, so that its state dict goes on to have the same names. PyTorch has no
+    BN over several processes on CPUs: there it is over each one's images.
     """
     if size() == 1:
         return network

@@ -1,11 +1,11 @@
 """Where things lie on disk. Every location is an environment variable with a default in the checkout.
 
-| variable         | default              | holds                                              |
-|------------------|----------------------|----------------------------------------------------|
-| `RESNOTES_DATA`  | `data/cache`         | data sets as downloaded or copied; may be read-only |
-| `RESNOTES_CACHE` | `data/cache/decoded` | decoded copies of them, made by us                 |
-| `RESNOTES_RUNS`  | `runs`               | the run store                                      |
-| `RESNOTES_OUT`   | `out`                | claims and figures of the notebook being executed  |
+| variable         | default              | holds                                                                      |
+|------------------|----------------------|----------------------------------------------------------------------------|
+| `RESNOTES_DATA`  | `data/cache`         | data sets, and in `weights/` networks, as downloaded; may be read-only     |
+| `RESNOTES_CACHE` | `data/cache/decoded` | decoded copies of them, made by us                                         |
+| `RESNOTES_RUNS`  | `runs`               | the run store                                                              |
+| `RESNOTES_OUT`   | `out`                | claims and figures of the notebook being executed                          |
 """
 
 from __future__ import annotations
@@ -28,6 +28,11 @@ def _located(variable: str, default: str) -> Path:
 def data_root() -> Path:
     """Folder that holds the data sets."""
     return _located("RESNOTES_DATA", "data/cache")
+
+
+def weights_root() -> Path:
+    """Folder of weights that others trained and published, beside the data sets."""
+    return data_root() / "weights"
 
 
 def cache_root() -> Path:

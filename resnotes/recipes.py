@@ -47,15 +47,10 @@ class Recipe:
     def __post_init__(self) -> None:
         for name in ("milestones", "snapshots", "crop", "scale"):  # lists, where they come from TOML or JSON
             object.__setattr__(self, name, tuple(getattr(self, name)))
-        for name in (
-            "lr",
-            "momentum",
-            "weight_decay",
-            "warmup_lr",
-            "rotate",
-            "new_lr",
-        ):  # 1 and 1.0 are the same recipe
+        # 1 and 1.0 are the same recipe
+        for name in ("lr", "momentum", "weight_decay", "warmup_lr", "rotate", "new_lr"):
             object.__setattr__(self, name, float(getattr(self, name)))
+        object.__setattr__(self, "scale", tuple(map(float, self.scale)))
         for name in (
             "iterations",
             "batch_size",
@@ -68,8 +63,9 @@ class Recipe:
         for name in ("momentum", "weight_decay", "warmup_iterations", "warmup_lr", "pad", "recompute", "rotate"):
             if not getattr(self, name) >= 0:
                 raise UsageError(f"recipe: {name} must not be negative, found {getattr(self, name)!r}")
-        if len(self.crop) != 2 or not (min(self.crop) > 0 or self.crop == (0, 0)):
-            raise UsageError(f"recipe: crop must be a height and a width, found {self.crop!r}")
+        whole = [type(side) is int for side in self.crop] == [True, True]
+        if not whole or not (min(self.crop) > 0 or self.crop == (0, 0)):
+            raise UsageError(f"recipe: crop must be a height and a width in whole pixels, found {self.crop!r}")
         if len(self.scale) != 2 or not 0 < self.scale[0] <= self.scale[1]:
             raise UsageError(f"recipe: scale must be two positive factors in order, found {self.scale!r}")
         if self.schedule not in SCHEDULES:

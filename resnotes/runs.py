@@ -6,7 +6,8 @@ A run lives in a folder named by a readable slug and the hash of its specificati
     history.csv         one row per epoch, see `resnotes.training.Epoch`
     model.safetensors   weights after the last iteration
     epoch-NNNN.safetensors  weights after other epochs, where the recipe asks for snapshots
-    run.json            data variant and fingerprint, versions, device, precision, threads, wall time, commit
+    run.json            data variant and fingerprint, versions, device, precision, threads, wall time, commit, and the
+                        checksum of the pretrained weights that it started from
     checkpoint.pt       only while the run is unfinished
 
 `run.json` is written last, so a folder without one is unfinished. It holds the checksums of the other files.
@@ -41,6 +42,7 @@ from resnotes.datasets import Classification, Data
 from resnotes.devices import resolve_device
 from resnotes.errors import RunError, UsageError
 from resnotes.files import write_atomic, write_json
+from resnotes.pretrained import load_pretrained
 from resnotes.specs import RunSpec
 from resnotes.training import save_weights, scores_on_test, train
 
@@ -127,7 +129,7 @@ class Run:
     def model(self, epoch: int | None = None) -> models.Network:
         """The network in eval mode, float32, on the CPU: final weights, or those after snapshot `epoch`.
 
-        Epoch 0 gives the initial weights, drawn again from the seed.
+        Epoch 0 gives the initial weights, drawn again from the seed, if that is where they came from.
 
         Raises:
             RunError: no such snapshot, or damaged weights.
@@ -135,7 +137,7 @@ class Run:
         file = "model.safetensors" if epoch is None else f"epoch-{epoch:04d}.safetensors"
         try:
             network = initial_network(self.spec, self.facts["dataset"])
-            if epoch == 0 and self.spec.start is None:
+            if epoch == 0 and self.spec.start is None and self.spec.pretrained is None:
                 return network.eval()
             network.load_state_dict(load_tensors(self._read(file)))
         except (SafetensorError, RuntimeError, UsageError) as error:
@@ -203,7 +205,7 @@ def _data_of(specs: Iterable[RunSpec]) -> Callable[[RunSpec], Data]:
 
 
 def _counted(specs: Iterable[RunSpec]) -> Iterator[RunSpec]:
-    return iter(tqdm(specs, desc="runs", unit="run", disable=None, leave=False))
+    return iter(tqdm(specs, desc="runs", unit="run", disable=True if distributed.rank() else None, leave=False))
 
 
 def _half_type(run: Run) -> torch.dtype:
@@ -217,11 +219,14 @@ def _halved(state: Mapping[str, Tensor], half: torch.dtype) -> dict[str, Tensor]
 
 
 def _half_is_harmless(run: Run, data: Data) -> bool:
-    """Whether weights in half precision give the very test error that is on record."""
+    """Whether weights in half precision give the very test error, and mean IoU, that are on record."""
     network = run.model()
     network.load_state_dict(_halved(network.state_dict(), _half_type(run)))
-    error = scores_on_test(network, data, run.facts["precision"]).error
-    return bool(abs(error - run.final["test_error"]) < 0.005)
+    scores = scores_on_test(network, data, run.facts["precision"])
+    pairs = [(scores.error, run.final["test_error"])]
+    if scores.iou is not None:
+        pairs.append((scores.iou, run.final["test_iou"]))
+    return all(abs(halved - stored) < 0.005 for halved, stored in pairs)
 
 
 class RunStore:
@@ -263,17 +268,18 @@ class RunStore:
         return self._get(spec, load_data(spec), device)
 
     def _get(self, spec: RunSpec, data: Data, device: str) -> Run:
-        if (run := self._at_hand(spec, data)) is None:
+        # The first process decides also what is at hand: another may come late enough to find a run finished.
+        if distributed.agreed(self._at_hand(spec, data) is None):
             try:
                 # Of processes that train one run together, the first holds the lock, and writes.
                 with contextlib.nullcontext() if distributed.rank() else self._locked(spec.name):
                     if distributed.agreed(self.find(spec) is None):
                         self._train(spec, data, device)
-                    run = self.find(spec)
             except OSError as error:
                 raise RunError(
                     f"cannot write to the run store: {error}; set RESNOTES_RUNS to a folder of yours"
                 ) from error
+        run = self._at_hand(spec, data)
         assert run is not None
         _check_same_data(run, data)
         return run
@@ -294,7 +300,8 @@ class RunStore:
             device: where missing runs are trained.
             workers: train so many at once, in processes with one thread each: where images are small, two runs
                 with a thread each finish sooner than one after the other with two. By default as many as
-                PyTorch has threads here, and one, which is this process itself, on a GPU.
+                PyTorch has threads here, and one, which is this process itself, on a GPU. Always one where
+                processes train together (`resnotes.distributed`).
         """
         specs = list(specs)
         if (workers or _default_workers(device)) > 1:
@@ -306,14 +313,15 @@ class RunStore:
         """`get_all` in the background: the runs in their order, each as soon as it is there.
 
         Other processes train them, also between one run taken and the next. In this one, training would draw from
-        the random generator that everything else here draws from.
+        the random generator that everything else here draws from. Only where processes train together
+        (`resnotes.distributed`), they do it themselves, each run when it is taken.
         """
         specs = list(specs)
         data_of = _data_of(specs)
         missing = [spec for spec in specs if self._at_hand(spec, data_of(spec)) is None]
         processes: ProcessPoolExecutor | contextlib.nullcontext[None] = contextlib.nullcontext()
         training: dict[str, Future[Run]] = {}
-        if missing:
+        if missing and distributed.size() == 1:
             together = min(workers or _default_workers(device), len(missing))
             processes = ProcessPoolExecutor(together, get_context("spawn"), torch.set_num_threads, (1,))
             training = {spec.name: processes.submit(self.get, spec, device=device) for spec in missing}
@@ -379,6 +387,7 @@ class RunStore:
             write_atomic(folder / "spec.json", spec.to_json())
         shape = {"channels": data.in_channels, "classes": data.num_classes}
         network = self._start(spec, data, shape, device)
+        pretrained = None if spec.pretrained is None else load_pretrained(network, spec.pretrained)
         training = train(network, data, spec.recipe, seed=spec.seed, device=device, folder=folder, label=spec.name)
         if first:
             save_weights(network, folder / "model.safetensors")
@@ -391,6 +400,7 @@ class RunStore:
                     "test_images": data.sizes[1],
                     **shape,
                 },
+                "pretrained": pretrained,
                 "versions": provenance.versions(),
                 "code": provenance.code_version(),
                 "machine": _machine(training.device),

@@ -24,6 +24,8 @@ class RunSpec:
         recipe: how it is trained.
         options: for `resnotes.models.build`; channels and classes follow from the data set.
         data: options for the loader of the data set, such as the size of its images.
+        pretrained: where the encoder of a segmentation network starts: the name of a file with a classifier's
+            weights, see `resnotes.pretrained`; None for random ones.
         train_images: so many training images, a fixed subset; None for all.
         start: a run whose network, deepened by identity blocks (`resnotes.models.deepen`), is where training
             starts; None for random weights.
@@ -35,10 +37,16 @@ class RunSpec:
     recipe: Recipe
     options: Mapping[str, Any] = field(default_factory=dict)
     data: Mapping[str, Any] = field(default_factory=dict)
+    pretrained: str | None = None
     train_images: int | None = None
     start: RunSpec | None = None
 
     def __post_init__(self) -> None:
+        for name in ("options", "data"):  # lists, where they come from TOML or JSON
+            values = getattr(self, name).items()
+            object.__setattr__(self, name, {key: tuple(v) if isinstance(v, list) else v for key, v in values})
+        if self.start and self.pretrained:
+            raise UsageError(f"{self.model} cannot start both from {self.start.model} and from {self.pretrained}")
         if self.start and (self.start.dataset, dict(self.start.options)) != (self.dataset, dict(self.options)):
             raise UsageError(
                 f"{self.model} cannot start from {self.start.model}: data set and options must be the same, found"

@@ -205,12 +205,18 @@ def train(
         TrainingDiverged: the loss is NaN or infinite; the history up to there is in the folder.
         RunError: the checkpoint is damaged, or was made on other data.
         UsageError: fewer training images than one batch, blocks that cannot be left out, a batch that the
-            processes cannot share equally, or a classifier where each pixel has a label, or the reverse.
+            processes cannot share equally, a recipe for one process alone, or a classifier where each pixel has a
+            label, or the reverse.
     """
     if isinstance(network, SegmentationNetwork) == isinstance(data, Classification):
         kind = "image" if isinstance(data, Classification) else "pixel"
         name = getattr(network, "name", type(network).__name__)
         raise UsageError(f"{name} cannot learn {data.variant}, which has one label for each {kind}")
+    if distributed.size() > 1 and (recipe.blocks != "all" or recipe.recompute):
+        raise UsageError(
+            f"{distributed.size()} processes cannot train together with blocks={recipe.blocks!r} and"
+            f" recompute={recipe.recompute}; allowed: all and 0, or a single process"
+        )
     where = resolve_device(device)
     precision = resolve_precision(recipe.precision, where)
     task = task_for(data, recipe, seed=seed, device=where, precision=precision)
@@ -261,6 +267,7 @@ def train(
                 iteration += 1
                 bar.update()
             losses, wrong, labelled = distributed.total(torch.stack([losses, wrong, labelled]))
+            distributed.share_buffers(network)
             evaluated = whole(network, recipe.blocks)
             clean, test = task.scores(evaluated, last=iteration == recipe.iterations)
             row = Epoch(

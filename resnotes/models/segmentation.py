@@ -7,6 +7,7 @@ is the paper's baseline.
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
@@ -217,7 +218,8 @@ def load_encoder(network: SegmentationNetwork, state: Mapping[str, Tensor]) -> N
     try:
         network.encoder.load_state_dict({key: value for key, value in state.items() if not key.startswith("fc.")})
     except RuntimeError as error:
-        raise UsageError(f"the weights do not fit the encoder of {network.name}: {error}") from error
+        reason = textwrap.shorten(str(error), 300)  # PyTorch lists all keys that are missing
+        raise UsageError(f"the weights do not fit the encoder of {network.name}: {reason}") from error
 
 
 def matching_head_width(name: str, **options: Any) -> int:

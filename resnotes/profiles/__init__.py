@@ -7,6 +7,7 @@ A profile is a TOML file beside this module with a table for each study:
     models = ["plain-56", "resnet-56 shortcut=B"]  # names for resnotes.models.build, options after them
     seeds = [0, 1, 2]
     data = { size = [120, 160] }           # optional: for the loader of the data set
+    pretrained = "resnet50-11ad3fa6.pth"   # optional: weights that encoders start from, see resnotes.pretrained
     train_images = 1000                    # optional: a fixed subset
     deepen = { "plain-20" = "plain-56" }   # optional: train on from the first, deepened to the second
     [degradation.recipe]                   # the fields of resnotes.recipes.Recipe
@@ -47,12 +48,13 @@ class Study:
     recipe: Mapping[str, Any]
     recipes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     data: Mapping[str, Any] = field(default_factory=dict)
+    pretrained: str | None = None
     train_images: int | None = None
     deepen: Mapping[str, str] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
 
     def spec(self, model: str, seed: int) -> RunSpec:
-        """The run of `model`, a name with or without options, with `seed`, from random weights."""
+        """The run of `model`, a name with or without options, with `seed`, not deepened from another."""
         name, options = from_label(model)
         return RunSpec(
             model=name,
@@ -61,6 +63,7 @@ class Study:
             recipe=Recipe(**{**self.recipe, **self.recipes.get(model, {})}),
             options=options,
             data=self.data,
+            pretrained=self.pretrained,
             train_images=self.train_images,
         )
 
@@ -69,7 +72,7 @@ class Study:
         return replace(self.spec(deep, seed), start=self.spec(shallow, seed))
 
     def specs(self, models: Iterable[str] | None = None, seeds: Iterable[int] | None = None) -> list[RunSpec]:
-        """Every run from random weights, seed by seed; `models` and `seeds` narrow or widen what is there."""
+        """Every run but the deepened ones, seed by seed; `models` and `seeds` narrow or widen what is there."""
         models = list(self.models if models is None else models)
         return [self.spec(model, seed) for seed in (self.seeds if seeds is None else seeds) for model in models]
 

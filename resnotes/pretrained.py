@@ -1,0 +1,63 @@
+"""Weights that others trained on ImageNet, from which the encoder of a segmentation network starts.
+
+They are state dicts as torchvision publishes them, in the folder ``weights/`` beside the data sets. The address of a
+run holds the name of the file, and torchvision's names hold the first digits of the file's checksum:
+``resnet50-11ad3fa6.pth``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import pickle
+import re
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from resnotes.errors import RunError, UsageError
+from resnotes.models.segmentation import SegmentationNetwork, load_encoder
+from resnotes.paths import weights_root
+
+PUBLISHED = "https://download.pytorch.org/models"  # torchvision's weights, under the names of their files
+
+
+def load_pretrained(network: nn.Module, file: str) -> str:
+    """Load the weights of a classifier into the encoder of `network`.
+
+    Args:
+        network: for segmentation.
+        file: name of a file in `resnotes.paths.weights_root` with the state dict of a classifier, such as torchvision's
+            ``resnet50-11ad3fa6.pth``. How many classes it tells apart does not matter.
+
+    Returns:
+        The SHA-256 of the file, 64 hex digits.
+
+    Raises:
+        UsageError: a path in place of a name, a network without an encoder, or one that the weights do not fit.
+        RunError: the file is missing or damaged; one with a checksum in its name must have that.
+    """
+    if Path(file).name != file:
+        raise UsageError(f"pretrained must be the name of a file in {weights_root()}, found {file!r}")
+    if not isinstance(network, SegmentationNetwork):
+        name = getattr(network, "name", type(network).__name__)
+        raise UsageError(f"{name} cannot start from {file}: only encoders of segmentation networks are pretrained")
+    path = weights_root() / file
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise RunError(
+            f"cannot read the pretrained weights {path} ({error.strerror}); get {PUBLISHED}/{file}, if they are"
+            " torchvision's, and put them there, or set RESNOTES_DATA to the folder that has weights/"
+        ) from error
+    digest = hashlib.sha256(content).hexdigest()
+    if (named := re.search(r"-([0-9a-f]{8,})\.", file)) and not digest.startswith(named[1]):
+        raise RunError(f"{path} is damaged: its SHA-256 begins with {digest[:8]}, not {named[1]}; download it again")
+    try:
+        state = dict(torch.load(io.BytesIO(content), map_location="cpu", weights_only=True))
+    except (RuntimeError, EOFError, ValueError, TypeError, pickle.UnpicklingError) as error:
+        # PyTorch's own words would advise to load it without the protection against foreign code.
+        raise RunError(f"{path} holds no state dict, or is damaged ({type(error).__name__}); get it again") from error
+    load_encoder(network, state)
+    return digest

@@ -1,0 +1,178 @@
+"""Segmentation networks whose encoders start from a classifier's weights."""
+
+import dataclasses
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torchvision
+from torch import Tensor
+
+from resnotes import datasets, models, profiles, runs
+from resnotes.errors import RunError, UsageError
+from resnotes.models.segmentation import SegmentationNetwork
+from resnotes.pretrained import load_pretrained
+from resnotes.recipes import Recipe
+from resnotes.runs import RunStore
+from resnotes.specs import RunSpec
+from resnotes.training import Training, train
+
+FILE = "resnet18.pth"
+SPEC = RunSpec(
+    model="pspnet-resnet18",
+    dataset="scenes",
+    seed=0,
+    recipe=Recipe(iterations=1, batch_size=2, precision="float32"),
+    options={"head_width": 4},
+    data={"train": 2, "test": 1},
+    pretrained=FILE,
+)
+
+
+@pytest.fixture(scope="module")
+def state() -> dict[str, Tensor]:
+    """A classifier's of torchvision, with BN statistics that are not those of a fresh one."""
+    torch.manual_seed(0)
+    network = torchvision.models.resnet18(weights=None).train()
+    with torch.no_grad():
+        network(torch.randn(2, 3, 64, 64))
+    return dict(network.state_dict())
+
+
+@pytest.fixture
+def weights(root: Path, state: dict[str, Tensor], monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The file, in the folder of the data sets."""
+    monkeypatch.setenv("RESNOTES_DATA", str(root))
+    path = root / "weights" / FILE
+    path.parent.mkdir()
+    torch.save(state, path)
+    return path
+
+
+def network(name: str = "pspnet-resnet18", **options: Any) -> Any:
+    return models.build(name, num_classes=5, **{"head_width": 4, **options})
+
+
+def assert_is_the_classifiers(encoder: torch.nn.Module, state: dict[str, Tensor]) -> None:
+    expected = {key: value for key, value in state.items() if not key.startswith("fc.")}
+    torch.testing.assert_close(dict(encoder.state_dict()), expected, rtol=0, atol=0)
+
+
+def test_the_encoder_starts_from_a_classifiers_weights(weights: Path, state: dict[str, Tensor]) -> None:
+    fresh = network()
+    head = fresh.head[0].weight.clone()
+    assert load_pretrained(fresh, FILE) == hashlib.sha256(weights.read_bytes()).hexdigest()
+    assert_is_the_classifiers(fresh.encoder, state)
+    assert torch.equal(fresh.head[0].weight, head)
+
+
+def test_a_run_starts_from_them_and_is_read_without(
+    weights: Path, state: dict[str, Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    initial: list[dict[str, Tensor]] = []
+
+    def noting(started: SegmentationNetwork, *arguments: Any, **options: Any) -> Training:
+        assert_is_the_classifiers(started.encoder, state)
+        initial.append({key: value.clone() for key, value in started.state_dict().items()})
+        return train(started, *arguments, **options)
+
+    monkeypatch.setattr(runs, "train", noting)
+    store = RunStore(tmp_path / "runs", tmp_path / "recorded")
+    run = store.get(SPEC, device="cpu")
+    digest = hashlib.sha256(weights.read_bytes()).hexdigest()
+    weights.unlink()
+    assert store.get(SPEC) == run
+    assert len(initial) == 1
+    assert run.spec == SPEC
+    assert run.facts["pretrained"] == digest
+    final: Any = run.model()
+    assert not torch.equal(final.encoder.conv1.weight, state["conv1.weight"])
+    torch.testing.assert_close(final.encoder.conv1.weight, state["conv1.weight"], rtol=0, atol=0.1)
+    # The rest is drawn from the seed, as without them.
+    random: Any = runs.initial_network(SPEC, {"classes": 25, "channels": 3})
+    assert torch.equal(initial[0]["head.0.weight"], random.head[0].weight)
+    with pytest.raises(RunError, match="epoch-0000"):
+        run.model(epoch=0)  # these weights are not drawn from the seed
+    assert store.verify(run)[1] == pytest.approx(run.final.test_error, abs=1e-4)
+
+    other = dataclasses.replace(SPEC, pretrained=None)
+    assert other.name != SPEC.name
+    with pytest.raises(RunError, match="cannot read the pretrained weights"):
+        store.get(dataclasses.replace(SPEC, seed=1), device="cpu")
+
+
+def test_without_the_field_a_run_keeps_its_address() -> None:
+    canonical = b'{"dataset":"digits","model":"plain-8","recipe":{"iterations":2},"seed":3}'
+    spec = RunSpec(model="plain-8", dataset="digits", seed=3, recipe=Recipe(iterations=2), pretrained=None)
+    assert spec.name == f"plain-8-digits-s3-{hashlib.sha256(canonical).hexdigest()[:10]}"
+    assert RunSpec.from_json(SPEC.to_json()) == SPEC
+
+
+def test_a_missing_file_is_named_with_its_place_and_source(weights: Path) -> None:
+    weights.unlink()
+    with pytest.raises(RunError) as caught:
+        load_pretrained(network(), "resnet50-11ad3fa6.pth")
+    message = str(caught.value)
+    for part in (
+        str(weights.parent / "resnet50-11ad3fa6.pth"),
+        "No such file",
+        "https://download.pytorch.org/models/resnet50-11ad3fa6.pth",
+        "RESNOTES_DATA",
+    ):
+        assert part in message
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize("damage", ["cut", "text", "empty", "list"])
+def test_a_damaged_file_is_named(weights: Path, damage: str) -> None:
+    content = weights.read_bytes()
+    if damage == "list":
+        torch.save([1, 2], weights)
+    else:
+        weights.write_bytes({"cut": content[: len(content) // 2], "text": b"no weights", "empty": b""}[damage])
+    with pytest.raises(RunError, match=r"resnet18\.pth holds no state dict, or is damaged \(\w+\); get it again"):
+        load_pretrained(network(), FILE)
+
+
+def test_a_checksum_in_the_name_is_checked(weights: Path) -> None:
+    digest = hashlib.sha256(weights.read_bytes()).hexdigest()
+    right, wrong = (f"resnet18-{start}.pth" for start in (digest[:8], "01234567"))
+    for file in (right, wrong):
+        (weights.parent / file).hardlink_to(weights)
+    assert load_pretrained(network(), right) == digest
+    with pytest.raises(RunError, match=f"{wrong} is damaged: its SHA-256 begins with {digest[:8]}, not 01234567"):
+        load_pretrained(network(), wrong)
+
+
+def test_what_does_not_fit_is_refused_in_one_line(weights: Path) -> None:
+    with pytest.raises(UsageError, match=r'do not fit the encoder of fcn-resnet34: .* "layer1\.2') as caught:
+        load_pretrained(network("fcn-resnet34"), FILE)
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 400
+    message = "resnet18 cannot start from resnet18.pth: only encoders of segmentation networks are pretrained"
+    with pytest.raises(UsageError, match=message):
+        load_pretrained(models.build("resnet18"), FILE)
+    for path in (str(weights), f"../weights/{FILE}"):
+        with pytest.raises(UsageError, match=r"pretrained must be the name of a file in .*weights, found"):
+            load_pretrained(network(), path)
+
+
+def test_a_classifiers_run_is_refused(weights: Path, tmp_path: Path) -> None:
+    spec = RunSpec(model="resnet-8", dataset="digits", seed=0, recipe=Recipe(iterations=1), pretrained=FILE)
+    with pytest.raises(UsageError, match="only encoders of segmentation networks are pretrained"):
+        RunStore(tmp_path / "runs", tmp_path / "recorded").get(spec, device="cpu")
+    with pytest.raises(UsageError, match=r"resnet-14 cannot start both from resnet-8 and from resnet18\.pth"):
+        dataclasses.replace(spec, model="resnet-14", start=dataclasses.replace(spec, pretrained=None))
+
+
+def test_a_profile_names_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(profiles, "FOLDER", tmp_path)
+    (tmp_path / "tiny.toml").write_text(
+        '[small]\ndataset = "scenes"\nmodels = ["fcn-resnet18"]\nseeds = [0, 1]\n'
+        f'data = {{ size = 64 }}\npretrained = "{FILE}"\n[small.recipe]\niterations = 1\n'
+    )
+    specs = profiles.load("tiny").study("small").all_specs()
+    assert [(spec.pretrained, spec.data) for spec in specs] == [(FILE, {"size": 64})] * 2
+    assert datasets.load_segmentation("scenes", train=1, test=1, **specs[0].data).sizes == (1, 1)

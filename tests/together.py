@@ -1,0 +1,100 @@
+"""`resnotes train` on a profile of its own; tests/test_together.py has torchrun start it in several processes.
+
+    torchrun --nproc-per-node 2 tests/together.py FOLDER
+
+What each process saw is left in FOLDER.
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from resnotes import cli, datasets, files, profiles, runs, training
+from resnotes.datasets import Segmentation
+from resnotes.datasets.segmentation import Stacked
+from resnotes.profiles import Study
+from resnotes.runs import Run, RunStore
+from resnotes.specs import RunSpec
+from resnotes.training import Training
+
+PROFILE = """
+[small]
+dataset = "scenes"
+data = { train = 8, test = 4 }
+models = [
+  "pspnet-small width=4 depths=(1,1) head_width=4 dropout=0.0",
+  "fcn-small width=4 depths=(1,1) head_width=4 dropout=0.0",
+]
+seeds = [0, 1, 0]
+[small.recipe]
+iterations = 4
+batch_size = 8
+precision = "float32"
+snapshots = [3]
+[small.recipes."pspnet-small width=4 depths=(1,1) head_width=4 dropout=0.0"]
+frozen_bn = true
+"""
+
+load = datasets.load
+
+
+def unequal(name: str, **options: Any) -> Segmentation:
+    """Scenes of which all but the first have two labelled rows."""
+    data = load(name, **options)
+    assert isinstance(data, Segmentation)
+    for split in (data.train, data.test):
+        assert isinstance(split, Stacked)
+        split.labels[1:, 2:] = data.ignore_index
+    return data
+
+
+def study(folder: Path) -> Study:
+    """The study that is trained, as `FOLDER/tiny.toml` has it."""
+    (folder / "tiny.toml").write_text(PROFILE)
+    profiles.FOLDER = folder
+    return profiles.load("tiny").study("small")
+
+
+def main(folder: Path) -> None:
+    rank = os.environ["RANK"]
+    seen: dict[str, list[str]] = {"trained": [], "got": [], "written": []}
+    train, get_all, write = runs.train, RunStore.get_all, files.write_atomic
+
+    def training_noted(network: Any, *arguments: Any, label: str, **options: Any) -> Training:
+        seen["trained"].append(label)
+        record = train(network, *arguments, label=label, **options)
+        torch.save(network.state_dict(), folder / f"{label}-{rank}.pt")
+        return record
+
+    def got_noted(store: RunStore, specs: list[RunSpec], **options: Any) -> list[Run]:
+        started = list(store.start(specs[:1], **options))
+        got = get_all(store, specs, **options)
+        seen["got"] = [run.name for run in [*started, *got]]
+        return got
+
+    def writing_noted(path: Path, content: str | bytes) -> Path:
+        seen["written"].append(path.name)
+        return write(path, content)
+
+    def refused(*_: Any) -> None:
+        raise AssertionError("another process, where several train together")
+
+    profiles.FOLDER = folder
+    datasets.load = unequal
+    training.CHECKPOINT_SECONDS = 0
+    runs.train, RunStore.get_all, runs.ProcessPoolExecutor = training_noted, got_noted, refused
+    for module in (files, runs, training):
+        module.write_atomic = writing_noted
+    sys.argv = ["resnotes", "train", "--profile", "tiny", "--device", "cpu", "--workers", "2"]
+    try:
+        cli.main()
+    finally:
+        (folder / f"seen-{rank}.json").write_text(json.dumps(seen))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
