@@ -98,8 +98,10 @@ def evaluate(
         target = labels.to(device).long()
         with autocast(device, precision):
             logits = network(inputs).float()
-        loss += F.cross_entropy(logits, target, ignore_index=ignore_index, reduction="sum").item()
-        confusion += confusion_matrix(logits.argmax(1), target, num_classes, ignore_index=ignore_index).cpu()
+        # Classes last, as the logits lie in memory: otherwise they are copied for each of the two.
+        pixels, wanted = logits.permute(0, 2, 3, 1).flatten(0, 2), target.flatten()
+        loss += F.cross_entropy(pixels, wanted, ignore_index=ignore_index, reduction="sum").item()
+        confusion += confusion_matrix(pixels.argmax(1), wanted, num_classes, ignore_index=ignore_index).cpu()
     network.train(was_training)
     if not (pixels := int(confusion.sum())):
         raise UsageError(f"cannot evaluate on {len(samples)} samples without a labelled pixel")
@@ -186,7 +188,8 @@ class SegmentationTask:
 
     def wrong(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Labelled pixels whose highest logit is not their label's."""
-        return ((logits.argmax(1) != labels) & (labels != self._data.ignore_index)).sum()
+        answers = logits.permute(0, 2, 3, 1).argmax(3)  # along what lies side by side in memory
+        return ((answers != labels) & (labels != self._data.ignore_index)).sum()
 
     def scores(self, network: nn.Module, *, last: bool) -> tuple[Scores, Scores]:
         """On clean training images and on test images."""

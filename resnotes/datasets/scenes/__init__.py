@@ -21,7 +21,7 @@ from resnotes.datasets.availability import Availability
 from resnotes.datasets.classification import Normalization, fingerprint
 from resnotes.datasets.scenes import fleet
 from resnotes.datasets.scenes.canvas import CLASSES, TWINS, Canvas
-from resnotes.datasets.scenes.kinds import BACKDROPS
+from resnotes.datasets.scenes.kinds import BACKDROPS, PLAIN
 from resnotes.datasets.scenes.noise import Noise, annotated
 from resnotes.datasets.segmentation import Sample, Segmentation, Stacked
 from resnotes.errors import UsageError, unknown
@@ -29,8 +29,10 @@ from resnotes.errors import UsageError, unknown
 __all__ = [
     "CLASSES",
     "KINDS",
+    "PLAIN",
     "TWINS",
     "Noise",
+    "annotated",
     "fetch",
     "generate",
     "load",
