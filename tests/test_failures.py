@@ -159,6 +159,18 @@ def test_small_is_below_a_quantile_of_all_objects() -> None:
     }
 
 
+def test_specks_of_the_label_map_are_not_the_quantile() -> None:
+    """As many single pixels as one likes leave the kind of a missed object what it was."""
+    labels = torch.full((1, 40, 40), WATER)
+    for i, side in enumerate((4, 5, 6, 7)):
+        labels[0, 2 + 9 * i : 2 + 9 * i + side, 5 : 5 + side] = BOAT
+    labels[0, 1:39:3, 20:39:3] = BOAT
+    predictions = torch.where(labels == BOAT, WATER, labels)
+    kinds = found(predictions, labels, small=0.5).set_index("pixels").kind
+    assert kinds[[16, 25, 36, 49]].tolist() == ["inconspicuous", "inconspicuous", "other", "other"]
+    assert set(kinds[[1]]) == {"inconspicuous"}
+
+
 def test_large_and_in_three_pieces_is_broken_up() -> None:
     labels = torch.full((1, 40, 40), WATER)
     labels[0, 5:35, 5:35] = BOAT

@@ -229,7 +229,8 @@ def mine(
     2. ``relationship``: the predicted class contradicts the context. This comes before what follows because boats
        that are called cars are a confused pair, too: that two classes look alike does not explain why the context
        was not heeded. Nor does size: what is missed takes the class of its surroundings, which belongs there.
-    3. ``inconspicuous``: the object is small, with fewer pixels than the quantile `small` of all labelled objects,
+    3. ``inconspicuous``: the object is small, with fewer pixels than the quantile `small` of the labelled objects (of
+       those with a cell's pixels or more: label maps of photographs are full of specks, which would be the quantile),
        and missed: more than half of it is wrong. Or it is larger than the receptive field, with more than ``field²``
        pixels, and broken up: into three pieces or more that are not finer than the map (two are a split). Size comes
        before confusion because it leaves too little to be seen, of whatever class.
@@ -250,7 +251,7 @@ def mine(
             without pyramid pooling, if networks are compared. May be infinite.
         confused: bool ``[C, C]``, as `confused_pairs` has it; None for that of these predictions. To compare
             networks, give both the same: a pair that is confused no longer would change the kind of what is left.
-        small: quantile of the objects' sizes.
+        small: quantile of the sizes of objects that fill a cell.
         stride: pixels per cell of the network's last map.
         ignore_index: label of pixels that do not count; to objects beside them they are an outline.
 
@@ -286,7 +287,8 @@ def mine(
     pieces = labelled_pieces(predictions, labels, stride // 2, ignore_index)
     objects = [pieces["image"], pieces["object"]]
     sizes = pieces.drop_duplicates(["image", "object"])["object_pixels"]
-    limit = sizes.quantile(small) if len(sizes) else 0
+    seen = sizes[sizes >= stride**2]
+    limit = seen.quantile(small) if len(seen) else stride**2
     coarse = pieces["deep"] & (pieces["pixels"] >= stride**2)
     broken = coarse.groupby(objects).transform("sum") >= BROKEN
     missed = pieces["wrong"] > MISSED
