@@ -368,11 +368,10 @@ def heat_map(
     ax.tick_params(length=0)
     ax.grid(visible=False)
     ax.spines[:].set_visible(False)
-    look: dict[str, Any] = {"marker": "s", "linestyle": "", "color": NEVER}
-    keys = [
-        Line2D([], [], label="never together", **look),
-        Line2D([], [], label="could be chance", **look | {"markersize": 2}),
-    ]
+    look: dict[str, Any] = {"marker": "s", "linestyle": ""}
+    keys = [Line2D([], [], label="could be chance", color="0.6", markersize=2, **look)]
+    if (cooccurrence.counts == 0).any():
+        keys.insert(0, Line2D([], [], label="never together", color=NEVER, **look))
     # Not wider than the cells, or the layout would make room for it at their expense.
     ax.legend(
         handles=keys,
