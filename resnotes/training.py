@@ -222,6 +222,7 @@ def train(
     task = task_for(data, recipe, seed=seed, device=where, precision=precision)
     network.to(where).to(memory_format=torch.channels_last)
     groups = task.parameters(network)
+    scales = [group.pop("scale") for group in groups]
     optimizer = torch.optim.SGD(
         groups, lr=recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay, fused=True
     )
@@ -254,8 +255,8 @@ def train(
             steps = min(task.batches_per_epoch, recipe.iterations - iteration)
             drawn = thinned(shared, recipe.blocks, seed=seed, epoch=epoch)
             for (inputs, labels), part in zip(itertools.islice(task.batches(epoch), steps), drawn, strict=False):
-                for group in optimizer.param_groups:
-                    group["lr"] = recipe.lr_at(iteration) * group["scale"]
+                for group, scale in zip(optimizer.param_groups, scales, strict=True):
+                    group["lr"] = recipe.lr_at(iteration) * scale
                 count = task.labelled(labels)
                 everywhere = distributed.total(count)
                 # Gradients are averaged over the processes: weighted so, that is the mean over the whole batch.
