@@ -1,7 +1,6 @@
 """The ledger: what each notebook claims, what was expected, what was measured, and whether the claim holds.
 
-A claim is decided by intervals over seeds, not by single numbers, and has three outcomes: it holds, it does
-not, or the measurement at hand cannot tell.
+Every text is there in English and in Chinese, so that reports in both languages come from the same entries.
 """
 
 from __future__ import annotations
@@ -15,206 +14,23 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from numpy.typing import ArrayLike
-from scipy.special import stdtrit
 
 from resnotes import paths
 from resnotes.errors import ResnotesError, UsageError
 from resnotes.files import read_json, write_json
+from resnotes.intervals import Interval, Verdict
 
-Verdict = bool | None
 WORDS: dict[Verdict, str] = {True: "true", False: "false", None: "undecided"}
 
 _ID = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*(\.[a-z0-9]+(-[a-z0-9]+)*)+")
 
 
 @dataclass(frozen=True)
-class Interval:
-    """Mean of `n` seeds with its two-sided 95 % t-interval; bounds are `None`, unknown, for a single seed.
-
-    Or another estimate from `n` seeds with its 95 % interval, as `rank_correlation` gives.
-    """
-
-    mean: float
-    low: float | None
-    high: float | None
-    n: int
-    unit: str = ""
-
-    def __post_init__(self) -> None:
-        """Refuse numbers that no verdict can be drawn from.
-
-        Raises:
-            UsageError: the mean or a bound is NaN or infinite.
-        """
-        if not all(math.isfinite(bound) for bound in (self.mean, self.low, self.high) if bound is not None):
-            raise UsageError(f"an interval needs finite values; found {self.mean} in [{self.low}, {self.high}]")
-
-    def __str__(self) -> str:
-        """For instance `12.3 ± 0.4 % (n = 3)`; `0.81 [0.62, 0.88] (n = 3)` where the interval is not symmetric."""
-        if self.low is None or self.high is None:
-            text = _plus_minus(self.mean, None)
-        elif abs((self.low + self.high) / 2 - self.mean) <= 1e-9 * max(abs(self.low), abs(self.high)):
-            text = _plus_minus(self.mean, (self.high - self.low) / 2)
-        else:
-            text = f"{self.mean:.2g} [{self.low:.2g}, {self.high:.2g}]"
-        return " ".join(part for part in (text, self.unit, f"(n = {self.n})") if part)
-
-
-def interval(values: Sequence[float], unit: str = "") -> Interval:
-    """The 95 % Student t-interval of the mean of `values`, one per seed, in `unit`.
-
-    Raises:
-        UsageError: there is no value, or one of them is NaN or infinite.
-    """
-    sample = np.asarray([float(value) for value in values], dtype=np.float64)
-    if sample.size == 0:
-        raise UsageError("an interval needs at least one value, all of them finite")
-    mean = float(sample.mean())
-    if sample.size == 1:
-        return Interval(mean, None, None, 1, unit)
-    # scipy.special has the same quantile as scipy.stats.t without its second of import time.
-    half = float(stdtrit(sample.size - 1, 0.975) * sample.std(ddof=1) / math.sqrt(sample.size))
-    return Interval(mean, mean - half, mean + half, int(sample.size), unit)
-
-
-def paired_difference(a: Sequence[float], b: Sequence[float], unit: str = "") -> Interval:
-    """The interval of `a - b`, paired by seed, which removes what the seeds have in common.
-
-    Raises:
-        UsageError: `a` and `b` differ in length, are empty, or hold a value that is not finite.
-    """
-    if len(a) != len(b):
-        raise UsageError(f"paired values need the same seeds on both sides; found {len(a)} and {len(b)}")
-    return interval([float(x) - float(y) for x, y in zip(a, b, strict=True)], unit)
-
-
-def rank_correlation(ours: Sequence[Sequence[float]], theirs: Sequence[float], *, draws: int = 2000) -> Interval:
-    """Spearman's ρ between what we measure and what a paper reports, with a 95 % bootstrap interval over our seeds.
-
-    Args:
-        ours: for each thing compared, its values, one per seed; their mean is ranked.
-        theirs: the paper's value for each; equal ones share a rank.
-        draws: bootstrap samples; each draws the seeds of every thing anew, with replacement.
-
-    Returns:
-        ρ of the means and the 2.5th and 97.5th percentile over the samples; no bounds for a single seed.
-
-    Raises:
-        UsageError: fewer than three things, different numbers of them, a value that is not finite, or all equal.
-    """
-    from scipy.stats import rankdata  # a second of import time that no other claim needs
-
-    samples = [np.asarray(values, dtype=np.float64) for values in ours]
-    reference = np.asarray(theirs, dtype=np.float64)
-    if len(samples) != len(reference) or len(samples) < 3:
-        raise UsageError(f"ranks need at least three values on both sides; found {len(samples)} and {len(reference)}")
-    if not all(sample.size and np.isfinite(sample).all() for sample in (*samples, reference)):
-        raise UsageError("ranks need finite values")
-
-    def rho(means: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-        """Of each row; where all its values are equal, nothing is ordered: 0."""
-        x = rankdata(means, axis=1)
-        y = rankdata(reference)
-        x, y = x - x.mean(1, keepdims=True), y - y.mean()
-        norms = np.linalg.norm(x, axis=1) * np.linalg.norm(y)
-        correlations: np.ndarray[Any, Any] = np.clip(x @ y / np.where(norms, norms, 1), -1, 1)
-        return correlations
-
-    middle = np.array([[sample.mean() for sample in samples]])
-    if len(set(reference)) == 1 or len(set(middle[0])) == 1:
-        raise UsageError("ranks need values that differ")
-    mean = float(rho(middle)[0])
-    n = min(sample.size for sample in samples)
-    if n == 1:
-        return Interval(mean, None, None, 1)
-    generator = np.random.default_rng(0)
-    drawn = np.stack([generator.choice(sample, (draws, sample.size)).mean(1) for sample in samples], axis=1)
-    low, high = np.quantile(rho(drawn), (0.025, 0.975))
-    return Interval(mean, float(low), float(high), n)
-
-
-def bootstrap_ratio(
-    numerator: ArrayLike,
-    denominator: ArrayLike,
-    unit: str = "",
-    *,
-    draws: int = 2000,
-    level: float = 0.95,
-    seed: int = 0,
-) -> Interval:
-    """The ratio of two sums over images, with a percentile bootstrap interval over the images.
-
-    An image's regions or pixels are not independent of each other, but images are: they are what is drawn. Of few
-    images, the interval is a little too narrow, as is usual: with 30 it may hold the truth 91 times in 100.
-
-    Args:
-        numerator: one number an image, such as its wrong regions; times 100 for a ratio in percent.
-        denominator: one number an image, such as all its regions; images with 0 are fine.
-        unit: of the ratio.
-        draws: bootstrap samples, each of as many images, with replacement. Those whose denominator is 0 are left out.
-        level: share of the samples that the interval holds.
-        seed: of the samples.
-
-    Returns:
-        The ratio of the sums; `n` counts images. No bounds for a single image. Where no image differs from another, as
-        when all numerators are 0, the interval is a point; it cannot tell rare from never.
-
-    Raises:
-        UsageError: no image, numbers of images that differ, numbers that are negative or not finite, or a denominator
-            of 0 in all images.
-    """
-    return _bootstrap([(numerator, denominator)], unit, draws, level, seed)
-
-
-def bootstrap_ratio_difference(
-    a: tuple[ArrayLike, ArrayLike],
-    b: tuple[ArrayLike, ArrayLike],
-    unit: str = "",
-    *,
-    draws: int = 2000,
-    level: float = 0.95,
-    seed: int = 0,
-) -> Interval:
-    """The ratio of `a` minus that of `b`, each a numerator and a denominator, on the same images in the same order.
-
-    Both ratios of a bootstrap sample are of the same images, which removes what these have in common. For the rest, and
-    the errors, see `bootstrap_ratio`.
-    """
-    return _bootstrap([a, b], unit, draws, level, seed)
-
-
-def verdict(measured: Interval, *, above: float | None = None, below: float | None = None) -> Verdict:
-    """Whether `measured` lies above (or below) a bound: True if all of it does, False if none, else None.
-
-    Raises:
-        UsageError: not exactly one of `above` and `below` is given.
-    """
-    if (above is None) == (below is None):
-        raise UsageError("a verdict takes exactly one of above=, below=")
-    low, high = measured.low, measured.high
-    if low is None or high is None:
-        return None
-    if above is not None:
-        holds, fails = low > above, high <= above
-    else:
-        assert below is not None
-        holds, fails = high < below, low >= below
-    return True if holds else False if fails else None
-
-
-def all_of(*verdicts: Verdict) -> Verdict:
-    """Kleene's three-valued *and*: one False decides, otherwise one None leaves it open."""
-    if any(given is False for given in verdicts):
-        return False
-    return None if any(given is None for given in verdicts) else True
-
-
-@dataclass(frozen=True)
 class Claim:
     """One entry of the ledger, as it stands in `claims.json`.
 
-    `measured` is `{mean, low, high, n, unit, text}` for an interval and `{value, text}` for anything else.
+    `measured` is `{mean, low, high, n, unit, text, text_zh}` for an interval and `{value, text, text_zh}` for
+    anything else. `why` and `why_zh` are empty for a claim that holds, and may be for any other.
     """
 
     id: str
@@ -222,7 +38,10 @@ class Claim:
     statement_zh: str
     source: str
     expected: str
+    expected_zh: str
     measured: dict[str, Any]
+    why: str
+    why_zh: str
     holds: Verdict
     profile: str
     dataset: str
@@ -254,8 +73,12 @@ class Ledger:
         statement_zh: str,
         source: str,
         expected: str,
+        expected_zh: str = "",  # to be required
         measured: Interval | float | str,
+        measured_zh: str | None = None,
         holds: Verdict,
+        why: str = "",
+        why_zh: str = "",
         profile: str | None = None,
         dataset: str | None = None,
         seeds: Sequence[int] | None = None,
@@ -268,25 +91,36 @@ class Ledger:
             statement_zh: the same in Chinese.
             source: where it is claimed, such as `He et al. 2016, Fig. 6`.
             expected: what the source reports.
+            expected_zh: the same in Chinese.
             measured: what was found; NumPy and torch scalars are taken as numbers.
+            measured_zh: the same in Chinese, for a string with words in it; `Interval.zh` gives that of an interval.
             holds: True, False, or None where the measurement cannot decide.
+            why: why it may not hold, as far as it is known; forgotten where it does.
+            why_zh: the same in Chinese.
             profile: profile, where it differs from the ledger's, as for recorded runs.
             dataset: data set variant, where it differs from the ledger's.
             seeds: seeds, where they differ from the ledger's.
 
         Raises:
-            UsageError: the id is malformed, a number is NaN or infinite, or `holds` is none of the three.
+            UsageError: the id is malformed, a number is NaN or infinite, `holds` is none of the three, or `why` is
+                given in one language alone.
         """
         if not _ID.fullmatch(id):
             raise UsageError(f"claim id {id!r} is not of the form study.claim (lower case, digits, hyphens)")
+        if bool(why) != bool(why_zh):
+            raise UsageError(f"claim {id} says why in one language alone; give both why= and why_zh=")
+        holds = _holds(id, holds)
         claim = Claim(
             id=id,
             statement=statement,
             statement_zh=statement_zh,
             source=source,
             expected=expected,
-            measured=_measured(id, measured),
-            holds=_holds(id, holds),
+            expected_zh=expected_zh,
+            measured=_measured(id, measured, measured_zh),
+            why="" if holds else why,
+            why_zh="" if holds else why_zh,
+            holds=holds,
             profile=self.profile if profile is None else profile,
             dataset=self.dataset if dataset is None else dataset,
             seeds=self.seeds if seeds is None else tuple(int(seed) for seed in seeds),
@@ -338,46 +172,24 @@ def load(path: Path) -> list[dict[str, Any]]:
             raise ResnotesError(f"{claim} lacks {', '.join(missing)}")
         if not (entry["holds"] is None or isinstance(entry["holds"], bool)):
             raise ResnotesError(f"{claim} holds {entry['holds']!r}; expected true, false or null")
-        if not (isinstance(entry["measured"], dict) and "text" in entry["measured"]):
-            raise ResnotesError(f"{claim} measured {entry['measured']!r}; expected an object with text")
+        if not (isinstance(entry["measured"], dict) and {"text", "text_zh"} <= entry["measured"].keys()):
+            raise ResnotesError(f"{claim} measured {entry['measured']!r}; expected an object with text and text_zh")
     return entries
 
 
-def _bootstrap(
-    ratios: Sequence[tuple[ArrayLike, ArrayLike]], unit: str, draws: int, level: float, seed: int
-) -> Interval:
-    """The first ratio, less the second if there is one."""
-    numbers = [[np.asarray(part, dtype=np.float64) for part in ratio] for ratio in ratios]
-    shapes = [part.shape for ratio in numbers for part in ratio]
-    n = numbers[0][0].size
-    if n == 0 or any(shape != (n,) for shape in shapes):
-        raise UsageError(f"a ratio needs one number for each image, the same images throughout; found shapes {shapes}")
-    stacked = np.array(numbers)  # [ratio, 2, n]
-    if not (np.isfinite(stacked).all() and (stacked >= 0).all() and (stacked[:, 1].sum(1) > 0).all()):
-        raise UsageError("a ratio needs finite numbers, none negative, and a denominator that is not 0 in all images")
-    # How often each image is in each sample; before them, the images as they are.
-    samples = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), draws)
-    sums = stacked @ np.vstack([np.ones(n), samples]).T
-    with np.errstate(divide="ignore", invalid="ignore"):
-        quotients = sums[:, 0] / sums[:, 1]
-    values = quotients[0] - quotients[1:].sum(0)
-    if n == 1:
-        return Interval(float(values[0]), None, None, 1, unit)
-    drawn = values[1:][np.isfinite(values[1:])]
-    low, high = np.quantile(drawn, ((1 - level) / 2, (1 + level) / 2))
-    return Interval(float(values[0]), float(low), float(high), n, unit)
-
-
-def _measured(id: str, measured: Any) -> dict[str, Any]:
+def _measured(id: str, measured: Any, measured_zh: str | None) -> dict[str, Any]:
     """The JSON form of a measurement."""
     if isinstance(measured, str):
-        return {"value": measured, "text": measured}
+        return {"value": measured, "text": measured, "text_zh": measured_zh or measured}
+    if measured_zh is not None:
+        raise UsageError(f"claim {id} measured a number, which needs no measured_zh=: found {measured_zh!r}")
     if isinstance(measured, Interval):
-        return {**asdict(measured), "text": str(measured)}
+        return {**asdict(measured), "text": str(measured), "text_zh": measured.zh}
     value = measured.item() if hasattr(measured, "item") else measured
     if not isinstance(value, int | float) or not math.isfinite(value):
         raise UsageError(f"claim {id} measured {measured!r}; expected an interval, a finite number or a string")
-    return {"value": value, "text": f"{value:.4g}" if isinstance(value, float) else str(value)}
+    text = f"{value:.4g}" if isinstance(value, float) else str(value)
+    return {"value": value, "text": text, "text_zh": text}
 
 
 def _holds(id: str, holds: Any) -> Verdict:
@@ -385,18 +197,3 @@ def _holds(id: str, holds: Any) -> Verdict:
     if holds is None or isinstance(holds, bool | np.bool_):
         return None if holds is None else bool(holds)
     raise UsageError(f"claim {id} holds {holds!r}; expected True, False or None")
-
-
-def _plus_minus(mean: float, half: float | None) -> str:
-    """`mean ± half`, to the first digit of `half`, or its second where the first is a 1."""
-    if half is None:
-        return f"{mean:.4g}"
-    if half <= 1e-9 * abs(mean):  # equal values, up to rounding
-        return f"{mean:.4g} ± 0"
-    largest = max(abs(mean), half)
-    if not 1e-3 <= largest < 1e6:
-        power = math.floor(math.log10(largest))
-        return f"({_plus_minus(mean / 10.0**power, half / 10.0**power)})e{power:+d}"
-    leading = math.floor(math.log10(half))
-    decimals = max(0, (1 if half / 10.0**leading < 2 else 0) - leading)
-    return f"{mean:z.{decimals}f} ± {half:.{decimals}f}"

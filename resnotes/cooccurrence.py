@@ -258,7 +258,7 @@ def scene_frequencies(scenes: Mapping[str, str]) -> pd.DataFrame:
 
 
 class Violations(NamedTuple):
-    """Of each image, int64 ``[N]``; a rate is a ratio of sums over images, see `resnotes.claims.bootstrap_ratio`.
+    """Of each image, int64 ``[N]``; a rate is a ratio of sums over images, see `resnotes.intervals.bootstrap_ratio`.
 
     Attributes:
         regions: predicted regions.

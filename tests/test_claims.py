@@ -10,20 +10,18 @@ from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from resnotes.claims import (
+from resnotes.claims import Ledger, collect, load
+from resnotes.errors import ResnotesError, UsageError
+from resnotes.intervals import (
     Interval,
-    Ledger,
     all_of,
     bootstrap_ratio,
     bootstrap_ratio_difference,
-    collect,
     interval,
-    load,
     paired_difference,
     rank_correlation,
     verdict,
 )
-from resnotes.errors import ResnotesError, UsageError
 
 numbers = st.floats(-1e6, 1e6)
 samples = st.lists(numbers, min_size=2, max_size=8)
@@ -42,6 +40,7 @@ def record(ledger, id="study.claim", measured=1.0, holds=True, **changes):
         "statement_zh": "越深越差。",
         "source": "He et al.",
         "expected": "worse",
+        "expected_zh": "更差",
         "measured": measured,
         "holds": holds,
     }
@@ -142,14 +141,35 @@ def test_ledger_on_disk(out):
     entries = load(out / "claims" / "01_degradation.json")
     assert [entry["holds"] for entry in entries] == [True, False, None]
     assert set(entries[0]) == {
-        *("id", "statement", "statement_zh", "source", "expected", "measured", "holds"),
+        *("id", "statement", "statement_zh", "source", "expected", "expected_zh", "measured", "holds", "why", "why_zh"),
         *("profile", "dataset", "seeds", "notebook"),
     }
-    assert set(entries[0]["measured"]) == {"mean", "low", "high", "n", "unit", "text"}
-    assert entries[1]["measured"] == {"value": 0.5, "text": "0.5"}
+    assert set(entries[0]["measured"]) == {"mean", "low", "high", "n", "unit", "text", "text_zh"}
+    assert entries[1]["measured"] == {"value": 0.5, "text": "0.5", "text_zh": "0.5"}
     assert (entries[1]["dataset"], entries[1]["seeds"], entries[0]["seeds"]) == ("cifar10", [7], [0, 1, 2])
     assert entries[2]["measured"]["text"] == "grows with depth"
     assert not list(out.glob("claims/.*")), "no temporary file is left"
+
+
+def test_both_languages_come_from_one_entry(out):
+    ledger = Ledger("01_a", "quick", "digits", [0])
+    record(ledger, "a.interval", interval([1, 2, 3], "points"))
+    record(ledger, "a.words", "3 of 4 networks", measured_zh="4 个网络中的 3 个")
+    record(ledger, "a.symbols", "5e-15")
+    texts = {entry["id"]: entry["measured"]["text_zh"] for entry in load(out / "claims" / "01_a.json")}
+    assert texts == {"a.interval": "2 ± 2 个百分点 (n = 3)", "a.words": "4 个网络中的 3 个", "a.symbols": "5e-15"}
+    with pytest.raises(UsageError, match="needs no measured_zh"):
+        record(ledger, "a.number", 1.0, measured_zh="一")
+
+
+def test_a_claim_that_holds_needs_no_reason(out):
+    ledger = Ledger("01_a", "quick", "digits", [0])
+    for holds in (True, False, None):
+        record(ledger, f"a.{holds}".lower(), holds=holds, why="Too few steps.", why_zh="步数太少。")
+    assert [entry["why"] for entry in load(out / "claims" / "01_a.json")] == ["", "Too few steps.", "Too few steps."]
+    assert load(out / "claims" / "01_a.json")[1]["why_zh"] == "步数太少。"
+    with pytest.raises(UsageError, match="one language alone"):
+        record(ledger, "a.half", why="Too few steps.")
 
 
 def test_recording_again_replaces_in_place():

@@ -9,7 +9,8 @@ from matplotlib.figure import Figure
 from test_notebooks import write_notebook
 
 from resnotes import cli, figures, notebooks, paths, profiles
-from resnotes.claims import Ledger, interval, load
+from resnotes.claims import Ledger, load
+from resnotes.intervals import interval
 from resnotes.report import write_index
 from resnotes.runs import RunStore
 
@@ -44,6 +45,7 @@ def add_claim(holds=True, statement="Deeper <b>is</b> worse."):
         statement_zh="越深越差。",
         source="He et al.",
         expected="worse",
+        expected_zh="更差",
         measured=interval([1, 2], "%"),
         holds=holds,
     )
@@ -93,7 +95,8 @@ def test_run_writes_notebooks_claims_figures_and_index(root, resnotes):
         "01_a",
         "import pandas as pd; from matplotlib.figure import Figure; from resnotes import figures",
         "from resnotes.claims import Ledger; ledger = Ledger('01_a', profile, 'digits', [seed])\n"
-        "_ = ledger.record('a.b', 'Yes.', statement_zh='是', source='', expected='', measured=seed, holds=True)",
+        "_ = ledger.record('a.b', 'Yes.', statement_zh='是', source='', expected='', expected_zh='',\n"
+        "                  measured=seed, holds=True)",
         "_ = figures.save(Figure(), 'empty', caption='Nothing', caption_zh='无', claims=['a.b'],\n"
         "                 data=pd.DataFrame(), parameters={'seed': seed})",
     )

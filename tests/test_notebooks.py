@@ -125,7 +125,10 @@ def test_each_notebook_is_given_what_it_takes_and_failures_stay_apart(root, monk
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     folder = root / "notebooks"
     ledger = "from resnotes.claims import Ledger; ledger = Ledger('{}', profile, 'digits', [seed])\n"
-    claim = "ledger.record('a.b', 'Yes.', statement_zh='是', source='', expected='', measured=1, holds=True)"
+    claim = (
+        "ledger.record('a.b', 'Yes.', statement_zh='是', source='', expected='', expected_zh='',"
+        " measured=1, holds=True)"
+    )
     books = [
         write_notebook(
             folder,
