@@ -73,7 +73,7 @@ class Ledger:
         statement_zh: str,
         source: str,
         expected: str,
-        expected_zh: str = "",  # to be required
+        expected_zh: str,
         measured: Interval | float | str,
         measured_zh: str | None = None,
         holds: Verdict,
@@ -154,6 +154,13 @@ class Ledger:
 def collect(folder: Path) -> list[dict[str, Any]]:
     """The claims of all notebooks whose ledgers lie in `folder`, by notebook, then in the order recorded."""
     return [claim for path in sorted(folder.glob("*.json")) for claim in load(path)]
+
+
+def merge(out: Path) -> list[dict[str, Any]]:
+    """Write the claims of all notebooks of a run, in `out/claims/`, to `out/claims.json`, and return them."""
+    entries = collect(out / "claims")
+    write_json(out / "claims.json", entries)
+    return entries
 
 
 def load(path: Path) -> list[dict[str, Any]]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -51,7 +52,7 @@ def run(
 ) -> None:
     """Execute notebooks and write what they found to a folder, with an index."""
     from resnotes import notebooks as suite
-    from resnotes import report
+    from resnotes.index import write_index
 
     folder = _folder(out)
     selected = suite.select(notebooks or [])
@@ -60,7 +61,7 @@ def run(
     done = suite.execute(
         selected, overrides, folder, jobs=jobs, cell_timeout=cell_timeout or suite.CELL_TIMEOUT, report=typer.echo
     )
-    index = report.write_index(folder)
+    index = write_index(folder)
     failures = [execution.failure for execution in done if execution.failure]
     for failure in failures:
         typer.echo(failure, err=True)
@@ -110,12 +111,53 @@ def claims(out: Out = None) -> None:
 def figures(
     to: Annotated[Path, typer.Option(help="Folder that receives the figures.")],
     out: Out = None,
+    formats: Annotated[str, typer.Option("--format", help="Any of png, pdf and svg, by commas.")] = "png,pdf",
+    only: Annotated[
+        list[str] | None, typer.Option(help="Number of a notebook or name of a figure; may be repeated.")
+    ] = None,
 ) -> None:
     """Copy the figures of a run to a folder and print Markdown that shows them."""
     from resnotes.figures import export
 
-    for snippet in export(to, _folder(out) / "figures"):
+    for snippet in export(to, _folder(out) / "figures", formats=formats.split(","), only=only or []):
         typer.echo(snippet)
+
+
+@app.command()
+def report(
+    more: Annotated[list[str] | None, typer.Argument(metavar="[NOTEBOOK]...", help="As after --notebooks.")] = None,
+    lang: Annotated[str, typer.Option(help="en or zh.")] = "en",
+    out: Annotated[Path | None, typer.Option(help="Folder for it, by default report in that of the run.")] = None,
+    week: Annotated[int | None, typer.Option(min=0, help="Number of the report, for its title.")] = None,
+    notebooks: Annotated[list[str] | None, typer.Option(help="Numbers or names, such as 01 03; all if none.")] = None,
+    since: Annotated[
+        datetime | None, typer.Option(formats=["%Y-%m-%d"], help="Only what was executed on that day or later.")
+    ] = None,
+    results: Annotated[
+        Path | None, typer.Option(help="Folder of the run to report on, by default $RESNOTES_OUT or out.")
+    ] = None,
+    templates: Annotated[Path | None, typer.Option(help="Folder with templates to use in place of ours.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a report that is there.")] = False,
+) -> None:
+    """Write a weekly report from a run: Markdown, one HTML page, and the figures."""
+    from resnotes import notebooks as suite
+    from resnotes.report import write_report
+    from resnotes.results import read_results
+
+    folder = _folder(results)
+    chosen = suite.select([*(notebooks or []), *(more or [])])  # so that one --notebooks takes several
+    path = write_report(
+        read_results(folder),
+        folder / "report" if out is None else out.expanduser().resolve(),
+        lang=lang,
+        week=week,
+        notebooks=[book.stem for book in chosen],
+        since=since and since.date(),
+        templates=templates,
+        overwrite=overwrite,
+    )
+    typer.echo(path)
+    typer.echo(path.with_suffix(".html"))
 
 
 runs_app = typer.Typer(no_args_is_help=True, help="The run store: what has been trained.")

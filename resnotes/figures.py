@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +21,11 @@ import resnotes
 from resnotes import paths
 from resnotes.errors import ResnotesError, UsageError, unknown
 from resnotes.files import read_json, write_atomic, write_json
+from resnotes.markdown import escape
 from resnotes.provenance import code_version
 
-# Both formats date their files unless told not to; PNG does not.
-FORMATS: dict[str, dict[str, Any]] = {"png": {}, "pdf": {"CreationDate": None}}
+# What a figure is saved as, and what keeps the date out of the file.
+FORMATS: dict[str, dict[str, Any]] = {"png": {}, "pdf": {"CreationDate": None}, "svg": {"Date": None}}
 
 FAMILY_COLORS = {  # Okabe-Ito: vermilion, blue, green, ...
     "plain": "#D55E00",
@@ -96,7 +97,7 @@ def save(
     data: pd.DataFrame | Mapping[str, pd.DataFrame],
     parameters: Mapping[str, Any],
 ) -> Path:
-    """Write `fig` as PNG (300 dpi) and PDF with a JSON beside them; the same figure gives the same bytes.
+    """Write `fig` as PNG (300 dpi), PDF and SVG with a JSON beside them; the same figure gives the same bytes.
 
     Args:
         fig: the figure; its layout is fixed by this call.
@@ -140,46 +141,69 @@ def save(
     return folder / f"{name}.png"
 
 
-def load(folder: Path) -> list[dict[str, Any]]:
-    """The sidecars of the figures in `folder`, by name.
+def load(folder: Path, formats: Collection[str] = ("png",)) -> list[dict[str, Any]]:
+    """The sidecars of the figures in `folder`, notebook by notebook, each in the order in which it saved them.
+
+    Args:
+        folder: where `save` or `export` left them.
+        formats: what each must be there as.
 
     Raises:
         ResnotesError: a sidecar is damaged, or an image that belongs to it is missing.
     """
     sidecars = []
-    for path in sorted(folder.glob("*.json")):
+    saved = sorted(folder.glob("*.json"), key=lambda path: (path.name.split("_")[0], path.stat().st_mtime_ns))
+    for path in saved:
         sidecar = read_json(path)
         if not isinstance(sidecar, dict) or sidecar.get("name") != path.stem or "caption" not in sidecar:
             raise ResnotesError(f"{path} does not describe a figure: expected its name, captions and data")
-        if missing := [kind for kind in FORMATS if not path.with_suffix(f".{kind}").is_file()]:
+        if missing := [kind for kind in formats if not path.with_suffix(f".{kind}").is_file()]:
             raise ResnotesError(f"{path} has no {' and '.join(missing)} beside it; save the figure again")
         sidecars.append(sidecar)
     return sidecars
 
 
-def export(to: Path, source: Path | None = None) -> list[str]:
-    """Copy every figure of a run into the folder `to`; returns a Markdown snippet for each, by name.
+def export(
+    to: Path, source: Path | None = None, *, formats: Sequence[str] = ("png", "pdf"), only: Sequence[str] = ()
+) -> list[str]:
+    """Copy figures of a run, with their sidecars, into the folder `to`; returns a Markdown snippet for each.
 
     Args:
-        to: folder that receives `<name>.png`, `.pdf` and `.json`, replacing what has these names.
+        to: folder that receives `<name>.<format>` and `<name>.json`, replacing what has these names.
         source: folder of the figures, by default that of the current output folder.
+        formats: of `FORMATS`; the snippet shows the first that a browser can show as an image.
+        only: numbers of notebooks, such as `01`, or names of figures; all if empty.
 
     Raises:
+        UsageError: there is no such format, or no figure that `only` names.
         ResnotesError: there are no figures, or one is damaged.
     """
+    for kind in formats:
+        if kind not in FORMATS:
+            raise unknown("format", kind, FORMATS)
     source = paths.out_root() / "figures" if source is None else source
-    sidecars = load(source)
+    sidecars = load(source, formats)
     if not sidecars:
         raise ResnotesError(f"no figures in {source}; `resnotes run` makes them")
+    names = [str(sidecar["name"]) for sidecar in sidecars]
+    for choice in only:
+        if not any(choice in (name, name.split("_")[0]) for name in names):
+            raise unknown("figure", choice, sorted({name.split("_")[0] for name in names} | set(names)))
     snippets = []
-    for sidecar in sidecars:
-        for extension in (*FORMATS, "json"):
-            file = f"{sidecar['name']}.{extension}"
-            write_atomic(to / file, (source / file).read_bytes())
-        caption, caption_zh = sidecar["caption"]["en"], sidecar["caption"]["zh"]
-        alt = re.sub(r"([\[\]\\])", r"\\\1", caption)
-        snippets.append(f"![{alt}]({sidecar['name']}.png)\n\n*{caption}*\n\n*{caption_zh}*\n")
+    for name, sidecar in zip(names, sidecars, strict=True):
+        if only and not {name, name.split("_")[0]} & set(only):
+            continue
+        for extension in (*formats, "json"):
+            write_atomic(to / f"{name}.{extension}", (source / f"{name}.{extension}").read_bytes())
+        snippets.append(_snippet(name, sidecar["caption"], formats))
     return snippets
+
+
+def _snippet(name: str, caption: Mapping[str, str], formats: Sequence[str]) -> str:
+    """Markdown that shows a figure, or links to it where no format is an image, with its captions below."""
+    shown = next((kind for kind in formats if kind in ("png", "svg")), None)
+    link = f"![{escape(caption['en'])}]({name}.{shown})" if shown else f"[{name}]({name}.{formats[0]})"
+    return f"{link}\n\n*{escape(caption['en'])}*\n\n*{escape(caption['zh'])}*\n"
 
 
 def _columns(frame: pd.DataFrame) -> dict[str, list[Any]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,17 @@ def write_atomic(path: Path, content: str | bytes) -> Path:
     return path
 
 
+def write_folder(folder: Path, files: Mapping[str, str | bytes]) -> None:
+    """Write `files`, by path below `folder`, so that none is there unless all could be written."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as scratch:
+        for name, content in files.items():
+            write_atomic(Path(scratch) / name, content)
+        for name in files:
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (Path(scratch) / name).replace(folder / name)
+
+
 def write_json(path: Path, value: Any) -> Path:
     """Write `value` atomically as indented JSON; arrays, tensors and their scalars become lists and numbers.
 
@@ -36,7 +48,12 @@ def write_json(path: Path, value: Any) -> Path:
         ValueError: `value` holds a NaN or an infinity, which JSON has no words for.
         TypeError: `value` holds something that is neither JSON nor an array.
     """
-    return write_atomic(path, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False, default=_plain) + "\n")
+    return write_atomic(path, to_json(value))
+
+
+def to_json(value: Any) -> str:
+    """The text that `write_json` writes."""
+    return json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False, default=_plain) + "\n"
 
 
 def read_json(path: Path) -> Any:

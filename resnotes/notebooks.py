@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
 from threading import Lock
@@ -26,13 +27,16 @@ import nbformat
 import yaml
 from ipykernel.kernelspec import write_kernel_spec
 
-from resnotes import paths
+from resnotes import claims, paths
 from resnotes.errors import ResnotesError, UsageError, unknown
 from resnotes.files import write_atomic
+from resnotes.provenance import code_version, machine
 from resnotes.tidy import PARAMETERS_TAG, hygiene, tidied
 
 CELL_TIMEOUT = 24 * 3600  # seconds; against notebooks that hang, not against long trainings
-OUTCOME = "resnotes"  # metadata of an executed notebook: seconds, failed, parameters
+OUTCOME = (
+    "resnotes"  # metadata of an executed notebook: how long, when, where and with what it ran, and whether it failed
+)
 
 _ANSI = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 
@@ -47,6 +51,11 @@ class Notebook:
     def stem(self) -> str:
         """File name without its ending: `01_degradation`."""
         return self.path.stem
+
+    @property
+    def overview(self) -> bool:
+        """Whether it is about the others' claims, so that it is executed after them: number 00."""
+        return self.stem.startswith("00_")
 
     @cached_property
     def parameters(self) -> dict[str, Any]:
@@ -150,7 +159,8 @@ def execute(
 ) -> list[Execution]:
     """Execute notebooks, each in its own processes, into `out/notebooks`, with an HTML rendering beside each.
 
-    A notebook that fails keeps the cells it finished and loses its claims; the others still run.
+    A notebook that fails keeps the cells it finished and loses its claims; the others still run. An overview runs
+    last, when the claims of all others are in `out/claims.json`.
 
     Args:
         notebooks: what to execute.
@@ -180,13 +190,15 @@ def execute(
             given = {name: value for name, value in parameters.items() if name in book.parameters}
             return _execute(book, given, out, environment, cell_timeout)
 
-        futures = [pool.submit(one, book) for book in notebooks]
         try:
-            for future in as_completed(futures):
-                execution = future.result()
-                done[execution.notebook] = execution
-                outcome = "failed" if execution.failure else "done"
-                say(f"{execution.notebook.stem}: {outcome} after {execution.seconds:.1f} s")
+            for overview in (False, True):
+                futures = [pool.submit(one, book) for book in notebooks if book.overview is overview]
+                for future in as_completed(futures):
+                    execution = future.result()
+                    done[execution.notebook] = execution
+                    outcome = "failed" if execution.failure else "done"
+                    say(f"{execution.notebook.stem}: {outcome} after {execution.seconds:.1f} s")
+                claims.merge(out)
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)  # or an interrupt would start those still waiting
             raise
@@ -242,9 +254,9 @@ def _execute(
 ) -> Execution:
     """Execute one notebook through papermill's command line, in a process of its own."""
     output = out / "notebooks" / book.path.name
-    claims = out / "claims" / f"{book.stem}.json"
+    ledger = out / "claims" / f"{book.stem}.json"
     output.parent.mkdir(parents=True, exist_ok=True)
-    for stale in (output, output.with_suffix(".html"), claims):
+    for stale in (output, output.with_suffix(".html"), ledger):
         stale.unlink(missing_ok=True)
     # Papermill reads YAML, which takes JSON's 1e-05 for a string: write what its own parser reads back.
     values = base64.b64encode(yaml.safe_dump(parameters).encode()).decode()
@@ -262,9 +274,17 @@ def _execute(
     failure = None
     if process.returncode != 0:
         failure = _failure(book, output, process.stderr, cell_timeout)
-        claims.unlink(missing_ok=True)
+        ledger.unlink(missing_ok=True)
     if output.exists():
-        _finish(output, {"seconds": round(seconds, 1), "failed": failure is not None, "parameters": parameters})
+        outcome = {
+            "seconds": round(seconds, 1),
+            "failed": failure is not None,
+            "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+            "parameters": {**book.parameters, **parameters},
+            "machine": machine(),
+            **code_version(),
+        }
+        _finish(output, outcome)
     return Execution(book, output, seconds, failure)
 
 

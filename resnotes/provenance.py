@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import platform
 import subprocess
 from importlib import metadata
+from pathlib import Path
 from typing import TypedDict
 
 import resnotes
@@ -28,6 +31,25 @@ def code_version() -> CodeVersion:
     if top != "" or commit is None:  # a non-empty way up means that the repository is somebody else's
         return {"commit": None, "dirty": False}
     return {"commit": commit, "dirty": bool(_git("status", "--porcelain", "--", "resnotes", "notebooks"))}
+
+
+def processor() -> str:
+    """The processor in words, with its number of cores."""
+    name = platform.processor() or platform.machine()
+    with contextlib.suppress(OSError):  # Linux knows more than Python tells
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), name)
+    return f"{name}, {os.cpu_count()} cores"
+
+
+def machine() -> str:
+    """The processor, and the GPUs that NVIDIA's driver knows, without importing torch."""
+    try:
+        command = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
+        found = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True).stdout.splitlines()
+    except (OSError, subprocess.SubprocessError):
+        found = []
+    return "; ".join([processor(), *found])
 
 
 def versions() -> dict[str, str]:

@@ -10,8 +10,8 @@ from test_notebooks import write_notebook
 
 from resnotes import cli, figures, notebooks, paths, profiles
 from resnotes.claims import Ledger, load
+from resnotes.index import write_index
 from resnotes.intervals import interval
-from resnotes.report import write_index
 from resnotes.runs import RunStore
 
 
@@ -109,8 +109,11 @@ def test_run_writes_notebooks_claims_figures_and_index(root, resnotes):
     assert str(out / "notebooks/02_b.ipynb") in stderr
     [claim] = load(out / "claims.json")
     assert claim["measured"]["value"] == 4
-    assert sorted(path.name for path in (out / "figures").iterdir()) == ["empty.json", "empty.pdf", "empty.png"]
+    assert sorted(str(path.relative_to(out / "figures")) for path in (out / "figures").rglob("*.*")) == [
+        *("empty.json", "empty.pdf", "empty.png", "empty.svg", "thumbnails/empty.png")
+    ]
     page = (out / "index.html").read_text()
+    assert 'src="figures/thumbnails/empty.png"' in page
     assert "1 claim:" in page
     assert (page.count("<td>done</td>"), page.count('<td class="failed">failed</td>')) == (1, 1)
 
@@ -176,7 +179,7 @@ def test_index_escapes_and_needs_no_network(root):
     assert json.loads((root / "out/claims.json").read_text())[0]["id"] == "a.deeper"
     assert "Deeper &lt;b&gt;is&lt;/b&gt; worse." in page
     assert 'alt="Error &#34;curves&#34; &lt;i&gt;"' in page
-    assert "✓ true" in page
+    assert '<span aria-hidden="true">✓</span> true' in page
     assert "://" not in page
     assert "prefers-color-scheme: dark" in page
     assert write_index(root / "out").read_text() == page

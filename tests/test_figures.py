@@ -45,7 +45,7 @@ def test_the_same_figure_gives_the_same_bytes(out):
     written = []
     for fig in (first, first, again):
         save(fig)
-        written.append([(out / f"figures/degradation.{kind}").read_bytes() for kind in ("png", "pdf", "json")])
+        written.append([(out / f"figures/degradation.{kind}").read_bytes() for kind in ("png", "pdf", "svg", "json")])
     assert written[0] == written[1] == written[2]
     assert not list((out / "figures").glob(".*")), "no temporary file is left"
 
@@ -89,6 +89,23 @@ def test_export_copies_and_captions(out, tmp_path):
     assert "更深的网络" in snippets[0]
 
 
+def test_export_takes_the_formats_and_figures_asked_for(out, tmp_path):
+    for name in ("01_curve", "01_flow", "02_curve"):
+        save(curve(), name)
+    assert figures.export(tmp_path / "a", formats=["pdf"], only=["01"])[0].startswith("[01_curve](01_curve.pdf)")
+    assert sorted(path.name for path in (tmp_path / "a").iterdir()) == [
+        *("01_curve.json", "01_curve.pdf", "01_flow.json", "01_flow.pdf")
+    ]
+    [snippet] = figures.export(tmp_path / "b", formats=["pdf", "svg", "png"], only=["02_curve"])
+    assert "](02_curve.svg)" in snippet
+    assert (tmp_path / "b/02_curve.svg").read_bytes() == (out / "figures/02_curve.svg").read_bytes()
+    with pytest.raises(UsageError, match="unknown format 'jpg'; allowed: png, pdf, svg"):
+        figures.export(tmp_path / "c", formats=["jpg"])
+    with pytest.raises(UsageError, match="unknown figure '03'; allowed: 01, 01_curve, 01_flow, 02, 02_curve"):
+        figures.export(tmp_path / "c", only=["01", "03"])
+    assert not (tmp_path / "c").exists()
+
+
 def test_export_refuses_what_is_missing_or_damaged(out, tmp_path):
     with pytest.raises(ResnotesError, match="no figures"):
         figures.export(tmp_path / "report")
@@ -96,6 +113,7 @@ def test_export_refuses_what_is_missing_or_damaged(out, tmp_path):
     path.with_suffix(".pdf").unlink()
     with pytest.raises(ResnotesError, match="has no pdf"):
         figures.export(tmp_path / "report")
+    assert len(figures.export(tmp_path / "report", formats=["svg"])) == 1
     path.with_suffix(".json").write_text('{"name": ')
     with pytest.raises(ResnotesError, match="cannot read"):
         figures.export(tmp_path / "report")

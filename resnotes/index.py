@@ -1,0 +1,69 @@
+"""The index of a run: its notebooks, figures and claims on one page that opens from disk."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from PIL import Image
+
+from resnotes import claims
+from resnotes.files import write_atomic
+from resnotes.provenance import versions
+from resnotes.results import read_results, verdicts
+
+THUMBNAIL = 720  # pixels across: twice the width of a picture in the gallery, for screens with fine pixels
+
+
+def write_index(out: Path) -> Path:
+    """Write `index.html` and the thumbnails of its gallery from what lies in the folder of a run.
+
+    Args:
+        out: folder with `claims/`, `figures/` and `notebooks/` as `run` leaves them.
+
+    Returns:
+        Path of `index.html`.
+
+    Raises:
+        ResnotesError: a ledger, a figure or a notebook in the folder is damaged.
+    """
+    results = read_results(out)
+    sizes = {}
+    for figure in results.figures:
+        name = f"{figure['name']}.png"
+        image = shrunk(out / "figures" / name, THUMBNAIL)
+        write_atomic(out / "figures" / "thumbnails" / name, png(image))
+        sizes[figure["name"]] = image.size
+    environment = Environment(
+        loader=PackageLoader("resnotes"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    page = environment.get_template("index.html").render(
+        results=results,
+        sizes=sizes,
+        verdicts=verdicts,
+        words=claims.WORDS,
+        profiles=sorted({book.profile for book in results.notebooks if book.profile}),
+        versions=versions(),
+    )
+    return write_atomic(out / "index.html", page)
+
+
+def shrunk(path: Path, width: int) -> Image.Image:
+    """The image at `path`, at most `width` pixels across."""
+    with Image.open(path) as image:
+        if image.width <= width:
+            return image.convert("RGB")
+        height = round(image.height * width / image.width)
+        return image.convert("RGB").resize((width, height), Image.Resampling.LANCZOS)
+
+
+def png(image: Image.Image) -> bytes:
+    """`image` as a PNG file of 256 colours: enough for a plot, in a third of the bytes."""
+    buffer = io.BytesIO()
+    image.quantize(256, dither=Image.Dither.NONE).save(buffer, "png", optimize=True)
+    return buffer.getvalue()

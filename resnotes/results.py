@@ -1,0 +1,98 @@
+"""What lies in the folder of a run: executed notebooks, their claims, their figures."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from resnotes import claims, figures
+from resnotes.notebooks import OUTCOME, read
+
+
+@dataclass(frozen=True)
+class ExecutedNotebook:
+    """A notebook in the folder of a run, with what the runner noted in it.
+
+    Attributes:
+        stem: name of its file, without ending.
+        title: its first heading.
+        failed: whether a cell failed.
+        seconds: wall time.
+        finished: when it was executed.
+        profile: scale of the experiments; None if it was not given.
+        machine: what it was executed on, in words.
+        commit: commit of the code, abbreviated; with a plus where the code was changed since.
+    """
+
+    stem: str
+    title: str
+    failed: bool
+    seconds: float | None
+    finished: datetime | None
+    profile: str | None
+    machine: str | None
+    commit: str | None
+
+
+@dataclass(frozen=True)
+class Results:
+    """What one or more executions left in a folder: the claims, the sidecars of the figures, the notebooks."""
+
+    folder: Path
+    claims: list[dict[str, Any]]
+    figures: list[dict[str, Any]]
+    notebooks: list[ExecutedNotebook]
+
+    def claims_of(self, stem: str) -> list[dict[str, Any]]:
+        """The claims of one notebook, in the order recorded."""
+        return [claim for claim in self.claims if claim["notebook"] == stem]
+
+    def figures_of(self, stem: str) -> list[dict[str, Any]]:
+        """The figures of one notebook: those that carry its number."""
+        return [figure for figure in self.figures if figure["name"].split("_")[0] == stem.split("_")[0]]
+
+
+def read_results(folder: Path) -> Results:
+    """What lies in `folder`, as `run` leaves it; merges the claims of all notebooks into `claims.json`.
+
+    Raises:
+        ResnotesError: a ledger, a figure or a notebook in the folder is damaged.
+    """
+    return Results(
+        folder,
+        claims.merge(folder),
+        figures.load(folder / "figures"),
+        [_executed(path) for path in sorted((folder / "notebooks").glob("*.ipynb"))],
+    )
+
+
+def verdicts(ledger: Sequence[Mapping[str, Any]]) -> Counter[str]:
+    """How many claims are `true`, `false` and `undecided`."""
+    return Counter(claims.WORDS[claim["holds"]] for claim in ledger)
+
+
+def _executed(path: Path) -> ExecutedNotebook:
+    notebook = read(path)
+    noted: dict[str, Any] = notebook.metadata.get(OUTCOME, {})
+    commit = noted.get("commit")
+    return ExecutedNotebook(
+        stem=path.stem,
+        title=_title(notebook) or path.stem,
+        failed=noted.get("failed", False),
+        seconds=noted.get("seconds"),
+        finished=datetime.fromisoformat(noted["finished"]) if "finished" in noted else None,
+        profile=noted.get("parameters", {}).get("profile"),
+        machine=noted.get("machine"),
+        commit=commit and commit[:10] + ("+" if noted.get("dirty") else ""),
+    )
+
+
+def _title(notebook: Any) -> str:
+    """The first Markdown heading; papermill may have put a note on an error above it."""
+    lines = (line for cell in notebook.cells if cell.cell_type == "markdown" for line in cell.source.splitlines())
+    title = next((line.lstrip("# ") for line in lines if line.startswith("# ")), "")
+    return title.replace("*", "")

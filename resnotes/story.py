@@ -1,0 +1,81 @@
+"""The plot of the suite: what each study asks, and what was said in the weekly report that it grew out of.
+
+Both are texts, in `story.toml`; what came out is in the ledger.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+Text = Mapping[str, str]  # by language, en and zh
+
+
+@dataclass(frozen=True)
+class Study:
+    """A notebook of the suite and what it asks.
+
+    Attributes:
+        notebook: stem of its file.
+        name: what it is about, in a word or two.
+        question: what it asks.
+        source: the paper.
+        key: ids of the claims that a short account gives first.
+    """
+
+    notebook: str
+    name: Text
+    question: Text
+    source: str
+    key: Sequence[str]
+
+
+@dataclass(frozen=True)
+class Statement:
+    """A statement of the weekly report.
+
+    Attributes:
+        said: what the report says.
+        claims: ids of the claims that decide it.
+        correction: what its source says instead, where the report reads it otherwise.
+    """
+
+    said: Text
+    claims: Sequence[str]
+    correction: Text | None = None
+
+    def verdict(self, ledger: Mapping[str, Mapping[str, Any]]) -> str | None:
+        """`true` if all its claims hold, `false` if some do not and none does, `partly` if some do and some do not.
+
+        Args:
+            ledger: claims by id.
+
+        Returns:
+            Else `undecided`; None where the ledger has none of its claims.
+        """
+        found = [ledger[id]["holds"] for id in self.claims if id in ledger]
+        if not found:
+            return None
+        if False in found:
+            return "partly" if True in found else "false"
+        return "true" if all(found) else "undecided"
+
+
+@cache
+def studies() -> tuple[Study, ...]:
+    """The studies, in the order in which the report asks."""
+    return tuple(Study(**entry) for entry in _story()["studies"])
+
+
+@cache
+def statements() -> tuple[Statement, ...]:
+    """The statements of the report, in its order."""
+    return tuple(Statement(**entry) for entry in _story()["statements"])
+
+
+def _story() -> dict[str, Any]:
+    return tomllib.loads(Path(__file__).with_name("story.toml").read_text(encoding="utf-8"))
