@@ -6,7 +6,7 @@ Commands import what they need when they run, so that help and usage errors come
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
@@ -18,6 +18,7 @@ from resnotes import paths
 from resnotes.errors import ResnotesError, RunError, UsageError, unknown
 
 if TYPE_CHECKING:
+    from resnotes.notebooks import Notebook
     from resnotes.runs import Run
     from resnotes.specs import RunSpec
 
@@ -49,13 +50,20 @@ def run(
     cell_timeout: Annotated[
         int | None, typer.Option(min=1, help="Longest time for one cell, in seconds, by default a day.")
     ] = None,
+    listed: Annotated[
+        bool, typer.Option("--list", help="Only list the notebooks, their parameters and their last run.")
+    ] = False,
 ) -> None:
     """Execute notebooks and write what they found to a folder, with an index."""
     from resnotes import notebooks as suite
-    from resnotes.index import write_index
 
     folder = _folder(out)
     selected = suite.select(notebooks or [])
+    if listed:
+        _list(selected, folder)
+        return
+    from resnotes.index import write_index
+
     settings = ([] if profile is None else [f"profile={profile}"]) + (parameter or [])
     overrides = suite.parse_overrides(settings, selected)
     done = suite.execute(
@@ -310,6 +318,24 @@ def _summary(run: Run) -> str:
         return f"{run.name:<44} {error}"
     iou = f"  mean IoU {row.test_iou:6.2f} %" if "test_iou" in row else ""
     return f"{run.name:<44} {run.variant:<13} training {row.clean_error:6.2f} %  test {row.test_error:6.2f} %{iou}"
+
+
+def _list(notebooks: Sequence[Notebook], folder: Path) -> None:
+    """Print notebooks with the parameters they take and what became of them in `folder`."""
+    from resnotes.results import executed
+
+    for book in notebooks:
+        typer.echo(f"{book.stem}: {book.title}")
+        for name, default in book.parameters.items():
+            typer.echo(f"    {f'-p {name}={default!r}':<22} {book.comments.get(name, '')}".rstrip())
+        path = folder / "notebooks" / book.path.name
+        if not path.exists():
+            typer.echo(f"    never run in {folder}")
+            continue
+        last = executed(path)
+        when = last.finished.astimezone().strftime("%Y-%m-%d %H:%M") if last.finished else "at an unknown time"
+        seconds = f", {last.seconds:.1f} s" if last.seconds is not None else ""
+        typer.echo(f"    last run {when}: {'failed' if last.failed else 'done'}, profile {last.profile}{seconds}")
 
 
 def _folder(out: Path | None) -> Path:

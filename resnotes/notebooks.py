@@ -64,14 +64,26 @@ class Notebook:
         Raises:
             ResnotesError: the file is no notebook, or the cell holds something other than named literals.
         """
-        notebook = read(self.path)
-        tagged = [cell for cell in notebook.cells if PARAMETERS_TAG in cell.metadata.get("tags", [])]
         try:
-            return {
-                name: ast.literal_eval(value) for cell in tagged for name, value in _assignments(ast.parse(cell.source))
-            }
+            return {name: ast.literal_eval(value) for name, value in _assignments(ast.parse(self._parameters_source))}
         except (SyntaxError, ValueError) as error:
             raise ResnotesError(f"{self.path}: the parameters cell may only hold literals: {error}") from error
+
+    @property
+    def comments(self) -> dict[str, str]:
+        """What the parameters cell says of each parameter, after its value."""
+        found = re.findall(r"^(\w+)\b[^#\n]*#\s*(.*)$", self._parameters_source, re.MULTILINE)
+        return {name: comment.strip() for name, comment in found}
+
+    @property
+    def title(self) -> str:
+        """Its first heading."""
+        return title_of(read(self.path))
+
+    @cached_property
+    def _parameters_source(self) -> str:
+        cells = read(self.path).cells
+        return "\n".join(cell.source for cell in cells if PARAMETERS_TAG in cell.metadata.get("tags", []))
 
 
 @dataclass(frozen=True)
@@ -94,6 +106,12 @@ def read(path: Path) -> Any:
         return nbformat.read(path, as_version=4)
     except Exception as error:  # nbformat lets errors of json, jsonschema and its own through
         raise ResnotesError(f"{path} is not a readable notebook: {error}") from error
+
+
+def title_of(notebook: Any) -> str:
+    """The first Markdown heading; papermill may have put a note on an error above it."""
+    lines = (line for cell in notebook.cells if cell.cell_type == "markdown" for line in cell.source.splitlines())
+    return next((line.lstrip("# ") for line in lines if line.startswith("# ")), "").replace("*", "")
 
 
 def discover() -> list[Notebook]:

@@ -113,13 +113,11 @@ def write_report(
         UsageError: no such language.
         ResnotesError: nothing to report, a report is there already, or a template fails.
     """
-    if lang not in LANGUAGES:
-        raise unknown("language", lang, LANGUAGES)
+    words = words_of(lang)
     if (to / "report.md").exists() and not overwrite:
         raise UsageError(f"{to / 'report.md'} exists and may have been edited; name another folder or say --overwrite")
     if templates is not None and not templates.is_dir():
         raise UsageError(f"no folder {templates}; expected one with report.md, report.html or style.css")
-    words = _words(lang)
     books = {
         book.stem: book
         for book in results.notebooks
@@ -141,7 +139,7 @@ def write_report(
         "title": words["title"] if week is None else words["week"].format(week),
         "sections": sections,
         "tally": _tally(ledger, words),
-        "statements": _tested({claim["id"]: claim for claim in ledger}, lang, words),
+        "statements": tested_statements({claim["id"]: claim for claim in ledger}, lang, words),
         "date": max((s.notebook.finished for s in sections if s.notebook.finished), default=None),
     }
     figures = results.folder / "figures"
@@ -162,7 +160,14 @@ def write_report(
     return to / "report.md"
 
 
-def _words(lang: str) -> dict[str, Any]:
+def words_of(lang: str) -> dict[str, Any]:
+    """The words of the report in one language, by key; see `templates/words.toml`.
+
+    Raises:
+        UsageError: no such language.
+    """
+    if lang not in LANGUAGES:
+        raise unknown("language", lang, LANGUAGES)
     path = Path(__file__).parent / "templates" / "words.toml"
     words: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))[lang]
     return words
@@ -222,7 +227,7 @@ def _no_reason(claim: Mapping[str, Any], words: Mapping[str, Any]) -> str:
     return str(words["not_settled" if isinstance(measured.get("value"), str) else "no_interval"])
 
 
-def _tested(ledger: Mapping[str, Mapping[str, Any]], lang: str, words: Mapping[str, Any]) -> list[Tested]:
+def tested_statements(ledger: Mapping[str, Mapping[str, Any]], lang: str, words: Mapping[str, Any]) -> list[Tested]:
     """The statements of the first report that the claims at hand decide."""
     return [
         Tested(

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from resnotes import claims, figures
-from resnotes.notebooks import OUTCOME, read
+from resnotes.notebooks import OUTCOME, read, title_of
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ def read_results(folder: Path) -> Results:
         folder,
         claims.merge(folder),
         figures.load(folder / "figures"),
-        [_executed(path) for path in sorted((folder / "notebooks").glob("*.ipynb"))],
+        [executed(path) for path in sorted((folder / "notebooks").glob("*.ipynb"))],
     )
 
 
@@ -75,13 +75,18 @@ def verdicts(ledger: Sequence[Mapping[str, Any]]) -> Counter[str]:
     return Counter(claims.WORDS[claim["holds"]] for claim in ledger)
 
 
-def _executed(path: Path) -> ExecutedNotebook:
+def executed(path: Path) -> ExecutedNotebook:
+    """What is known of the executed notebook at `path`.
+
+    Raises:
+        ResnotesError: the file is no notebook.
+    """
     notebook = read(path)
     noted: dict[str, Any] = notebook.metadata.get(OUTCOME, {})
     commit = noted.get("commit")
     return ExecutedNotebook(
         stem=path.stem,
-        title=_title(notebook) or path.stem,
+        title=title_of(notebook) or path.stem,
         failed=noted.get("failed", False),
         seconds=noted.get("seconds"),
         finished=datetime.fromisoformat(noted["finished"]) if "finished" in noted else None,
@@ -89,10 +94,3 @@ def _executed(path: Path) -> ExecutedNotebook:
         machine=noted.get("machine"),
         commit=commit and commit[:10] + ("+" if noted.get("dirty") else ""),
     )
-
-
-def _title(notebook: Any) -> str:
-    """The first Markdown heading; papermill may have put a note on an error above it."""
-    lines = (line for cell in notebook.cells if cell.cell_type == "markdown" for line in cell.source.splitlines())
-    title = next((line.lstrip("# ") for line in lines if line.startswith("# ")), "")
-    return title.replace("*", "")

@@ -77,5 +77,11 @@ def statements() -> tuple[Statement, ...]:
     return tuple(Statement(**entry) for entry in _story()["statements"])
 
 
+@cache
+def pairs() -> tuple[tuple[str, str], ...]:
+    """Ids of claims that are measured live and again on what was recorded."""
+    return tuple((pair["live"], pair["recorded"]) for pair in _story()["pairs"])
+
+
 def _story() -> dict[str, Any]:
     return tomllib.loads(Path(__file__).with_name("story.toml").read_text(encoding="utf-8"))
