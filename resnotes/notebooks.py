@@ -330,17 +330,14 @@ def _failure(book: Notebook, output: Path, stderr: str, cell_timeout: int) -> st
 
 
 def _finish(path: Path, outcome: dict[str, Any]) -> None:
-    """Note the outcome in an executed notebook and render it beside as HTML, with its images inside."""
-    from nbconvert import HTMLExporter  # a second of import that no other command needs
+    """Note the outcome in an executed notebook and render it beside as HTML."""
+    from resnotes.rendering import notebook_page  # a second of import that no other command needs
 
-    exporter = HTMLExporter(embed_images=True, require_js_url="")
-    exporter.log.setLevel("ERROR")
     notebook = read(path)
     # Papermill's own note does not tell a notebook whose kernel died from one that went well.
     notebook.metadata[OUTCOME] = outcome
     write_atomic(path, nbformat.writes(notebook) + "\n")
-    html, _ = exporter.from_notebook_node(notebook, resources={"metadata": {"name": path.stem}})
-    write_atomic(path.with_suffix(".html"), html)
+    write_atomic(path.with_suffix(".html"), notebook_page(notebook, path.stem))
 
 
 def _assignments(tree: ast.Module) -> list[tuple[str, ast.expr]]:
