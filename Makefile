@@ -26,9 +26,10 @@ lab: $(STAMP)  ## JupyterLab on the notebooks
 notebooks: $(STAMP)  ## refresh the committed outputs of the notebooks
 	"$(BIN)/python" -m resnotes.notebooks
 
-figures: $(STAMP)  ## refresh the committed figures
+figures: $(STAMP)  ## refresh the committed figures and claims
 	"$(BIN)/python" -m resnotes run --out "$(OUT)"
 	"$(BIN)/python" -m resnotes figures --out "$(OUT)" --to figures
+	cp "$(OUT)/claims.json" data/recorded/claims.json
 
 clean:
 	rm -rf "$(OUT)" .mypy_cache .ruff_cache .pytest_cache

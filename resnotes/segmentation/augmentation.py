@@ -11,7 +11,6 @@ import math
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torchvision.transforms.v2.functional import gaussian_blur
 
 from resnotes.errors import UsageError
 from resnotes.models.segmentation import IGNORED
@@ -112,6 +111,9 @@ def augment(
     new_images = torch.where(outside[:, None], pixels.mean((2, 3), keepdim=True), new_images)
     new_labels = torch.where(outside, ignore_index, new_labels)
     if blur:
+        # Importing it takes as long as importing torch, which every kernel and worker would pay.
+        from torchvision.transforms.v2.functional import gaussian_blur
+
         side, deviation = BLUR
         smooth = gaussian_blur(new_images, [side, side], [deviation, deviation])
         new_images = torch.where((blurred < 0.5)[:, None, None, None].to(images.device), smooth, new_images)

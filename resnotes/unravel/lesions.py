@@ -18,7 +18,6 @@ from dataclasses import dataclass
 from numbers import Integral
 
 import torch
-from scipy.stats import kendalltau
 from torch import Tensor, nn
 
 from resnotes.errors import UsageError, unknown
@@ -310,4 +309,6 @@ def kendall_tau(order: Sequence[int]) -> float:
         raise UsageError(f"expected a permutation of 0 to {len(order) - 1}, found {tuple(order)}")
     if len(order) < 2:
         return 1.0  # there is no pair that could be out of order
+    from scipy.stats import kendalltau  # half a second of import
+
     return float(kendalltau(range(len(order)), order).statistic)
