@@ -11,9 +11,10 @@ STAMP    = $(VENV)/.resnotes-installed
 run: $(STAMP)  ## execute every notebook at PROFILE; ends with the path of the HTML index
 	"$(BIN)/python" -m resnotes run --profile $(PROFILE) --out "$(OUT)"
 
-test: $(STAMP) lint  ## lint, types, unit tests, and nbval on the committed notebooks
+test: $(STAMP) lint  ## lint, types, unit tests, nbval on the committed notebooks, and those in JupyterLab
 	"$(BIN)/python" -m pytest
 	"$(BIN)/python" -m pytest --nbval-lax notebooks
+	"$(BIN)/python" -m pytest -m browser
 
 lint: $(STAMP)
 	"$(BIN)/ruff" check .

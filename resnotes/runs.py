@@ -18,8 +18,8 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import Future, ProcessPoolExecutor
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass
 from functools import cached_property
 from multiprocessing import get_context
@@ -35,7 +35,7 @@ from safetensors.torch import save as to_safetensors
 from torch import Tensor
 from tqdm import tqdm
 
-from resnotes import datasets, distributed, models, paths, provenance
+from resnotes import datasets, distributed, models, paths, progress, provenance
 from resnotes.datasets import Classification, Data
 from resnotes.devices import resolve_device
 from resnotes.errors import RunError, UsageError
@@ -198,8 +198,16 @@ def _data_of(specs: Iterable[RunSpec]) -> Callable[[RunSpec], Data]:
     return lambda spec: loaded[spec.source]
 
 
-def _counted(specs: Iterable[RunSpec]) -> Iterator[RunSpec]:
-    return iter(tqdm(specs, desc="runs", unit="run", disable=True if distributed.rank() else None, leave=False))
+def _await(run: Future[Run], all_runs: Collection[Future[Run]], bar: tqdm[Any]) -> None:
+    """Wait for a run that another process trains; `bar` tells meanwhile how many of all have finished."""
+    try:
+        while not run.done():
+            bar.n = sum(each.done() for each in all_runs)
+            bar.refresh()
+            wait([run], timeout=0.2)
+    finally:
+        bar.clear()  # before whoever takes the run goes on: that may take long, and have a bar of its own
+    run.result()
 
 
 def _half_type(run: Run) -> torch.dtype:
@@ -301,7 +309,7 @@ class RunStore:
         if (workers or _default_workers(device)) > 1:
             return list(self.start(specs, device=device, workers=workers))
         data_of = _data_of(specs)
-        return [self._get(spec, data_of(spec), device) for spec in _counted(specs)]
+        return [self._get(spec, data_of(spec), device) for spec in progress.bar(specs, desc="runs", unit="run")]
 
     def start(self, specs: Iterable[RunSpec], *, device: str = "auto", workers: int | None = None) -> Iterator[Run]:
         """`get_all` in the background: the runs in their order, each as soon as it is there.
@@ -321,10 +329,10 @@ class RunStore:
             training = {spec.name: processes.submit(self.get, spec, device=device) for spec in missing}
 
         def finished() -> Iterator[Run]:
-            with processes:
-                for spec in _counted(specs):
+            with processes, progress.bar(total=len(training), desc="runs", unit="run") as bar:
+                for spec in specs:
                     if spec.name in training:
-                        training[spec.name].result()
+                        _await(training[spec.name], training.values(), bar)
                     yield self._get(spec, data_of(spec), device)
 
         return finished()

@@ -20,9 +20,8 @@ import pandas as pd
 import torch
 from safetensors.torch import save as to_safetensors
 from torch import Tensor, nn
-from tqdm import tqdm
 
-from resnotes import classification, distributed
+from resnotes import classification, distributed, progress
 from resnotes.classification import ClassificationTask
 from resnotes.datasets import Classification, Data
 from resnotes.devices import autocast, resolve_device, resolve_precision
@@ -240,8 +239,7 @@ def train(
     shared = distributed.parallel(network)
 
     iteration = history[-1].iteration if history else 0
-    quiet = True if distributed.rank() else None
-    bar = tqdm(total=recipe.iterations, initial=iteration, desc=label, unit="it", disable=quiet, leave=False)
+    bar = progress.bar(total=recipe.iterations, initial=iteration, desc=label, unit="it")
     with bar, torch.random.fork_rng([where] if where.type == "cuda" else []):
         saved = time.monotonic()
         while iteration < recipe.iterations:
@@ -293,7 +291,7 @@ def train(
                     raise TrainingDiverged(
                         f"{label}: the loss is {value} in epoch {epoch} at lr {row.lr:g}; lower the lr or warm up"
                     )
-            bar.set_postfix(clean=f"{row.clean_error:.1f} %", test=f"{row.test_error:.1f} %")
+            bar.set_postfix(clean=f"{row.clean_error:.1f} %", test=f"{row.test_error:.1f} %", refresh=False)
             if folder and epoch in recipe.snapshots:
                 save_weights(evaluated, folder / f"epoch-{epoch:04d}.safetensors")
             if time.monotonic() - saved >= CHECKPOINT_SECONDS:

@@ -17,13 +17,13 @@ from nbclient import NotebookClient
 from test_models import randomise_bn
 
 import resnotes
-from resnotes import datasets, figures, models
+from resnotes import datasets, figures, frontend, models
 from resnotes.datasets import Classification
 from resnotes.errors import UsageError
 from resnotes.models import Network
 from resnotes.unravel import Lesion, explorer, lesion_errors, lesion_predictions, path_gradients, path_shares
 from resnotes.unravel.examination import Subject, lesioned, swapped
-from resnotes.unravel.explorer import VIEW, Explorer, attended, draw, explore
+from resnotes.unravel.explorer import VIEW, Explorer, draw, explore
 
 PNG = b"\x89PNG"
 NETWORKS = ["preresnet-20", "resnet-20", "bottleneck-29", "plain-20", "vgg-15", "alexnet"]
@@ -266,28 +266,14 @@ def test_parts_can_be_found(controls: Explorer) -> None:
 
 def request(**content: object) -> SimpleNamespace:
     """A shell at work on a request to execute a cell."""
-    return SimpleNamespace(get_parent=lambda: {"header": {"msg_type": "execute_request"}, "content": content})
-
-
-@pytest.mark.parametrize(
-    ("shell", "expected"),
-    [
-        (None, False),
-        (SimpleNamespace(), False),  # IPython in a terminal
-        (SimpleNamespace(get_parent=dict), False),
-        (request(allow_stdin=False), False),
-        (request(allow_stdin=True), True),
-    ],
-)
-def test_somebody_is_there_who_could_be_asked(shell: object, expected: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(explorer, "get_ipython", lambda: shell)
-    assert attended() is expected
+    header = {"msg_type": "execute_request", "msg_id": "cell"}
+    return SimpleNamespace(get_parent=lambda: {"header": header, "content": content})
 
 
 @pytest.mark.parametrize("there", [False, True])
 def test_what_is_shown(there: bool, data: Classification, monkeypatch: pytest.MonkeyPatch) -> None:
     shown = []
-    monkeypatch.setattr(explorer, "get_ipython", lambda: request(allow_stdin=there))
+    monkeypatch.setattr(frontend, "get_ipython", lambda: request(allow_stdin=there))
     monkeypatch.setattr(explorer, "display", lambda bundle, **options: shown.append((bundle, options)))
     explore({"net": build("resnet-14"), "other": build("plain-20")}, data)
     ((bundle, options),) = shown
@@ -308,12 +294,15 @@ explore({"tiny": models.build("resnet-14", in_channels=1, width=2)}, datasets.lo
 """
 
 
-def executed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, client: type[NotebookClient]) -> nbformat.NotebookNode:
+def executed(
+    cell: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, client: type[NotebookClient]
+) -> nbformat.NotebookNode:
+    """A notebook of this cell."""
     package = str(Path(resnotes.__file__).parent.parent)
     write_kernel_spec(tmp_path / "kernels" / "python3")
     monkeypatch.setenv("JUPYTER_PATH", str(tmp_path))
     monkeypatch.setenv("PYTHONPATH", package)
-    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(CELL)])
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell)])
     return client(notebook, kernel_name="python3", timeout=120).execute()
 
 
@@ -328,7 +317,7 @@ class Lab(NotebookClient):
 
 @pytest.mark.parametrize("client", [NotebookClient, Lab])
 def test_a_notebook(client: type[NotebookClient], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    notebook = executed(tmp_path, monkeypatch, client)
+    notebook = executed(CELL, tmp_path, monkeypatch, client)
     (output,) = notebook.cells[0].outputs
     attends = client is Lab
     assert output.output_type == "display_data"

@@ -1,3 +1,5 @@
+import base64
+import io
 import json
 import os
 import shutil
@@ -10,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from nbformat import v4
+from PIL import Image
 
 import resnotes
 from resnotes import notebooks, paths
@@ -248,6 +251,20 @@ def test_committed_notebooks_are_hygienic(path):
     notebook = notebooks.read(path)
     nbformat.validate(notebook)
     assert hygiene(notebook) == []
+
+
+def test_committed_figures_have_a_white_ground():
+    """Or they could not be read where a page is dark."""
+    outputs = [
+        output for path in COMMITTED for cell in notebooks.read(path).cells for output in cell.get("outputs", ())
+    ]
+    figures = [output.data["image/png"] for output in outputs if "image/png" in output.get("data", ())]
+    assert figures
+    for figure in figures:
+        image = Image.open(io.BytesIO(base64.b64decode(figure))).convert("RGBA")
+        right, bottom = image.width - 1, image.height - 1
+        corners = {image.getpixel(corner) for corner in ((0, 0), (right, 0), (0, bottom), (right, bottom))}
+        assert corners == {(255, 255, 255, 255)}
 
 
 def test_a_checkout_with_spaces_and_other_scripts_in_its_path(tmp_path):

@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
+from resnotes import progress
 from resnotes.datasets.archives import Source
 from resnotes.datasets.availability import Availability
 from resnotes.datasets.cache import Decoded, cached
@@ -111,7 +111,7 @@ def _read(folder: Path, size: tuple[int, int] | None) -> Decoded:
     listed = {split: _pairs(folder, split) for split in _SPLITS}
     for split, found in listed.items():
         samples = []
-        for pair in tqdm(found, desc=f"decoding CamVid {split}", unit=" images", disable=None):
+        for pair in progress.bar(found, desc=f"decoding CamVid {split}", unit=" images"):
             sample = read(pair, UNLABELLED, size)
             samples.append(sample)
             if sample[1].shape != samples[0][1].shape:

@@ -22,8 +22,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from tqdm import tqdm
 
+from resnotes import progress
 from resnotes.datasets.archives import Source, damage_reported, decode_rgb
 from resnotes.datasets.availability import Availability
 from resnotes.datasets.batches import read_batch
@@ -172,7 +172,7 @@ def _read_tree(source: Source) -> Decoded:
     lossless = True
     wrapper: tuple[str, ...] | None = None
     files = source.files(lambda path: path.suffix.lower() in _SUFFIXES, _MAX_IMAGE_BYTES)
-    for path, content in tqdm(files, desc=f"decoding {source.path.name}", unit=" images", disable=None):
+    for path, content in progress.bar(files, desc=f"decoding {source.path.name}", unit=" images"):
         *top, split, label, name = _place(source, path)
         wrapper = tuple(top) if wrapper is None else wrapper
         key = CLASSES.index(label), name

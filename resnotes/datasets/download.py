@@ -8,8 +8,9 @@ import urllib.request
 from collections.abc import Sequence
 from pathlib import Path
 
-from tqdm import tqdm
+from tqdm.utils import CallbackIOWrapper
 
+from resnotes import progress
 from resnotes.errors import DatasetError
 
 # Seconds without a byte after which a mirror is given up; torchvision's own download would wait forever.
@@ -59,5 +60,5 @@ def _transfer(url: str, target: Path) -> None:
     with urllib.request.urlopen(request, timeout=_STALLED_AFTER) as response, target.open("wb") as file:
         size = response.headers.get("Content-Length")
         total = int(size) if size else None
-        with tqdm.wrapattr(file, "write", total=total, desc=f"downloading {url}", disable=None) as counted:
-            shutil.copyfileobj(response, counted)
+        with progress.bar(total=total, desc=f"downloading {url}", unit="B", unit_scale=True) as bar:
+            shutil.copyfileobj(response, CallbackIOWrapper(bar.update, file, "write"))

@@ -4,9 +4,8 @@
 shows it all at the end of a notebook.
 
 Controls are of use only where somebody is there to move them, and a saved view of them is an error message wherever
-their kernel is gone. `explore` therefore makes them only if the request to execute its cell says ``allow_stdin``, that
-is, if the front-end can put a question to a person (Jupyter's messaging protocol, "execute"). JupyterLab says so for
-every cell; papermill, nbconvert and nbval never do, and get the figure alone.
+their kernel is gone. `explore` therefore makes them only where `resnotes.frontend.attended`; papermill, nbconvert and
+nbval get the figure alone.
 """
 
 from __future__ import annotations
@@ -22,7 +21,6 @@ from typing import Any
 import ipywidgets as widgets
 import numpy as np
 import torch
-from IPython.core.getipython import get_ipython
 from IPython.display import display
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
@@ -33,6 +31,7 @@ from matplotlib.ticker import MaxNLocator
 from resnotes.datasets import Classification
 from resnotes.errors import UsageError
 from resnotes.figures import style_for
+from resnotes.frontend import attended
 from resnotes.models import Network
 from resnotes.unravel.examination import IMAGES, TRACED, Outcome, Subject, swapped
 from resnotes.unravel.gradients import length_distribution, mean_length
@@ -353,13 +352,6 @@ def _button(i: int, can_go: bool) -> Any:
     )
     button.add_class(f"resnotes-block-{i}")
     return button
-
-
-def attended() -> bool:
-    """Whether the cell at work was sent by a front-end that a person sits at."""
-    shell: Any = get_ipython()
-    request = shell.get_parent() if hasattr(shell, "get_parent") else {}
-    return bool(request.get("content", {}).get("allow_stdin"))
 
 
 def explore(

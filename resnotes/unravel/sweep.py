@@ -21,8 +21,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
-from tqdm import tqdm
 
+from resnotes import progress
 from resnotes.devices import autocast
 from resnotes.errors import UsageError
 from resnotes.models.imagenet import ImageNetResNet, ResidualBlock
@@ -271,7 +271,7 @@ def sweep(
                 branch = last  # here and not by a call, so that x goes as soon as it was used
 
         steps = tree.count() * math.ceil(len(images) / batch)
-        with tqdm(total=steps, desc="lesions", unit="block", disable=None, leave=False) as bar:
+        with progress.bar(total=steps, desc="lesions", unit="block") as bar:
             for start in range(0, len(images), batch):
                 rows = slice(start, start + batch)
                 walk(tree, network.stem(_as_input(model, images[rows])).to(weights), rows)

@@ -1,0 +1,376 @@
+"""The notebooks as their readers have them: in JupyterLab, in a browser. Only `pytest -m browser` runs these tests.
+
+Runs are those of the run store; what is missing there is trained, which takes much longer than the rest.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import secrets
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from base64 import b64decode
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import psutil
+import pytest
+from ipykernel.kernelspec import write_kernel_spec
+from playwright.sync_api import Browser, ConsoleMessage, Locator, Page, expect, sync_playwright
+from test_runs import RECIPE, SPEC
+
+import resnotes
+from resnotes import notebooks
+
+pytestmark = [pytest.mark.browser, pytest.mark.timeout(4 * 3600)]
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
+ENVIRONMENT = dict(os.environ)  # as the user set it: when tests start, it names a run store of theirs, which is empty
+BOOKS = notebooks.discover()
+SECOND = 1000  # as Playwright counts
+LONG = 3600 * SECOND  # for a notebook that trains first
+
+READY = "() => window.jupyterapp?.shell.currentWidget?.sessionContext?.session?.kernel?.status === 'idle'"
+CELLS = "window.jupyterapp.shell.currentWidget.content.model.cells"
+RUNNING = f"() => Array.from({CELLS}).some(cell => cell.executionState === 'running')"
+# Words in outputs and controls that hardly stand out from what is behind them: the contrast ratio of WCAG 2, which asks
+# for 3 to 1 of large text and controls. What is disabled is meant to be faint.
+FAINT = """() => {
+  const parsed = color => (color.match(/[\\d.]+/g) || []).map(Number);
+  const light = color => parsed(color).slice(0, 3).map(part => part / 255)
+    .map(part => part <= 0.04045 ? part / 12.92 : ((part + 0.055) / 1.055) ** 2.4)
+    .reduce((sum, part, i) => sum + part * [0.2126, 0.7152, 0.0722][i], 0);
+  const behind = element => {
+    const color = getComputedStyle(element).backgroundColor;
+    return element.parentElement && (parsed(color)[3] ?? 1) < 0.5 ? behind(element.parentElement) : color;
+  };
+  const words = element => Array.from(element.childNodes).some(node => node.nodeType === 3 && node.data.trim());
+  return Array.from(document.querySelectorAll('.jp-OutputArea-output *'))
+    .filter(element => words(element) && !element.disabled)
+    .map(element => [light(getComputedStyle(element).color), light(behind(element)), element])
+    .filter(([front, back]) => (Math.max(front, back) + 0.05) / (Math.min(front, back) + 0.05) < 3)
+    .map(([front, back, element]) => `${element.textContent}: ${front.toFixed(2)} on ${back.toFixed(2)}`);
+}"""
+SAVED = "() => !window.jupyterapp.shell.currentWidget.context.model.dirty"
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """The system's Chromium."""
+    found = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if found is None:
+        pytest.skip(f"found no browser ({', '.join(BROWSERS)}); on Debian, `apt-get install chromium` brings one")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=found)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def page(browser: Browser) -> Iterator[Page]:
+    """A page of its own, which fails its test if it reports an error."""
+    errors = []
+
+    def note(message: ConsoleMessage) -> None:
+        if message.type == "error":
+            errors.append(f"{message.text} ({message.location['url']})")
+
+    context = browser.new_context(viewport={"width": 1400, "height": 1000})
+    page = context.new_page()
+    page.on("console", note)
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    yield page
+    context.close()
+    assert errors == []
+
+
+@dataclass(frozen=True)
+class Lab:
+    """A JupyterLab at work on copies of the notebooks."""
+
+    url: str
+    token: str
+    folder: Path
+    log: Path
+
+    def asked(self, path: str, method: str = "GET") -> Any:
+        """An answer of the server's interface."""
+        headers = {"Authorization": f"token {self.token}"}
+        request = urllib.request.Request(f"{self.url}/{path}", headers=headers, method=method)
+        with urllib.request.urlopen(request) as answer:
+            return answer.read()
+
+    def open(self, page: Page, name: str) -> None:
+        """Show a notebook, and wait for its kernel."""
+        page.goto(f"{self.url}/lab/tree/{name}?token={self.token}&reset")  # reset: without what was opened before
+        page.wait_for_function(READY, timeout=60 * SECOND)
+
+
+@pytest.fixture(scope="module")
+def server(browser: Browser, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+    """JupyterLab with settings, kernels and results of its own, on copies of the notebooks; if there is a browser."""
+    home = tmp_path_factory.mktemp("lab")
+    folder = home / "notebooks"
+    committed = {book.path: book.path.read_bytes() for book in BOOKS}
+    folder.mkdir()
+    for path in committed:
+        shutil.copy(path, folder)
+    # `python3` must mean this interpreter, whatever kernels the user has installed under that name.
+    write_kernel_spec(home / "data" / "kernels" / "python3")
+    settings = home / "settings" / "@jupyterlab" / "apputils-extension"
+    settings.mkdir(parents=True)
+    (settings / "notification.jupyterlab-settings").write_text('{"fetchNews": "false"}')  # a question and a download
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    lab = Lab(f"http://127.0.0.1:{port}", secrets.token_hex(), folder, home / "log")
+    command = [sys.executable, "-m", "jupyter", "lab", "--no-browser", "--ip=127.0.0.1", f"--port={port}"]
+    command += ["--ServerApp.port_retries=0", f"--IdentityProvider.token={lab.token}"]
+    command += ["--LabApp.expose_app_in_browser=True", *(["--allow-root"] if os.geteuid() == 0 else [])]
+    environment = {
+        **ENVIRONMENT,
+        "PYTHONPATH": os.pathsep.join([str(Path(resnotes.__file__).parent.parent), ENVIRONMENT.get("PYTHONPATH", "")]),
+        "JUPYTER_PATH": str(home / "data"),
+        "JUPYTER_DATA_DIR": str(home / "data"),
+        "JUPYTER_CONFIG_DIR": str(home / "config"),
+        "JUPYTER_RUNTIME_DIR": str(home / "runtime"),
+        "JUPYTERLAB_SETTINGS_DIR": str(home / "settings"),
+        "JUPYTERLAB_WORKSPACES_DIR": str(home / "workspaces"),
+        "IPYTHONDIR": str(home / "ipython"),
+        "RESNOTES_OUT": str(home / "out"),
+    }
+    with lab.log.open("w") as log:
+        process = subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log, start_new_session=True)
+    try:
+        _wait_for(lab, process)
+        yield lab
+    finally:
+        _stop(psutil.Process(process.pid))
+    assert {path: path.read_bytes() for path in committed} == committed
+
+
+def _wait_for(lab: Lab, process: subprocess.Popen[bytes]) -> None:
+    for _ in range(300):
+        try:
+            lab.asked("api/status")
+        except OSError:
+            assert process.poll() is None, lab.log.read_text()
+            time.sleep(0.2)
+        else:
+            return
+    pytest.fail(f"JupyterLab is not there after a minute:\n{lab.log.read_text()}")
+
+
+def _stop(process: psutil.Process) -> None:
+    """End the server and all that it started; kernels are not in its process group."""
+    family = [process, *process.children(recursive=True)]
+    process.terminate()  # upon which it ends its kernels
+    _, alive = psutil.wait_procs(family, timeout=20)
+    for each in alive:
+        each.kill()
+    assert alive == []
+
+
+@pytest.fixture
+def lab(server: Lab) -> Iterator[Lab]:
+    """JupyterLab, whose kernels end with the test."""
+    yield server
+    print(server.log.read_text()[-10_000:])  # pytest shows it if the test failed
+    for session in json.loads(server.asked("api/sessions")):
+        server.asked(f"api/sessions/{session['id']}", "DELETE")
+
+
+def start_all(page: Page) -> None:
+    """Run all cells, as a reader does."""
+    page.get_by_role("menuitem", name="Run", exact=True).click()
+    page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
+    page.wait_for_function(RUNNING)
+
+
+def finish(page: Page) -> None:
+    """Wait for the last cell, or for one that fails."""
+    page.wait_for_function(f"() => !({RUNNING})()", timeout=LONG)
+
+
+def saved(page: Page, path: Path) -> Any:
+    """The notebook in `path`, saved as it is shown."""
+    page.keyboard.press("Control+s")
+    page.wait_for_function(SAVED)
+    return nbformat.read(path, as_version=4)
+
+
+def change_theme(page: Page, name: str) -> None:
+    """Change the colours of JupyterLab."""
+    page.evaluate(f"window.jupyterapp.commands.execute('apputils:change-theme', {{theme: '{name}'}})")
+    page.locator(f"body[data-jp-theme-name='{name}']").wait_for(state="attached")
+
+
+def pictures(notebook: Any) -> list[bytes]:
+    """The PNG files in its outputs."""
+    outputs = (output for cell in notebook.cells for output in cell.get("outputs", ()))
+    return [b64decode(output.data["image/png"]) for output in outputs if "image/png" in output.get("data", ())]
+
+
+def expect_pictures(page: Page, count: int) -> Locator:
+    """That so many figures are shown, each with its picture."""
+    shown = page.locator(".jp-Notebook .jp-OutputArea-output img")
+    expect(shown).to_have_count(count, timeout=30 * SECOND)
+    page.wait_for_function(
+        "() => Array.from(document.querySelectorAll('.jp-OutputArea-output img')).every(img => img.naturalWidth > 0)"
+    )
+    return shown
+
+
+@pytest.mark.parametrize("book", BOOKS, ids=lambda book: book.stem)
+def test_a_notebook_runs(book: notebooks.Notebook, lab: Lab, page: Page) -> None:
+    committed = notebooks.read(book.path)
+    lab.open(page, book.path.name)
+    expect_pictures(page, len(pictures(committed)))
+    assert page.get_by_text("Error displaying widget").count() == 0
+
+    start_all(page)
+    finish(page)
+    notebook = saved(page, lab.folder / book.path.name)
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    wrong = [output for cell in code for output in cell.outputs if output.output_type == "error"]
+    assert [f"{output.ename}: {output.evalue}" for output in wrong] == []
+    assert [output.text for cell in code for output in cell.outputs if output.get("name") == "stderr"] == []
+    assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1))
+    assert len(pictures(notebook)) == len(pictures(committed))
+
+    explorer = page.locator(".resnotes-explorer")
+    assert explorer.count() == any("explorer import explore" in cell.source for cell in code)
+    if explorer.count():
+        explore(explorer)
+    change_theme(page, "JupyterLab Dark")
+    assert page.evaluate(FAINT) == []
+    change_theme(page, "JupyterLab Light")  # for the next test: the server remembers it
+
+
+def explore(explorer: Locator) -> None:
+    """Move every control of the lesion explorer, and see what it says and draws change."""
+    status, image = explorer.locator(".resnotes-explorer-status"), explorer.locator("img.resnotes-explorer-image")
+
+    def part(name: str, inside: str = "") -> Locator:
+        return explorer.locator(f".resnotes-explorer-{name} {inside}")
+
+    def drawn() -> str:
+        """The bytes of the figure: each time it is shown, it has another address."""
+        return str(image.evaluate("image => fetch(image.src).then(answer => answer.blob()).then(blob => blob.text())"))
+
+    def after(act: Callable[[], object]) -> str:
+        said, before = status.inner_text(), image.get_attribute("src") or ""
+        act()
+        expect(status).not_to_have_text(said, timeout=60 * SECOND)
+        expect(image).not_to_have_attribute("src", before)
+        return drawn()
+
+    image.scroll_into_view_if_needed()
+    example = drawn()
+    intact = after(part("reset").click)
+    expect(status).to_contain_text(re.compile(r"\b0 of \d+ predictions changed.*Kendall τ 1.00"))
+    without_five = after(explorer.locator("button.resnotes-block-5").click)
+    two_gone = after(lambda: part("count", ".noUi-handle").press("ArrowRight"))
+    two_others_gone = after(part("again").click)
+    part("first", "input").fill("1")
+    part("second", "input").fill("2")
+    reordered = after(part("swap").click)
+    assert len({example, intact, without_five, two_gone, two_others_gone, reordered}) == 6
+    assert after(part("reset").click) == intact
+    assert after(lambda: part("network", "select").select_option(index=1)) != example
+
+
+def test_long_cells_show_their_progress_and_leave_nothing(lab: Lab, page: Page, tmp_path: Path) -> None:
+    background, itself = (replace(SPEC, recipe=RECIPE, seed=seed, train_images=None) for seed in (1, 2))
+    sources = [
+        "from pathlib import Path\nfrom resnotes.runs import RunStore\nfrom resnotes.specs import RunSpec\n"
+        f"store = RunStore(Path({str(tmp_path)!r}), Path('none'))",
+        f"_ = list(store.start([RunSpec.from_json({background.to_json()!r})], device='cpu', workers=1))",
+        f"_ = store.get(RunSpec.from_json({itself.to_json()!r}), device='cpu')",
+    ]
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in sources])
+    notebook.metadata["kernelspec"] = {"display_name": "Python 3", "language": "python", "name": "python3"}
+    path = lab.folder / "progress.ipynb"
+    nbformat.write(notebook, path)
+    lab.open(page, path.name)
+
+    start_all(page)
+    outputs = page.locator(".jp-OutputArea-output")
+    expect(outputs.filter(has_text=re.compile(r"runs: .* 0/1 "))).to_be_visible(timeout=60 * SECOND)
+    training = outputs.filter(has_text=re.compile(rf"{itself.name}: .* \d+/{RECIPE.iterations} "))
+    expect(training).to_be_visible(timeout=60 * SECOND)
+    finish(page)
+    expect(outputs.filter(has_text=re.compile("."))).to_have_count(0)
+    left = [output for cell in saved(page, path).cells for output in cell.outputs]
+    assert [output.get("data") for output in left] == 2 * [{"text/plain": ""}]
+
+
+@pytest.fixture(scope="module")
+def executed(browser: Browser, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run of two notebooks, with reports in both languages."""
+    out = tmp_path_factory.mktemp("run")
+    resnotes_command(["run", "00", "01", "--out", out])
+    for lang in ("en", "zh"):
+        resnotes_command(["report", "--lang", lang, "--results", out, "--out", out / lang])
+    return out
+
+
+def resnotes_command(arguments: list[str | Path]) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "resnotes", *map(str, arguments)], env=ENVIRONMENT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("name", ["index.html", "en/report.html", "zh/report.html", "notebooks/01_degradation.html"])
+def test_a_page_opens_from_disk(name: str, executed: Path, page: Page) -> None:
+    requests: list[str] = []
+    page.on("request", lambda request: requests.append(request.url))
+    page.goto((executed / name).as_uri())
+    page.wait_for_load_state("networkidle")
+    assert [url for url in requests if not url.startswith(("file:", "data:"))] == []
+
+    images = page.locator("img")
+    assert images.count() >= 5
+    assert images.evaluate_all("images => images.filter(image => !image.naturalWidth).map(image => image.src)") == []
+    for scheme in ("light", "dark"):
+        page.emulate_media(color_scheme=scheme)
+        assert page.evaluate(FAINT.replace(".jp-OutputArea-output *", "main *")) == []
+
+
+@pytest.mark.parametrize("name", ["index.html", "en/report.html", "zh/report.html"])
+def test_a_page_is_for_keyboards_and_screen_readers(name: str, executed: Path, page: Page) -> None:
+    page.goto((executed / name).as_uri())
+    alternatives = page.locator("img").evaluate_all("images => images.map(image => image.alt)")
+    assert all(len(text) > 10 for text in alternatives)
+    levels = page.locator("h1, h2, h3, h4").evaluate_all("all => all.map(each => Number(each.tagName[1]))")
+    assert levels[0] == 1
+    assert all(after - before <= 1 for before, after in pairwise(levels))
+    # Everything that can be clicked, and every table that may have to be scrolled, is reached by the tab key.
+    targets = page.locator("a[href], [tabindex='0']").count()
+    reached = set()
+    for _ in range(targets):
+        page.keyboard.press("Tab")
+        reached.add(page.evaluate("Array.from(document.querySelectorAll('*')).indexOf(document.activeElement)"))
+    assert len(reached) == targets
+
+
+def test_the_index_leads_to_every_file(executed: Path, page: Page) -> None:
+    page.goto((executed / "index.html").as_uri())
+    links = set(page.locator("a[href]").evaluate_all("links => links.map(link => link.href)"))
+    files = {url.partition("#")[0] for url in links}
+    assert all(Path(url.removeprefix("file://")).is_file() for url in files)
+    anchors = {url.partition("#")[2] for url in links if "#" in url}
+    ids = page.locator("[id]").evaluate_all("all => all.map(each => each.id)")
+    assert anchors <= set(ids)
+    assert len(ids) == len(set(ids))
