@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import subprocess
 import sys
 import tomllib
@@ -9,12 +10,25 @@ from pathlib import Path
 
 import pytest
 import yaml
+from typer.testing import CliRunner
+
+from resnotes import cli
 
 ROOT = Path(__file__).parent.parent
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 PROJECT = PYPROJECT["project"]
 EXTRAS = PROJECT["optional-dependencies"]
 REQUIREMENTS = PROJECT["dependencies"] + [requirement for group in EXTRAS.values() for requirement in group]
+TARGETS = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+WORKFLOW = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text())
+STEPS = WORKFLOW["jobs"]["test"]["steps"]
+WORKFLOW_COMMANDS = [line for step in STEPS for line in step.get("run", "").splitlines()]
+BLOCKS = [
+    block
+    for name in ("README.md", "CONTRIBUTING.md")
+    for block in re.findall(r"^```sh\n(.*?)^```", (ROOT / name).read_text(), re.MULTILINE | re.DOTALL)
+]
+COMMANDS = WORKFLOW_COMMANDS + [line for block in BLOCKS for line in block.splitlines()]
 
 
 def test_conda_installs_what_pip_does() -> None:
@@ -45,11 +59,57 @@ def test_every_module_is_installed() -> None:
 
 
 def test_make_has_its_targets_and_ci_tests() -> None:
-    targets = re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
-    assert {"run", "test", "lab"} <= set(targets)
+    assert {"run", "test", "lab"} <= TARGETS
     script = ROOT / ".ci" / "run"
     assert os.access(script, os.X_OK)
     assert script.read_text().splitlines()[-1] == "make test"
+
+
+def with_action(name: str) -> list[dict[str, str]]:
+    """What the steps of the workflow give to an action of GitHub's."""
+    return [step["with"] for step in STEPS if step.get("uses", "").partition("@")[0] == f"actions/{name}"]
+
+
+def test_github_does_what_ci_does_on_two_pythons() -> None:
+    assert set(WORKFLOW[True]) == {"push", "pull_request"}  # the key `on`, which YAML 1.1 takes for a truth value
+    assert WORKFLOW["permissions"] == {"contents": "read"}
+    assert WORKFLOW["concurrency"]["cancel-in-progress"] is True
+    job = WORKFLOW["jobs"]["test"]
+    assert job["timeout-minutes"] <= 120
+    lowest, *others = job["strategy"]["matrix"]["python"]  # strings: 3.10 unquoted would be 3.1
+    assert f">={lowest}" == PROJECT["requires-python"]
+    assert len(others) == 1
+    assert all(int(other.removeprefix("3.")) > int(lowest.removeprefix("3.")) for other in others)
+    assert with_action("setup-python") == [
+        {"python-version": "${{ matrix.python }}", "cache": "pip", "cache-dependency-path": "pyproject.toml"}
+    ]
+    assert job["env"]["PIP_EXTRA_INDEX_URL"].endswith("/cpu")
+    assert WORKFLOW_COMMANDS[:2] == [".ci/run", "make run PROFILE=quick"]
+
+
+def test_github_keeps_index_and_report_of_each_python() -> None:
+    uploads = with_action("upload-artifact")
+    assert [upload["path"] for upload in uploads] == ["out", "report"]
+    assert len({upload["name"] for upload in uploads}) == 2
+    assert all("${{ matrix.python }}" in upload["name"] for upload in uploads), "or the second would be refused"
+    assert all(step["if"] == "always()" for step in STEPS if step.get("with") in uploads)
+    written = [shlex.split(command) for command in WORKFLOW_COMMANDS if " report " in command]
+    assert [(words[3], Path(words[5]).parts[0]) for words in written] == [("en", "report"), ("zh", "report")]
+    assert not any(step.get("uses", "").startswith("actions/cache") for step in STEPS), "a run store hides regressions"
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_commands_exist(command: str) -> None:
+    """Those of the workflow, and of the README and of CONTRIBUTING that are ours."""
+    program, *arguments = shlex.split(command, comments=True) or [""]
+    if Path(program).name == "make":
+        assert {word for word in arguments if "=" not in word} <= TARGETS
+    elif Path(program).name == "resnotes":
+        # Options are read, but a call for help carries nothing out.
+        result = CliRunner().invoke(cli.app, [*arguments, "--help"])
+        assert result.exit_code == 0, result.output
+    elif command in WORKFLOW_COMMANDS:
+        assert os.access(ROOT / program, os.X_OK)
 
 
 def test_importing_the_package_is_light() -> None:

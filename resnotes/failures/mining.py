@@ -110,7 +110,8 @@ def image_pieces(prediction: NDArray[Any], label: NDArray[Any], margin: int) -> 
         spread[here] |= label[there] == prediction[here]
     first = np.unique(pieces, return_index=True)[1]
     of = objects.flat[first]
-    boxes = [(rows.start, columns.start, rows.stop, columns.stop) for rows, columns in find_objects(pieces + 1)]
+    found = filter(None, find_objects(pieces + 1))  # every number is there; the types do not know
+    boxes = [(rows.start, columns.start, rows.stop, columns.stop) for rows, columns in found]
     return pd.DataFrame(
         {
             "labelled": label.flat[first],

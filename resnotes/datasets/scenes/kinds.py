@@ -109,7 +109,7 @@ def _harbour(canvas: Canvas, rng: Random, plain: NDArray[Any]) -> None:
     _sky(canvas, rng)
     _open_ground(canvas, "water", (38, 104, 158), plain)
     canvas.shade(canvas.box(HORIZON + 1, PLAIN - 1) & (np.sin(canvas.x * 1.1 + canvas.y * 2.4) > 0.93), (150, 190, 214))
-    left = rng.choice([0.0, 22.0])
+    left = float(rng.choice([0.0, 22.0]))
     for at in (left, left + rng.uniform(9, 12)):
         _facade(canvas, rng, "building", at, at + rng.uniform(7, 9), rng.uniform(11, 14))
     quay = canvas.box(HORIZON - 1, HORIZON + 2, left - 4, left + 28)
