@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +47,9 @@ class Claim:
     dataset: str
     seeds: tuple[int, ...]
     notebook: str
+
+
+_TEXTS = [field.name for field in fields(Claim) if field.type == "str"]
 
 
 class Ledger:
@@ -174,11 +177,13 @@ def load(path: Path) -> list[dict[str, Any]]:
         raise ResnotesError(f"{path} is no ledger: expected a list of claims, found {type(entries).__name__}")
     for position, entry in enumerate(entries, start=1):
         claim = f"{path}: claim {position}"
-        fields = entry.keys() if isinstance(entry, dict) else set()
-        if missing := sorted(Claim.__dataclass_fields__.keys() - fields):
+        names = entry.keys() if isinstance(entry, dict) else set()
+        if missing := sorted(Claim.__dataclass_fields__.keys() - names):
             raise ResnotesError(f"{claim} lacks {', '.join(missing)}")
         if not (entry["holds"] is None or isinstance(entry["holds"], bool)):
             raise ResnotesError(f"{claim} holds {entry['holds']!r}; expected true, false or null")
+        if no_text := [name for name in _TEXTS if not isinstance(entry[name], str)]:
+            raise ResnotesError(f"{claim} has {no_text[0]} {entry[no_text[0]]!r}; expected a text")
         if not (isinstance(entry["measured"], dict) and {"text", "text_zh"} <= entry["measured"].keys()):
             raise ResnotesError(f"{claim} measured {entry['measured']!r}; expected an object with text and text_zh")
     return entries

@@ -127,7 +127,9 @@ def figures(
     """Copy the figures of a run to a folder and print Markdown that shows them."""
     from resnotes.figures import export
 
-    for snippet in export(to, _folder(out) / "figures", formats=formats.split(","), only=only or []):
+    for snippet in export(
+        to, _folder(out) / "figures", formats=[kind.strip() for kind in formats.split(",")], only=only or []
+    ):
         typer.echo(snippet)
 
 
@@ -153,13 +155,13 @@ def report(
     from resnotes.results import read_results
 
     folder = _folder(results)
-    chosen = suite.select([*(notebooks or []), *(more or [])])  # so that one --notebooks takes several
+    named = [*(notebooks or []), *(more or [])]  # so that one --notebooks takes several
     path = write_report(
         read_results(folder),
         folder / "report" if out is None else out.expanduser().resolve(),
         lang=lang,
         week=week,
-        notebooks=[book.stem for book in chosen],
+        notebooks=[book.stem for book in suite.select(named)] if named else None,
         since=since and since.date(),
         templates=templates,
         overwrite=overwrite,

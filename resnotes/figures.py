@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 import resnotes
 from resnotes import paths
 from resnotes.errors import ResnotesError, UsageError, unknown
-from resnotes.files import read_json, write_atomic, write_json
+from resnotes.files import read_json, write_atomic, write_folder, write_json
 from resnotes.markdown import escape
 from resnotes.provenance import code_version
 
@@ -152,10 +152,13 @@ def load(folder: Path, formats: Collection[str] = ("png",)) -> list[dict[str, An
         ResnotesError: a sidecar is damaged, or an image that belongs to it is missing.
     """
     sidecars = []
-    saved = sorted(folder.glob("*.json"), key=lambda path: (path.name.split("_")[0], path.stat().st_mtime_ns))
+    saved = sorted(
+        folder.glob("*.json"), key=lambda path: (path.name.split("_")[0], path.stat().st_mtime_ns, path.name)
+    )
     for path in saved:
         sidecar = read_json(path)
-        if not isinstance(sidecar, dict) or sidecar.get("name") != path.stem or "caption" not in sidecar:
+        caption = sidecar.get("caption") if isinstance(sidecar, dict) else None
+        if not isinstance(caption, dict) or not {"en", "zh"} <= caption.keys() or sidecar.get("name") != path.stem:
             raise ResnotesError(f"{path} does not describe a figure: expected its name, captions and data")
         if missing := [kind for kind in formats if not path.with_suffix(f".{kind}").is_file()]:
             raise ResnotesError(f"{path} has no {' and '.join(missing)} beside it; save the figure again")
@@ -189,14 +192,14 @@ def export(
     for choice in only:
         if not any(choice in (name, name.split("_")[0]) for name in names):
             raise unknown("figure", choice, sorted({name.split("_")[0] for name in names} | set(names)))
-    snippets = []
-    for name, sidecar in zip(names, sidecars, strict=True):
-        if only and not {name, name.split("_")[0]} & set(only):
-            continue
-        for extension in (*formats, "json"):
-            write_atomic(to / f"{name}.{extension}", (source / f"{name}.{extension}").read_bytes())
-        snippets.append(_snippet(name, sidecar["caption"], formats))
-    return snippets
+    chosen = {
+        name: sidecar["caption"]
+        for name, sidecar in zip(names, sidecars, strict=True)
+        if not only or {name, name.split("_")[0]} & set(only)
+    }
+    files = [f"{name}.{extension}" for name in chosen for extension in (*formats, "json")]
+    write_folder(to, {file: (source / file).read_bytes() for file in files})
+    return [_snippet(name, caption, formats) for name, caption in chosen.items()]
 
 
 def _snippet(name: str, caption: Mapping[str, str], formats: Sequence[str]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import tempfile
@@ -31,14 +32,27 @@ def write_atomic(path: Path, content: str | bytes) -> Path:
 
 
 def write_folder(folder: Path, files: Mapping[str, str | bytes]) -> None:
-    """Write `files`, by path below `folder`, so that none is there unless all could be written."""
+    """Write `files`, by path below `folder`, so that none is there unless all could be written.
+
+    A folder that is there keeps what else it holds.
+    """
+    new = not folder.exists()
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as scratch:
+    with tempfile.TemporaryDirectory(dir=folder.parent if new else folder, prefix=f".{folder.name}.") as scratch:
+        whole = Path(scratch) / folder.name
         for name, content in files.items():
-            write_atomic(Path(scratch) / name, content)
-        for name in files:
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            (Path(scratch) / name).replace(folder / name)
+            write_atomic(whole / name, content)
+        if new:
+            whole.replace(folder)
+            return
+        targets = {name: folder / name for name in files}
+        for target in targets.values():  # what stands in the way must be found before the first file is moved
+            if target.is_dir():
+                raise IsADirectoryError(errno.EISDIR, "expected a file, found a folder", str(target))
+        for target in targets.values():
+            target.parent.mkdir(parents=True, exist_ok=True)
+        for name, target in targets.items():
+            (whole / name).replace(target)
 
 
 def write_json(path: Path, value: Any) -> Path:

@@ -9,6 +9,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 
 from resnotes import claims
+from resnotes.errors import ResnotesError
 from resnotes.files import write_atomic
 from resnotes.provenance import versions
 from resnotes.results import read_results, verdicts
@@ -17,7 +18,7 @@ THUMBNAIL = 720  # pixels across: twice the width of a picture in the gallery, f
 
 
 def write_index(out: Path) -> Path:
-    """Write `index.html` and the thumbnails of its gallery from what lies in the folder of a run.
+    """Write `index.html`, the thumbnails of its gallery and `claims.json` from what lies in the folder of a run.
 
     Args:
         out: folder with `claims/`, `figures/` and `notebooks/` as `run` leaves them.
@@ -29,6 +30,7 @@ def write_index(out: Path) -> Path:
         ResnotesError: a ledger, a figure or a notebook in the folder is damaged.
     """
     results = read_results(out)
+    claims.merge(out)
     sizes = {}
     for figure in results.figures:
         name = f"{figure['name']}.png"
@@ -54,12 +56,19 @@ def write_index(out: Path) -> Path:
 
 
 def shrunk(path: Path, width: int) -> Image.Image:
-    """The image at `path`, at most `width` pixels across."""
-    with Image.open(path) as image:
-        if image.width <= width:
-            return image.convert("RGB")
-        height = round(image.height * width / image.width)
-        return image.convert("RGB").resize((width, height), Image.Resampling.LANCZOS)
+    """The image at `path`, at most `width` pixels across.
+
+    Raises:
+        ResnotesError: it is damaged.
+    """
+    try:
+        with Image.open(path) as file:
+            image = file.convert("RGB")
+    except (OSError, SyntaxError) as error:  # Pillow raises either
+        raise ResnotesError(f"cannot read the image {path}: {error}; save the figure again") from error
+    if image.width <= width:
+        return image
+    return image.resize((width, round(image.height * width / image.width)), Image.Resampling.LANCZOS)
 
 
 def png(image: Image.Image) -> bytes:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import re
 
-# ~ strikes out and $ sets mathematics on GitHub and in Typora; | ends the cell of a table.
-_SPECIAL = re.compile(r"([\\\\`*_{}\[\]<>~$|])")
+# ~ strikes out and $ sets mathematics on GitHub and in Typora; | ends the cell of a table, & begins an entity, :// and
+# www. make links. At the start of a paragraph # is a heading; -, + and numbers with a dot or a parenthesis are lists.
+_SPECIAL = re.compile(r"[\\`*_{}\[\]<>~$|&]|:(?=//)|(?<=www)\.|^#|^[+-](?=[ -]|$)")
+_NUMBERED = re.compile(r"^(\d+)(?=[.)](?: |$))")
 
 
 def escape(text: str) -> str:
     """`text` on one line, so that Markdown shows it as it is, in a paragraph, a link or a cell of a table."""
-    return _SPECIAL.sub(r"\\\1", " ".join(text.split()))
+    return _NUMBERED.sub(r"\1\\", _SPECIAL.sub(r"\\\g<0>", " ".join(text.split())))

@@ -7,22 +7,14 @@ from __future__ import annotations
 
 import base64
 import tomllib
+import traceback
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import date
+from datetime import date, datetime
 from pathlib import Path
 from typing import Any
 
-from jinja2 import (
-    ChoiceLoader,
-    Environment,
-    FileSystemLoader,
-    PackageLoader,
-    StrictUndefined,
-    TemplateError,
-    select_autoescape,
-)
-from markupsafe import Markup
+from jinja2 import ChoiceLoader, Environment, FileSystemLoader, PackageLoader, StrictUndefined, select_autoescape
 
 from resnotes import claims, story
 from resnotes.errors import ResnotesError, UsageError, unknown
@@ -32,7 +24,8 @@ from resnotes.markdown import escape
 from resnotes.results import ExecutedNotebook, Results, verdicts
 
 LANGUAGES = ("en", "zh")
-IMAGE = 1400  # pixels across in the HTML page: 200 a inch on A4
+TEMPLATES = ("report.md", "report.html", "style.css")  # which a user may put others in place of
+IMAGE = 1400  # pixels across in the HTML page: 200 an inch on A4
 
 
 @dataclass(frozen=True)
@@ -69,6 +62,7 @@ class Section:
     open: Sequence[Finding]
     figures: Sequence[Mapping[str, Any]]
     notebook: ExecutedNotebook
+    profiles: str
     data: str
     seeds: str
 
@@ -110,54 +104,98 @@ def write_report(
         Path of `report.md`.
 
     Raises:
-        UsageError: no such language.
-        ResnotesError: nothing to report, a report is there already, or a template fails.
+        UsageError: no such language, no templates there, or the folder is a file, the run's own or holds a report.
+        ResnotesError: nothing to report, an image is damaged, or a template fails.
     """
     words = words_of(lang)
-    if (to / "report.md").exists() and not overwrite:
-        raise UsageError(f"{to / 'report.md'} exists and may have been edited; name another folder or say --overwrite")
-    if templates is not None and not templates.is_dir():
-        raise UsageError(f"no folder {templates}; expected one with report.md, report.html or style.css")
-    books = {
-        book.stem: book
-        for book in results.notebooks
-        if (notebooks is None or book.stem in notebooks) and _since(book, since)
-    }
-    sections = [
-        _section(study, books[study.notebook], results, lang, words)
-        for study in story.studies()
-        if study.notebook in books
-    ]
-    if not sections:
-        there = ", ".join(book.stem for book in results.notebooks) or "no notebook"
-        asked = f"nothing to report since {since}" if since else "nothing to report"
-        raise ResnotesError(f"{asked} in {results.folder}: it has {there}; `resnotes run` makes more")
+    if templates is not None and not any((templates / name).is_file() for name in TEMPLATES):
+        raise UsageError(f"no template in {templates}; expected a folder with {' or '.join(TEMPLATES)}")
+    sections = [_section(study, book, results, lang, words) for study, book in _chosen(results, notebooks, since)]
     reported = {section.notebook.stem for section in sections}
     ledger = [claim for claim in results.claims if claim["notebook"] in reported]
+    source = results.folder / "figures"
+    names = [figure["name"] for section in sections for figure in section.figures]
+    copies = {f"figures/{name}.{kind}": source / f"{name}.{kind}" for name in names for kind in ("png", "json")}
+    _check_target(to, results.folder, ["report.md", "report.html", "claims.json", *copies], overwrite)
     context = {
         "w": words,
         "title": words["title"] if week is None else words["week"].format(week),
         "sections": sections,
         "tally": _tally(ledger, words),
         "statements": tested_statements({claim["id"]: claim for claim in ledger}, lang, words),
-        "date": max((s.notebook.finished for s in sections if s.notebook.finished), default=None),
+        "date": max((_day(s.notebook.finished) for s in sections if s.notebook.finished), default=None),
+        "images": {name: _embedded(source / f"{name}.png") for name in names},
     }
-    figures = results.folder / "figures"
-    names = [figure["name"] for section in sections for figure in section.figures]
-    files: dict[str, str | bytes] = {
-        f"figures/{name}.{kind}": (figures / f"{name}.{kind}").read_bytes()
-        for name in names
-        for kind in ("png", "json")
-    }
+    files: dict[str, str | bytes] = {name: path.read_bytes() for name, path in copies.items()}
     files["claims.json"] = to_json(ledger)
-    environment = _environment(templates, figures)
-    try:
-        for name in ("report.html", "report.md"):
-            files[name] = environment.get_template(name).render(context)
-    except TemplateError as error:
-        raise ResnotesError(f"template {name} of {templates or 'resnotes'} fails: {error}") from error
+    for name in ("report.html", "report.md"):
+        files[name] = _filled(name, context, templates)
     write_folder(to, files)
     return to / "report.md"
+
+
+def _chosen(
+    results: Results, notebooks: Collection[str] | None, since: date | None
+) -> list[tuple[story.Study, ExecutedNotebook]]:
+    """The studies to report on, in the order of the story, each with its executed notebook."""
+    executed = {book.stem: book for book in results.notebooks}
+    there = [(study, executed[study.notebook]) for study in story.studies() if study.notebook in executed]
+    stems = [book.stem for _, book in there]
+    has = f"{results.folder} has {', '.join(stems) or 'no study'}; `resnotes run` makes more"
+    if missing := sorted(set(notebooks or ()) - set(stems)):
+        raise ResnotesError(f"no results of {', '.join(missing)}: {has}")
+    chosen = [
+        (study, book)
+        for study, book in there
+        if (notebooks is None or book.stem in notebooks)
+        and (since is None or (book.finished is not None and _day(book.finished) >= since))
+    ]
+    if not chosen:
+        raise ResnotesError(f"nothing to report{f' since {since}' if since else ''}: {has}")
+    return chosen
+
+
+def _day(moment: datetime) -> date:
+    """The day at the reader's place."""
+    return moment.astimezone().date()
+
+
+def _check_target(to: Path, run: Path, files: Sequence[str], overwrite: bool) -> None:
+    """Refuse a folder whose contents a report would damage."""
+    if to.exists() and not to.is_dir():
+        raise UsageError(f"{to} is a file; name a folder for the report")
+    if to.resolve() in [(run / part).resolve() for part in ("", "claims", "figures", "notebooks")]:
+        raise UsageError(f"{to} holds the run itself, whose files a report would replace; name another folder")
+    there = next((to / name for name in files if (to / name).exists()), None)
+    if there and not overwrite:
+        raise UsageError(f"{there} exists and may have been edited; name another folder or say --overwrite")
+
+
+def _embedded(path: Path) -> str:
+    """The image at `path` as the address of an `img` that needs no file."""
+    return f"data:image/png;base64,{base64.b64encode(png(shrunk(path, IMAGE))).decode()}"
+
+
+def _filled(name: str, context: Mapping[str, Any], templates: Path | None) -> str:
+    """A template, the user's or else ours, filled with what there is to say."""
+    ours = PackageLoader("resnotes")
+    environment = Environment(
+        loader=ours if templates is None else ChoiceLoader([FileSystemLoader(templates), ours]),
+        autoescape=select_autoescape(["html"]),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters["md"] = escape
+    try:
+        return environment.get_template(name).render(context)
+    except Exception as error:  # templates are code: whatever theirs raises is an error in them
+        frames = traceback.extract_tb(error.__traceback__)
+        lines = [f"line {frame.lineno} of " for frame in frames if Path(frame.filename).name == name]
+        said = " ".join(str(error).split())
+        place = f"{''.join(lines[-1:])}template {name} of {templates or 'resnotes'}"
+        raise ResnotesError(f"{place} fails: {said}") from error
 
 
 def words_of(lang: str) -> dict[str, Any]:
@@ -173,15 +211,10 @@ def words_of(lang: str) -> dict[str, Any]:
     return words
 
 
-def _since(book: ExecutedNotebook, since: date | None) -> bool:
-    return since is None or (book.finished is not None and book.finished.astimezone().date() >= since)
-
-
 def _section(
     study: story.Study, book: ExecutedNotebook, results: Results, lang: str, words: Mapping[str, Any]
 ) -> Section:
     own = results.claims_of(study.notebook)
-    by_id = {claim["id"]: claim for claim in own}
     findings = {claim["id"]: finding(claim, lang, words) for claim in own}
     return Section(
         name=study.name[lang],
@@ -189,13 +222,14 @@ def _section(
         source=study.source,
         tally=_tally(own, words),
         findings=[findings[id] for id in study.key if id in findings],
-        failed=[findings[id] for id, claim in by_id.items() if claim["holds"] is False],
-        open=[findings[id] for id, claim in by_id.items() if claim["holds"] is None],
+        failed=[findings[claim["id"]] for claim in own if claim["holds"] is False],
+        open=[findings[claim["id"]] for claim in own if claim["holds"] is None],
         figures=[
             {"name": figure["name"], "caption": figure["caption"][lang]}
             for figure in results.figures_of(study.notebook)
         ],
         notebook=book,
+        profiles=words["comma"].join(dict.fromkeys([book.profile or "–", *sorted(claim["profile"] for claim in own)])),
         data=words["comma"].join(sorted({str(claim["dataset"]) for claim in own})),
         seeds=words["comma"].join(map(str, sorted({seed for claim in own for seed in claim["seeds"]}))),
     )
@@ -242,22 +276,7 @@ def tested_statements(ledger: Mapping[str, Mapping[str, Any]], lang: str, words:
 
 
 def _tally(ledger: Sequence[Mapping[str, Any]], words: Mapping[str, Any]) -> str:
+    if not ledger:
+        return str(words["no_claims"])
     found = verdicts(ledger)
     return str(words["tally"]).format(all=len(ledger), **{word: found[word] for word in claims.WORDS.values()})
-
-
-def _environment(templates: Path | None, figures: Path) -> Environment:
-    def embedded(name: str) -> Markup:
-        data = base64.b64encode(png(shrunk(figures / f"{name}.png", IMAGE))).decode()
-        return Markup(f"data:image/png;base64,{data}")
-
-    ours = PackageLoader("resnotes")
-    environment = Environment(
-        loader=ours if templates is None else ChoiceLoader([FileSystemLoader(templates), ours]),
-        autoescape=select_autoescape(["html"]),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(md=escape, embedded=embedded)
-    return environment

@@ -57,14 +57,14 @@ class Results:
 
 
 def read_results(folder: Path) -> Results:
-    """What lies in `folder`, as `run` leaves it; merges the claims of all notebooks into `claims.json`.
+    """What lies in `folder`, as `run` leaves it.
 
     Raises:
         ResnotesError: a ledger, a figure or a notebook in the folder is damaged.
     """
     return Results(
         folder,
-        claims.merge(folder),
+        claims.collect(folder / "claims"),
         figures.load(folder / "figures"),
         [executed(path) for path in sorted((folder / "notebooks").glob("*.ipynb"))],
     )

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
-from resnotes import datasets, training
+from resnotes import cli, datasets, training
 from resnotes.datasets import Classification, Segmentation, ade20k, camvid
 
 
@@ -53,6 +54,21 @@ def real_ade20k() -> Segmentation:
     if not root or not ade20k.status(Path(root)).found:
         pytest.skip("RESNOTES_DATA names no folder with a copy of ADE20K in ade20k*/")
     return datasets.load("ade20k")
+
+
+@pytest.fixture
+def resnotes(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[int, str, str]]:
+    """Runs the command line; returns exit status, stdout and stderr."""
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["resnotes", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        return int(ended.value.code or 0), *capsys.readouterr()
+
+    return call
 
 
 @pytest.fixture

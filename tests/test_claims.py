@@ -216,6 +216,7 @@ def test_load_refuses_damage(out):
         json.dumps({"claims": good}),
         json.dumps([{**good[0], "holds": "yes"}]),
         json.dumps([{**good[0], "measured": 3}]),
+        json.dumps([{**good[0], "statement_zh": None}]),
         json.dumps([{key: value for key, value in good[0].items() if key != "statement"}]),
         json.dumps(["claim"]),
     ]

@@ -8,7 +8,7 @@ import pytest
 from matplotlib.figure import Figure
 from test_notebooks import write_notebook
 
-from resnotes import cli, figures, notebooks, paths, profiles
+from resnotes import figures, notebooks, paths, profiles
 from resnotes.claims import Ledger, load
 from resnotes.index import write_index
 from resnotes.intervals import interval
@@ -22,19 +22,6 @@ def root(tmp_path, monkeypatch):
     monkeypatch.setattr(paths, "project_root", lambda: tmp_path)
     monkeypatch.setattr(notebooks, "profiles", lambda: ["quick"])
     return tmp_path
-
-
-@pytest.fixture
-def resnotes(monkeypatch, capsys):
-    """Runs the command line; returns exit status, stdout and stderr."""
-
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["resnotes", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        return ended.value.code or 0, *capsys.readouterr()
-
-    return call
 
 
 def add_claim(holds=True, statement="Deeper <b>is</b> worse."):
@@ -169,6 +156,8 @@ def test_figures_are_exported_with_markdown(root, resnotes):
     assert status == 0
     assert "(curves.png)" in stdout
     assert (root / "report/curves.pdf").exists()
+    assert resnotes("figures", "--to", root / "others", "--format", "png, svg")[0] == 0
+    assert sorted(path.suffix for path in (root / "others").iterdir()) == [".json", ".png", ".svg"]
 
 
 def test_index_escapes_and_needs_no_network(root):

@@ -1,5 +1,8 @@
 import json
+import os
 import subprocess
+import sys
+from pathlib import Path
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt
@@ -48,6 +51,18 @@ def test_the_same_figure_gives_the_same_bytes(out):
         written.append([(out / f"figures/degradation.{kind}").read_bytes() for kind in ("png", "pdf", "svg", "json")])
     assert written[0] == written[1] == written[2]
     assert not list((out / "figures").glob(".*")), "no temporary file is left"
+
+
+def test_another_process_draws_the_same_bytes(out, tmp_path):
+    save(curve())
+    here = Path(__file__)
+    program = f"import sys; sys.path.insert(0, {str(here.parent)!r}); import {here.stem} as t; t.figures.use_style(); "
+    environment = {"RESNOTES_OUT": str(tmp_path / "again"), "PYTHONHASHSEED": "7", "MPLBACKEND": "agg"}
+    command = [sys.executable, "-c", program + "t.save(t.curve())"]
+    subprocess.run(command, env={**os.environ, **environment}, cwd=here.parent.parent, check=True)
+    for kind in ("png", "svg"):
+        again = (tmp_path / f"again/figures/degradation.{kind}").read_bytes()
+        assert again == (out / f"figures/degradation.{kind}").read_bytes()
 
 
 def test_png_has_300_dots_per_inch(out):
@@ -106,6 +121,15 @@ def test_export_takes_the_formats_and_figures_asked_for(out, tmp_path):
     assert not (tmp_path / "c").exists()
 
 
+def test_export_copies_all_figures_or_none(out, tmp_path):
+    for name in ("first", "second"):
+        save(curve(), name)
+    (tmp_path / "report/second.png").mkdir(parents=True)
+    with pytest.raises(IsADirectoryError, match=r"second\.png"):
+        figures.export(tmp_path / "report")
+    assert [path.name for path in (tmp_path / "report").iterdir()] == ["second.png"]
+
+
 def test_export_refuses_what_is_missing_or_damaged(out, tmp_path):
     with pytest.raises(ResnotesError, match="no figures"):
         figures.export(tmp_path / "report")
@@ -114,9 +138,10 @@ def test_export_refuses_what_is_missing_or_damaged(out, tmp_path):
     with pytest.raises(ResnotesError, match="has no pdf"):
         figures.export(tmp_path / "report")
     assert len(figures.export(tmp_path / "report", formats=["svg"])) == 1
-    path.with_suffix(".json").write_text('{"name": ')
-    with pytest.raises(ResnotesError, match="cannot read"):
-        figures.export(tmp_path / "report")
+    for damage, said in (('{"name": ', "cannot read"), ('{"name": "degradation", "caption": {"en": ""}}', "captions")):
+        path.with_suffix(".json").write_text(damage)
+        with pytest.raises(ResnotesError, match=said):
+            figures.export(tmp_path / "report", formats=["svg"])
 
 
 def test_networks_look_alike_by_family_and_differ_by_depth():
