@@ -11,6 +11,7 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 import pandas as pd
+from IPython.display import HTML
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Rectangle
@@ -105,7 +106,7 @@ def _bar(ax: Axes, left: float, width: float, entries: Sequence[Mapping[str, Any
             left += share
 
 
-def key_claims(entries: Ledger, lang: str) -> Styler:
+def key_claims(entries: Ledger, lang: str) -> HTML:
     """Claims measured at two scales: the paper's number, the recorded one and that of this run, with both verdicts."""
     words = words_of(lang)
 
@@ -125,7 +126,7 @@ def key_claims(entries: Ledger, lang: str) -> Styler:
     return _styled(pd.DataFrame(rows, columns=columns), words, "key")
 
 
-def statements(entries: Ledger, lang: str) -> Styler:
+def statements(entries: Ledger, lang: str) -> HTML:
     """Each statement of the weekly report, whether it holds, and the claims that say so."""
     words = words_of(lang)
     rows = []
@@ -137,7 +138,7 @@ def statements(entries: Ledger, lang: str) -> Styler:
     return _styled(pd.DataFrame(rows, columns=columns), words, "statements")
 
 
-def all_claims(entries: Sequence[Mapping[str, Any]], lang: str) -> Styler:
+def all_claims(entries: Sequence[Mapping[str, Any]], lang: str) -> HTML:
     """Claims with verdict, measurement, expectation, and what they were measured on."""
     words = words_of(lang)
     rows = []
@@ -149,16 +150,17 @@ def all_claims(entries: Sequence[Mapping[str, Any]], lang: str) -> Styler:
     return _styled(pd.DataFrame(rows, columns=columns), words, entries[0]["notebook"] if entries else "none")
 
 
-def _styled(frame: pd.DataFrame, words: Mapping[str, Any], name: str) -> Styler:
+def _styled(frame: pd.DataFrame, words: Mapping[str, Any], name: str) -> HTML:
     """A table to read, named apart from others on the page: text to the left, lines kept, verdicts in bold colours."""
     ink = {words[word]: f"font-weight: 700; color: {color}" for word, color in _INK.items()}
     columns: list[Hashable] = [column for column in frame.columns if words["verdict"] in column]
     # Jupyter sets tables to the right, each cell on one line; their random names would change with every execution.
     cells = {"text-align": "left", "vertical-align": "top", "white-space": "pre-line"}
-    return (
+    styler = (
         Styler(frame, uuid=f"resnotes-{name}", cell_ids=False)
         .hide(axis="index")
         .format(escape="html")
         .map(lambda word: ink.get(word, ""), subset=columns)
         .set_table_styles([{"selector": "th, td", "props": list(cells.items())}])
     )
+    return HTML(styler.to_html())  # and not the styler, whose plain text is its address in memory

@@ -1,7 +1,9 @@
 import json
+import re
 import subprocess
 import sys
 import time
+from datetime import datetime
 
 import pandas as pd
 import pytest
@@ -103,6 +105,24 @@ def test_run_writes_notebooks_claims_figures_and_index(root, resnotes):
     assert 'src="figures/thumbnails/empty.png"' in page
     assert "1 claim:" in page
     assert (page.count("<td>done</td>"), page.count('<td class="failed">failed</td>')) == (1, 1)
+
+
+def test_notebooks_are_listed_with_parameters_and_last_run(root, resnotes):
+    write_notebook(root / "notebooks", "01_a")
+    write_notebook(root / "notebooks", "02_b", "1 / 0")
+    status, stdout, _ = resnotes("run", "--list", "01")
+    assert status == 0
+    assert stdout.startswith("01_a: ")
+    assert "-p profile='quick'" in stdout
+    assert "-p seed=0" in stdout
+    assert f"never run in {root / 'out'}" in stdout
+    assert not (root / "out").exists(), "listing executes nothing"
+    resnotes("run", "-p", "seed=3")
+    day = datetime.now().astimezone().strftime("%Y-%m-%d")
+    lines = [line for line in resnotes("run", "--list")[1].splitlines() if "last run" in line]
+    assert [re.sub(r"[\d.]+ s$", "N s", re.sub(r"\d\d:\d\d", "T", line)).strip() for line in lines] == [
+        f"last run {day} T: {outcome}, profile quick, N s" for outcome in ("done", "failed")
+    ]
 
 
 @pytest.mark.parametrize(
