@@ -53,7 +53,7 @@ class _CellBar(tqdm):  # type: ignore[type-arg]  # at run time, tqdm takes no ty
         if self._output is not None:
             self._output.update({"text/plain": text}, raw=True)
         elif text:
-            self._output = display({"text/plain": text}, raw=True, display_id=True)  # type: ignore[no-untyped-call]
+            self._output = display({"text/plain": text}, raw=True, display_id=True)
 
     def clear(self, nolock: bool = False) -> None:
         if self._output is not None:

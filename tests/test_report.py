@@ -220,7 +220,7 @@ def test_several_notebooks_after_one_option(out, tmp_path, resnotes):
         (["--templates", "{}/blocked"], 2, "no template in"),
         (["--templates", "{}/undefined"], 1, "line 2 of template report.md"),
         (["--templates", "{}/broken"], 1, "line 3 of template report.html"),
-        (["--templates", "{}/raising"], 1, "division by zero"),
+        (["--templates", "{}/raising"], 1, "unknown encoding: a b"),
         (["--templates", "{}/missing"], 1, "nope.css"),
     ],
 )
@@ -229,7 +229,7 @@ def test_refusals_are_one_line_and_leave_everything_as_it_was(tmp_path, resnotes
     texts = {
         "there": "Edited.",
         "undefined": "\n{{ nope }}",
-        "raising": "{{ 1 / 0 }}",
+        "raising": "{{ ''.encode('a\\nb') }}",
         "missing": '{% include "nope.css" %}',
     }
     for folder, text in texts.items():
@@ -271,6 +271,20 @@ def test_a_disk_that_fails_leaves_no_report(results, tmp_path, monkeypatch, exis
     assert tree(tmp_path) == before
 
 
+def test_a_new_report_appears_at_once(results, tmp_path, monkeypatch):
+    seen, move = [], Path.replace
+
+    def watched(path, target):
+        move(path, target)
+        seen.append(sorted(tree(tmp_path / "r")))
+
+    monkeypatch.setattr(Path, "replace", watched)
+    write_report(results, tmp_path / "r")
+    complete = sorted(tree(tmp_path / "r"))
+    assert "report.md" in complete
+    assert all(files in ([], complete) for files in seen)
+
+
 def test_overwriting_keeps_what_else_is_there(results, tmp_path):
     path = write_report(results, tmp_path / "r")
     first = tree(tmp_path)
@@ -282,10 +296,10 @@ def test_overwriting_keeps_what_else_is_there(results, tmp_path):
 
 def test_own_templates_take_the_place_of_ours(results, tmp_path):
     mine = tmp_path / "mine"
-    files.write_atomic(mine / "report.md", "{{ title }} | {% for s in sections %}{{ s.name|md }}\n{% endfor %}")
+    files.write_atomic(mine / "report.md", "{{ title }}{% for s in sections %} | {{ s.name|md }}{% endfor %}.\n")
     files.write_atomic(mine / "style.css", "body { color: teal }")
     path = write_report(results, tmp_path / "r", week=0, notebooks=["01_degradation"], templates=mine)
-    assert path.read_text() == "Weekly report 0 | Degradation\n"
+    assert path.read_text() == "Weekly report 0 | Degradation.\n"
     assert "color: teal" in Page(path.with_suffix(".html").read_text()).texts("style")[0]
 
 

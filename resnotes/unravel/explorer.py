@@ -386,4 +386,4 @@ def explore(
         "image/png": base64.b64encode(png).decode(),
         "text/plain": f"{name}: {subject.summary(outcome)}",
     }
-    display(bundle, metadata={"image/png": {"width": int(WIDTH * 100)}}, raw=True)  # type: ignore[no-untyped-call]
+    display(bundle, metadata={"image/png": {"width": int(WIDTH * 100)}}, raw=True)
