@@ -37,6 +37,8 @@ pytestmark = [pytest.mark.browser, pytest.mark.timeout(4 * 3600)]
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 ENVIRONMENT = dict(os.environ)  # as the user set it: when tests start, it names a run store of theirs, which is empty
 BOOKS = notebooks.discover()
+# What a notebook may say on stderr: that the reader's copy of ADE20K is a sample, which is true of that copy.
+OF_THE_DATA = r".* has no training images: a part of ADE20K, whose training split is empty\n"
 SECOND = 1000  # as Playwright counts
 LONG = 3600 * SECOND  # for a notebook that trains first
 
@@ -137,9 +139,10 @@ def server(browser: Browser, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     command = [sys.executable, "-m", "jupyter", "lab", "--no-browser", "--ip=127.0.0.1", f"--port={port}"]
     command += ["--ServerApp.port_retries=0", f"--IdentityProvider.token={lab.token}"]
     command += ["--LabApp.expose_app_in_browser=True", *(["--allow-root"] if os.geteuid() == 0 else [])]
+    package = str(Path(resnotes.__file__).parent.parent)
     environment = {
         **ENVIRONMENT,
-        "PYTHONPATH": os.pathsep.join([str(Path(resnotes.__file__).parent.parent), ENVIRONMENT.get("PYTHONPATH", "")]),
+        "PYTHONPATH": os.pathsep.join(filter(None, [package, ENVIRONMENT.get("PYTHONPATH")])),
         "JUPYTER_PATH": str(home / "data"),
         "JUPYTER_DATA_DIR": str(home / "data"),
         "JUPYTER_CONFIG_DIR": str(home / "config"),
@@ -221,14 +224,12 @@ def pictures(notebook: Any) -> list[bytes]:
     return [b64decode(output.data["image/png"]) for output in outputs if "image/png" in output.get("data", ())]
 
 
-def expect_pictures(page: Page, count: int) -> Locator:
+def expect_pictures(page: Page, count: int) -> None:
     """That so many figures are shown, each with its picture."""
-    shown = page.locator(".jp-Notebook .jp-OutputArea-output img")
-    expect(shown).to_have_count(count, timeout=30 * SECOND)
+    expect(page.locator(".jp-OutputArea-output img")).to_have_count(count, timeout=30 * SECOND)
     page.wait_for_function(
         "() => Array.from(document.querySelectorAll('.jp-OutputArea-output img')).every(img => img.naturalWidth > 0)"
     )
-    return shown
 
 
 @pytest.mark.parametrize("book", BOOKS, ids=lambda book: book.stem)
@@ -244,7 +245,8 @@ def test_a_notebook_runs(book: notebooks.Notebook, lab: Lab, page: Page) -> None
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
     wrong = [output for cell in code for output in cell.outputs if output.output_type == "error"]
     assert [f"{output.ename}: {output.evalue}" for output in wrong] == []
-    assert [output.text for cell in code for output in cell.outputs if output.get("name") == "stderr"] == []
+    warnings = [output.text for cell in code for output in cell.outputs if output.get("name") == "stderr"]
+    assert [text for text in warnings if not re.fullmatch(OF_THE_DATA, text)] == []
     assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1))
     assert len(pictures(notebook)) == len(pictures(committed))
 
