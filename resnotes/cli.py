@@ -10,9 +10,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+import typer.core
 
 from resnotes import paths
 from resnotes.errors import ResnotesError, RunError, UsageError, unknown
@@ -22,8 +23,18 @@ if TYPE_CHECKING:
     from resnotes.runs import Run
     from resnotes.specs import RunSpec
 
+
+class _Commands(typer.core.TyperGroup):
+    """Commands that report errors in our way; left alone, Typer handles Ctrl+C, differently by version."""
+
+    def invoke(self, ctx: Any) -> Any:
+        with reporting_errors():
+            return super().invoke(ctx)
+
+
 app = typer.Typer(
     name="resnotes",
+    cls=_Commands,
     help="Residual networks, measured: run the notebooks, look at their claims, take their figures.",
     no_args_is_help=True,
     add_completion=False,
@@ -276,13 +287,15 @@ def fetch(
 
 def main() -> None:
     """Run the command line, reporting expected errors without a traceback."""
-    with reporting_errors():
-        app()
+    app()
 
 
 @contextmanager
 def reporting_errors() -> Iterator[None]:
-    """Turn a `UsageError` into a message and exit status 2, any other error of ours into one and status 1."""
+    """Turn errors into a message and an exit status.
+
+    That is 2 for a `UsageError`, 1 for any other error of ours, and 130 for Ctrl+C, as for any command.
+    """
     try:
         yield
     except ResnotesError as error:
@@ -291,6 +304,9 @@ def reporting_errors() -> Iterator[None]:
     except OSError as error:  # a folder that is a file, or may not be written, or a full disk
         print(f"resnotes: {error}", file=sys.stderr)
         sys.exit(1)
+    except KeyboardInterrupt:
+        print("resnotes: interrupted; what was finished is kept", file=sys.stderr)
+        sys.exit(130)
 
 
 def _specs(profile: str, study: str | None) -> list[RunSpec]:

@@ -10,8 +10,6 @@ import base64
 import json
 import os
 import re
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -30,6 +28,7 @@ from ipykernel.kernelspec import write_kernel_spec
 from resnotes import claims, paths
 from resnotes.errors import ResnotesError, UsageError, unknown
 from resnotes.files import write_atomic
+from resnotes.lifeline import Lifeline
 from resnotes.provenance import code_version, machine
 from resnotes.tidy import PARAMETERS_TAG, hygiene, tidied
 
@@ -178,7 +177,8 @@ def execute(
     """Execute notebooks, each in its own processes, into `out/notebooks`, with an HTML rendering beside each.
 
     A notebook that fails keeps the cells it finished and loses its claims; the others still run. An overview runs
-    last, when the claims of all others are in `out/claims.json`.
+    last, when the claims of all others are in `out/claims.json`. An interrupt ends all that were started, and so does
+    the end of this process.
 
     Args:
         notebooks: what to execute.
@@ -198,7 +198,7 @@ def execute(
         with lock:  # or lines of notebooks that start together would mix
             report(line)
 
-    with tempfile.TemporaryDirectory() as kernels, ThreadPoolExecutor(jobs) as pool:
+    with Lifeline() as lifeline, tempfile.TemporaryDirectory() as kernels, ThreadPoolExecutor(jobs) as pool:
         # `python3` must mean this interpreter, whatever kernels the user has installed under that name.
         write_kernel_spec(Path(kernels) / "kernels" / "python3")
         environment = _environment(out, Path(kernels), threads=max(1, cores // jobs))
@@ -206,7 +206,7 @@ def execute(
         def one(book: Notebook) -> Execution:
             say(f"{book.stem}: started")
             given = {name: value for name, value in parameters.items() if name in book.parameters}
-            return _execute(book, given, out, environment, cell_timeout)
+            return _execute(book, given, out, environment, cell_timeout, lifeline)
 
         try:
             for overview in (False, True):
@@ -219,6 +219,7 @@ def execute(
                 claims.merge(out)
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)  # or an interrupt would start those still waiting
+            lifeline.cut()
             raise
     return [done[book] for book in notebooks]
 
@@ -268,7 +269,12 @@ def _environment(out: Path, kernels: Path, threads: int) -> dict[str, str]:
 
 
 def _execute(
-    book: Notebook, parameters: dict[str, Any], out: Path, environment: dict[str, str], cell_timeout: int
+    book: Notebook,
+    parameters: dict[str, Any],
+    out: Path,
+    environment: dict[str, str],
+    cell_timeout: int,
+    lifeline: Lifeline,
 ) -> Execution:
     """Execute one notebook through papermill's command line, in a process of its own."""
     output = out / "notebooks" / book.path.name
@@ -278,16 +284,11 @@ def _execute(
         stale.unlink(missing_ok=True)
     # Papermill reads YAML, which takes JSON's 1e-05 for a string: write what its own parser reads back.
     values = base64.b64encode(yaml.safe_dump(parameters).encode()).decode()
-    command = [sys.executable, "-m", "papermill", str(book.path), str(output), "--kernel", "python3"]
-    command += ["--cwd", str(paths.project_root()), "--execution-timeout", str(cell_timeout)]
-    command += [
-        "--no-progress-bar",
-        "--log-level",
-        "ERROR",
-        *(["--parameters_base64", values] if parameters else []),
-    ]
+    arguments = [str(book.path), str(output), "--kernel", "python3", "--no-progress-bar", "--log-level", "ERROR"]
+    arguments += ["--cwd", str(paths.project_root()), "--execution-timeout", str(cell_timeout)]
+    arguments += ["--parameters_base64", values] if parameters else []
     start = time.perf_counter()
-    process = subprocess.run(command, env=environment, capture_output=True, text=True, errors="replace", check=False)
+    process = lifeline.papermill(arguments, environment)
     seconds = time.perf_counter() - start
     failure = None
     if process.returncode != 0:

@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import hashlib
 import io
-import pickle
 import re
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from resnotes.errors import RunError, UsageError
 from resnotes.models.segmentation import SegmentationNetwork, load_encoder
@@ -56,7 +55,9 @@ def load_pretrained(network: nn.Module, file: str) -> str:
         raise RunError(f"{path} is damaged: its SHA-256 begins with {digest[:8]}, not {named[1]}; download it again")
     try:
         state = dict(torch.load(io.BytesIO(content), map_location="cpu", weights_only=True))
-    except (RuntimeError, EOFError, ValueError, TypeError, pickle.UnpicklingError) as error:
+        if not all(isinstance(key, str) and isinstance(value, Tensor) for key, value in state.items()):
+            raise TypeError("something other than tensors by name")
+    except Exception as error:  # a damaged file raises nearly anything
         # PyTorch's own words would advise to load it without the protection against foreign code.
         raise RunError(f"{path} holds no state dict, or is damaged ({type(error).__name__}); get it again") from error
     load_encoder(network, state)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from resnotes import typed
 from resnotes.errors import UsageError
 from resnotes.thinning import parse as parse_blocks
 
@@ -45,8 +46,11 @@ class Recipe:
     frozen_bn: bool = False  # BN keeps the statistics that it starts with, as with small batches after pretraining
 
     def __post_init__(self) -> None:
-        for name in ("milestones", "snapshots", "crop", "scale"):  # lists, where they come from TOML or JSON
-            object.__setattr__(self, name, tuple(getattr(self, name)))
+        for name in ("milestones", "snapshots", "crop", "scale"):
+            if isinstance(value := getattr(self, name), list):  # where they come from TOML or JSON
+                object.__setattr__(self, name, tuple(value))
+        parse_blocks(self.blocks)
+        typed.check(self, "recipe")
         # 1 and 1.0 are the same recipe
         for name in ("lr", "momentum", "weight_decay", "warmup_lr", "rotate", "new_lr"):
             object.__setattr__(self, name, float(getattr(self, name)))
@@ -72,7 +76,6 @@ class Recipe:
             raise UsageError(f"recipe: unknown schedule {self.schedule!r}; allowed: {', '.join(SCHEDULES)}")
         if self.precision not in PRECISIONS:
             raise UsageError(f"recipe: unknown precision {self.precision!r}; allowed: {', '.join(PRECISIONS)}")
-        parse_blocks(self.blocks)
 
     def lr_at(self, iteration: int) -> float:
         """Learning rate of iteration 0, 1, ..., `iterations` - 1.

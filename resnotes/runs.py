@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import io
 import json
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor, wait
@@ -70,10 +71,12 @@ class Run:
             facts = json.loads((self.folder / "run.json").read_bytes())
             if facts["format"] != FORMAT:
                 raise RunError(f"{self.folder / 'run.json'}: format {facts['format']}, expected {FORMAT}")
-            for key in ("variant", "fingerprint", "channels", "classes"):
-                _ = facts["dataset"][key]
+            for key in ("channels", "classes"):
+                if type(count := facts["dataset"][key]) is not int or not 0 < count < 2**15:
+                    raise ValueError(f"{count!r} {key}")
+            _ = facts["dataset"]["variant"], facts["dataset"]["fingerprint"]
             _ = facts["precision"], facts["weights"], facts["files"]["spec.json"]
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise RunError(
                 f"run {self.folder} is damaged (run.json: {error!r}); delete the folder to redo it"
             ) from error
@@ -105,9 +108,20 @@ class Run:
 
     @cached_property
     def history(self) -> pd.DataFrame:
-        """One row per epoch; the columns are those of `resnotes.training.Epoch`."""
-        self._read("history.csv")
-        return pd.read_csv(self.folder / "history.csv")
+        """One row per epoch; the columns are those of `resnotes.training.Epoch`.
+
+        Raises:
+            RunError: it is damaged.
+        """
+        content = self._read("history.csv")
+        try:
+            history = pd.read_csv(io.BytesIO(content))
+            _ = history[["clean_error", "test_error"]].astype(float).iloc[-1]
+        except (ValueError, LookupError) as error:
+            raise RunError(
+                f"{self.folder / 'history.csv'} is no history ({error}); delete the folder to redo it"
+            ) from error
+        return history
 
     @property
     def final(self) -> pd.Series[Any]:
@@ -279,7 +293,8 @@ class RunStore:
                         self._train(spec, data, device)
             except OSError as error:
                 raise RunError(
-                    f"cannot write to the run store: {error}; set RESNOTES_RUNS to a folder of yours"
+                    f"cannot write to the run store: {error}, in {self.root}; set RESNOTES_RUNS to a folder of yours"
+                    " that has room"
                 ) from error
         run = self._at_hand(spec, data)
         assert run is not None

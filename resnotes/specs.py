@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
 from typing import Any
 
-from resnotes import models
+from resnotes import models, typed
 from resnotes.errors import RunError, UsageError
 from resnotes.recipes import Recipe
 
@@ -42,6 +43,10 @@ class RunSpec:
     start: RunSpec | None = None
 
     def __post_init__(self) -> None:
+        typed.check(self, "run")
+        for name in ("model", "dataset"):  # which become part of a path
+            if not re.fullmatch(r"[\w-]+", found := getattr(self, name)):
+                raise UsageError(f"run: {name} must be a name of letters, digits, - and _, found {found!r}")
         for name in ("options", "data"):  # lists, where they come from TOML or JSON
             values = getattr(self, name).items()
             object.__setattr__(self, name, {key: tuple(v) if isinstance(v, list) else v for key, v in values})
@@ -85,7 +90,7 @@ class RunSpec:
         """
         try:
             return cls._from_dict(json.loads(text))
-        except (ValueError, TypeError, KeyError, AttributeError, UsageError) as error:
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise RunError(f"no run specification: {error}") from error
 
     @classmethod

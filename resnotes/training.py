@@ -7,10 +7,11 @@ its last checkpoint, written after an epoch, and on CPU ends bit-identical to on
 
 from __future__ import annotations
 
+import hashlib
 import io
 import itertools
+import logging
 import math
-import pickle
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -33,6 +34,8 @@ from resnotes.segmentation import task as segmentation
 from resnotes.segmentation.task import SegmentationTask
 from resnotes.tasks import Scores, Task
 from resnotes.thinning import thinned, whole
+
+_log = logging.getLogger(__name__)
 
 CHECKPOINT_SECONDS = 5.0  # training time between checkpoints, at least: all that a kill can cost, to an epoch
 
@@ -110,7 +113,10 @@ def optimizer_step(
 
 @dataclass
 class _Checkpoint:
-    """State after an epoch, in a file that loads without unpickling code."""
+    """State after an epoch, in a file that loads without unpickling code; its last 32 bytes are its SHA-256.
+
+    PyTorch compares no checksum when it loads: a flipped bit would be a weight like any other.
+    """
 
     path: Path | None
     fingerprint: str  # of the data: a run does not go on with other data than it began with
@@ -129,19 +135,25 @@ class _Checkpoint:
         }
         buffer = io.BytesIO()
         torch.save(state, buffer)
-        write_atomic(self.path, buffer.getvalue())
+        content = buffer.getvalue()
+        write_atomic(self.path, content + hashlib.sha256(content).digest())
 
     def restore(self, network: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         if self.path is None or not self.path.exists():
             return
-        device = next(network.parameters()).device
+        stored = self.path.read_bytes()
+        content, digest = stored[:-32], stored[-32:]
+        if hashlib.sha256(content).digest() != digest:
+            _log.warning("%s is damaged; the run is trained from its start", self.path)
+            return
         try:
-            state = torch.load(self.path, map_location=device, weights_only=True)
+            device = next(network.parameters()).device
+            state = torch.load(io.BytesIO(content), map_location=device, weights_only=True)
             fingerprint = state["fingerprint"]
-        except (RuntimeError, OSError, EOFError, KeyError, TypeError, pickle.UnpicklingError) as error:
+        except Exception as error:  # whole, but not by us: anything can be wrong with it
             # PyTorch's own words would advise to load it without the protection against foreign code.
             raise RunError(
-                f"{self.path} is damaged ({type(error).__name__}); delete it to train the run from its start"
+                f"{self.path} is no checkpoint ({type(error).__name__}); delete it to train the run from its start"
             ) from error
         if fingerprint != self.fingerprint:
             raise RunError(
@@ -197,12 +209,12 @@ def train(
         seed: seeds order, augmentation, blocks and dropout (initial weights are the caller's).
         device: ``"auto"``, or as PyTorch names it.
         folder: where ``checkpoint.pt``, ``history.csv`` and snapshots ``epoch-NNNN.safetensors`` are kept;
-            training goes on from a checkpoint found there. None keeps nothing.
+            training goes on from a checkpoint found there, unless it is damaged. None keeps nothing.
         label: shown before the progress bar.
 
     Raises:
         TrainingDiverged: the loss is NaN or infinite; the history up to there is in the folder.
-        RunError: the checkpoint is damaged, or was made on other data.
+        RunError: the checkpoint is foreign, or was made on other data.
         UsageError: fewer training images than one batch, blocks that cannot be left out, a batch that the
             processes cannot share equally, a recipe for one process alone, or a classifier where each pixel has a
             label, or the reverse.

@@ -325,17 +325,27 @@ def test_going_on_after_an_interruption_changes_nothing(
     pd.testing.assert_frame_equal(timeless(pd.read_csv(tmp_path / "history.csv")), timeless(reference.frame()))
 
 
-@pytest.mark.parametrize("damage", ["cut", "text", "empty", "foreign"])
-def test_a_damaged_checkpoint_is_named(data: Classification, tmp_path: Path, damage: str) -> None:
-    fit(data, folder=tmp_path)
+@pytest.mark.parametrize("damage", ["cut", "text", "empty", "foreign", "flipped"])
+def test_a_damaged_checkpoint_is_named_and_left_alone(
+    data: Classification, tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The run is trained from its start; "flipped" is a bit of a weight, of which PyTorch takes no notice."""
+    whole = fit(data, folder=tmp_path)
     checkpoint = tmp_path / "checkpoint.pt"
     content = checkpoint.read_bytes()
     if damage == "foreign":
         torch.save({"network": {}}, checkpoint)
+    elif damage == "flipped":
+        weights = whole[0].state_dict()["head.fc.weight"].numpy().tobytes()
+        at = content.index(weights) + 3
+        checkpoint.write_bytes(content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :])
+        torch.load(checkpoint, weights_only=True)
     else:
         checkpoint.write_bytes({"cut": content[: len(content) // 2], "text": b"no checkpoint", "empty": b""}[damage])
-    with pytest.raises(RunError, match=r"checkpoint.pt is damaged .*delete it to train the run from its start"):
-        fit(data, folder=tmp_path)
+    again = fit(data, folder=tmp_path)
+    assert f"{checkpoint} is damaged; the run is trained from its start" in caplog.text
+    assert again[1].resumed == 0
+    assert_same(again, whole)
 
 
 def test_a_run_does_not_go_on_with_other_data(data: Classification, tmp_path: Path) -> None:

@@ -124,10 +124,13 @@ def object_info(root: Path) -> tuple[ObjectInfo, ...]:
         rows = [line.split("\t") for line in path.read_text(encoding="utf-8").splitlines()[1:] if line.strip()]
         if [int(row[0]) for row in rows] != list(range(1, _CLASSES + 1)):
             raise ValueError(f"{len(rows)} classes, or not in order")
-        return tuple(
+        infos = tuple(
             ObjectInfo(tuple(name.strip() for name in names.split(",")), float(ratio), int(train), int(val))
             for _, ratio, train, val, names in rows
         )
+        if wrong := [info for info in infos if not (0 <= info.ratio <= 1 and min(info.train, info.val) >= 0)]:
+            raise ValueError(f"{wrong[0]}")
+        return infos
 
 
 def scene_categories(root: Path) -> dict[str, str]:

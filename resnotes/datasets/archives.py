@@ -130,7 +130,8 @@ class Source:
                     raise self._irregular(path)
                 if not member.is_dir() and wanted(path):
                     self._refuse_large(path, member.file_size, max_bytes)
-                    yield path, archive.read(member)
+                    with archive.open(member) as file:  # however much is behind it, no more than it says
+                        yield path, file.read(member.file_size)
 
     def _tar_files(self, wanted: Wanted, max_bytes: int) -> Files:
         with (
@@ -173,14 +174,15 @@ class Source:
 
     def _irregular(self, path: PurePosixPath) -> DatasetError:
         return DatasetError(
-            f"{self.path}: member '{path}' is a link or a device; expected files and folders only; "
+            f"{self.path}: member {str(path)!r} is a link or a device; expected files and folders only; "
             "pack the archive again without links"
         )
 
     def _refuse_large(self, path: PurePosixPath, size: int, max_bytes: int) -> None:
         if size > max_bytes:
             raise DatasetError(
-                f"{self.path}: '{path}' has {size} bytes; expected at most {max_bytes}; remove it or get the data again"
+                f"{self.path}: {str(path)!r} has {size} bytes; expected at most {max_bytes}; remove it or get the data"
+                " again"
             )
 
 

@@ -151,10 +151,10 @@ def _read_original(source: Source) -> Decoded:
         digest = hashlib.md5(content, usedforsecurity=False).hexdigest()
         if digest != published[path.name]:
             raise DatasetError(
-                f"{source.path}: '{path}' has MD5 {digest}; expected {published[path.name]}, as published; "
+                f"{source.path}: {str(path)!r} has MD5 {digest}; expected {published[path.name]}, as published; "
                 f"remove {source.path} and get it again"
             )
-        batches[path.name] = read_batch(content, f"{source.path}: '{path}'")
+        batches[path.name] = read_batch(content, f"{source.path}: {str(path)!r}")
     if missing := published.keys() - batches:
         raise DatasetError(
             f"{source.path} lacks {', '.join(sorted(missing))}; expected {', '.join(published)}; get it again"
@@ -178,9 +178,10 @@ def _read_tree(source: Source) -> Decoded:
         key = CLASSES.index(label), name
         if wrapper != tuple(top) or key in splits[split]:
             raise DatasetError(
-                f"{source.path}: '{path}' is there twice or part of a second tree; expected a single tree; remove it"
+                f"{source.path}: {str(path)!r} is there twice or part of a second tree; expected a single tree;"
+                " remove it"
             )
-        pixels, is_lossless = decode_rgb(content, f"{source.path}: '{path}'", _SIZE)
+        pixels, is_lossless = decode_rgb(content, f"{source.path}: {str(path)!r}", _SIZE)
         splits[split][key] = pixels
         lossless &= is_lossless
     for split, images in splits.items():
@@ -200,7 +201,7 @@ def _place(source: Source, path: PurePosixPath) -> tuple[str, ...]:
     parts = path.parts
     if len(parts) not in (3, 4) or parts[-3] not in _SPLITS or parts[-2] not in CLASSES:
         raise DatasetError(
-            f"{source.path}: image '{path}' is out of place; expected {{train,test}}/<class>/<file>, with "
+            f"{source.path}: image {str(path)!r} is out of place; expected {{train,test}}/<class>/<file>, with "
             f"at most one folder around it and the classes {', '.join(CLASSES)}; move or remove it"
         )
     return parts

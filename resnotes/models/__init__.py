@@ -102,6 +102,6 @@ def from_label(text: str) -> tuple[str, dict[str, Any]]:
             raise UsageError(f"network {text!r}: expected option=value after its name, found {setting!r}")
         try:
             options[option] = ast.literal_eval(value)
-        except (ValueError, SyntaxError, TypeError):
+        except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):  # the last two: nested too deeply
             options[option] = value
     return name, options

@@ -23,6 +23,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from resnotes import typed
 from resnotes.errors import UsageError, unknown
 from resnotes.models import from_label
 from resnotes.recipes import Recipe
@@ -52,6 +53,9 @@ class Study:
     train_images: int | None = None
     deepen: Mapping[str, str] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        typed.check(self, "study")
 
     def spec(self, model: str, seed: int) -> RunSpec:
         """The run of `model`, a name with or without options, with `seed`, not deepened from another."""
@@ -112,7 +116,7 @@ def load(name: str) -> Profile:
     try:
         tables = tomllib.loads(path.read_text(encoding="utf-8"))
         studies = {study: _study(table) for study, table in tables.items()}
-    except (tomllib.TOMLDecodeError, AttributeError, TypeError, ValueError) as error:
+    except (AttributeError, TypeError, ValueError, RecursionError) as error:  # TOML errors are ValueErrors
         raise UsageError(f"{path}: {error}") from error
     return Profile(name, studies)
 

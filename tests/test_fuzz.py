@@ -1,0 +1,636 @@
+"""Files that others made, or that something has damaged: only the documented errors come of them, and no code is run.
+
+Examples are the same every time. `RESNOTES_FUZZ=5000` draws so many others for each test.
+"""
+
+from __future__ import annotations
+
+import ast
+import copy
+import hashlib
+import io
+import json
+import os
+import pickle
+import shutil
+import tracemalloc
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import numpy as np
+import pytest
+import test_ade20k
+import test_camvid
+import torch
+from cifar10_files import Tree, as_folder, as_tar, as_zip, decoded_folders, load, tree
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from pair_files import labels, picture, save
+from PIL import Image
+from test_cifar10_original import originals
+from test_cli import TINY
+from test_pretrained import FILE, weights
+from test_pretrained import SPEC as PRETRAINED
+from test_pretrained import state as state
+from test_runs import SPEC, finished
+
+from resnotes import datasets, profiles
+from resnotes.datasets import ade20k
+from resnotes.datasets.pairs import Pair, read
+from resnotes.errors import DatasetError, RunError, UsageError
+from resnotes.models import build
+from resnotes.pretrained import load_pretrained
+from resnotes.runs import Run, RunStore
+from resnotes.specs import RunSpec
+
+__all__ = ["finished", "originals", "state", "weights"]  # fixtures
+
+ROOT = Path(profiles.__file__).parents[2]
+MANY = int(os.environ.get("RESNOTES_FUZZ", "0"))
+
+
+def fuzzed(examples: int) -> settings:
+    return settings(
+        max_examples=MANY or examples,
+        derandomize=not MANY,
+        deadline=10_000,  # milliseconds: no file may take that long to refuse
+        suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+    )
+
+
+# Damage
+
+NUMBERS = [b"-1", b"1e999", b"NaN", b"null", b"9" * 400, b"1.5", b'"', b"[[[[", b"{}", b"../../x", b"\0", b"\xff\xfe"]
+changes = st.lists(
+    st.tuples(
+        st.sampled_from(["flip", "cut", "drop", "insert", "repeat", "digit"]),
+        st.integers(0, 2**20),
+        st.one_of(st.integers(0, 255).map(lambda byte: bytes([byte])), st.sampled_from(NUMBERS)),
+    ),
+    min_size=1,
+    max_size=4,
+)
+
+
+def damaged(whole: bytes, changes: list[tuple[str, int, bytes]]) -> bytes:
+    """`whole` after these changes, each somewhere in it."""
+    content = bytearray(whole)
+    for kind, where, some in changes:
+        at = where % (len(content) + 1)
+        match kind:
+            case "flip" if content:
+                content[at % len(content)] ^= 1 << some[0] % 8
+            case "cut":
+                del content[at:]
+            case "drop":
+                del content[at : at + 1 + some[0]]
+            case "insert":
+                content[at:at] = some
+            case "repeat":
+                content[at:at] = content[at : at + 40] * 3
+            case "digit":  # in place of the next number
+                digits = [i for i in range(at, min(at + 200, len(content))) if chr(content[i]).isdigit()]
+                if digits:
+                    content[digits[0] : digits[0] + 1] = some
+    return bytes(content)
+
+
+values = st.sampled_from(
+    [None, True, -1, 0, 1.5, 10**400, 2**63, 1e308, float("nan"), float("inf"), "", "x", "../../x", "\0", [], {}, [[1]]]
+) | st.recursive(st.none() | st.integers() | st.text(max_size=3), st.lists, max_leaves=5)
+
+
+def replaced(document: Any, path: list[int], value: Any) -> Any:
+    """`document`, of dictionaries and lists, with `value` somewhere in it."""
+    if not path or not isinstance(document, dict | list) or not document:
+        return value
+    document = copy.copy(document)
+    keys = list(document) if isinstance(document, dict) else list(range(len(document)))
+    key = keys[path[0] % len(keys)]
+    document[key] = replaced(document[key], path[1:], value)
+    return document
+
+
+somewhere = st.lists(st.integers(0, 30), min_size=1, max_size=3)
+
+
+def nested(kind: str, depth: int = 100_000) -> bytes:
+    return {"lists": b"[" * depth, "objects": b'{"start":' * depth}[kind]
+
+
+# Specifications and runs
+
+
+def reads_as_a_specification_or_not(content: bytes | str) -> None:
+    try:
+        spec = RunSpec.from_json(content)
+    except RunError as error:
+        assert str(error).startswith("no run specification: ")
+    else:
+        assert RunSpec.from_json(spec.to_json()).name == spec.name
+        assert (Path("store") / spec.name).parent == Path("store")
+
+
+@fuzzed(400)
+@given(changes)
+def test_a_damaged_specification(changes: list[tuple[str, int, bytes]]) -> None:
+    reads_as_a_specification_or_not(damaged(SPEC.to_json().encode(), changes))
+
+
+@fuzzed(400)
+@given(somewhere, values)
+def test_a_specification_with_something_else_in_it(path: list[int], value: Any) -> None:
+    spec = json.loads(SPEC.to_json())
+    reads_as_a_specification_or_not(json.dumps(replaced({**spec, "start": spec}, path, value)))
+
+
+@pytest.mark.parametrize("kind", ["lists", "objects"])
+def test_a_specification_that_is_nested_too_deeply(kind: str) -> None:
+    with pytest.raises(RunError, match="no run specification: maximum recursion"):
+        RunSpec.from_json(nested(kind))
+
+
+@pytest.fixture
+def forged(finished: Run, tmp_path: Path) -> Callable[[str, bytes], Run]:
+    """A run in which a file was replaced by someone who knows of the checksums."""
+    whole = {path.name: path.read_bytes() for path in finished.folder.iterdir()}
+    folder = tmp_path / SPEC.name
+    folder.mkdir()
+
+    def forge(file: str, content: bytes) -> Run:
+        facts = {**finished.facts, "files": {**finished.facts["files"], file: hashlib.sha256(content).hexdigest()}}
+        for name, data in {**whole, "run.json": json.dumps(facts).encode(), file: content}.items():
+            (folder / name).write_bytes(data)
+        return Run(folder)
+
+    return forge
+
+
+def reads_as_a_run_or_not(run: Run) -> None:
+    for reads in (
+        lambda: run.spec,
+        lambda: run.final.test_error,
+        lambda: (run.variant, run.fingerprint),
+        lambda: run.model(),
+        lambda: run.model(epoch=1),
+    ):
+        try:
+            reads()
+        except RunError as error:
+            assert str(run.folder) in str(error) or "no run specification" in str(error)
+
+
+@pytest.mark.parametrize("file", ["spec.json", "history.csv", "run.json", "model.safetensors"])
+@fuzzed(80)
+@given(changes)
+def test_a_forged_run(
+    forged: Callable[[str, bytes], Run], finished: Run, file: str, changes: list[tuple[str, int, bytes]]
+) -> None:
+    whole = (finished.folder / file).read_bytes()
+    head = 8 + int.from_bytes(whole[:8], "little") if file.endswith("s") else len(whole)  # of safetensors, the header
+    reads_as_a_run_or_not(forged(file, damaged(whole[:head], changes) + whole[head:]))
+
+
+@fuzzed(100)
+@given(somewhere, values)
+def test_forged_facts(forged: Callable[[str, bytes], Run], finished: Run, path: list[int], value: Any) -> None:
+    reads_as_a_run_or_not(forged("run.json", json.dumps(replaced(finished.facts, path, value)).encode()))
+
+
+@fuzzed(100)
+@given(somewhere, values)
+def test_forged_headers_of_weights(
+    forged: Callable[[str, bytes], Run], finished: Run, path: list[int], value: Any
+) -> None:
+    whole = (finished.folder / "model.safetensors").read_bytes()
+    end = 8 + int.from_bytes(whole[:8], "little")
+    header = json.dumps(replaced(json.loads(whole[8:end]), path, value)).encode()
+    content = len(header).to_bytes(8, "little") + header + whole[end:]
+    reads_as_a_run_or_not(forged("model.safetensors", content))
+
+
+@pytest.mark.parametrize("file", ["spec.json", "run.json", "model.safetensors"])
+@pytest.mark.parametrize("kind", ["lists", "objects"])
+def test_a_forged_run_that_is_nested_too_deeply(forged: Callable[[str, bytes], Run], file: str, kind: str) -> None:
+    head = len(nested(kind)).to_bytes(8, "little") if file.endswith("s") else b""
+    reads_as_a_run_or_not(forged(file, head + nested(kind)))
+
+
+# Profiles
+
+
+@pytest.fixture
+def profile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[bytes], None]:
+    """Loads a profile, which may fail in the way that is documented."""
+    monkeypatch.setattr(profiles, "FOLDER", tmp_path)
+    path = tmp_path / "tiny.toml"
+
+    def loads(content: bytes) -> None:
+        path.write_bytes(content)
+        try:
+            specs = profiles.load("tiny").studies.values()
+        except UsageError as error:
+            assert str(error).startswith(f"{path}: ")
+        else:
+            for study in specs:
+                for spec in study.all_specs():
+                    reads_as_a_specification_or_not(spec.to_json())
+
+    return loads
+
+
+QUICK = (ROOT / "resnotes" / "profiles" / "quick.toml").read_bytes()
+
+
+@pytest.mark.parametrize("whole", [TINY.encode(), QUICK], ids=["tiny", "quick"])
+@fuzzed(100)
+@given(changes)
+def test_a_damaged_profile(
+    profile: Callable[[bytes], None], whole: bytes, changes: list[tuple[str, int, bytes]]
+) -> None:
+    profile(damaged(whole, changes))
+
+
+FIELDS = ["dataset", "models", "seeds", "data", "pretrained", "train_images", "deepen", "settings", "recipe", "recipes"]
+RECIPE = ["iterations", "batch_size", "lr", "milestones", "flip", "schedule", "blocks", "crop", "scale", "snapshots"]
+toml_values = st.sampled_from(
+    [
+        *("true", "-1", "1.5", "nan", "inf", "1" + "0" * 400, '""', '"../../x"', '["../../x"]', "[]", "{}", "[[1]]"),
+        *("[1.5]", '["a"]', "1979-05-27", "{ a = 1 }", "[true]", "[" * 5000, "9223372036854775808"),
+    ]
+)
+
+
+@fuzzed(200)
+@given(st.sampled_from([*FIELDS, *(f"recipe.{name}" for name in RECIPE)]), toml_values)
+def test_a_profile_with_something_else_in_it(profile: Callable[[bytes], None], field: str, value: str) -> None:
+    lines = TINY.replace("[small.recipe]\n", "").replace("iterations", "recipe.iterations")
+    lines = lines.replace("batch_size", "recipe.batch_size")
+    kept = [line for line in lines.splitlines() if line.partition(" = ")[0] != field]
+    profile("\n".join([*kept, f"{field} = {value}"]).encode())
+
+
+@pytest.mark.parametrize(
+    "options", ["-" * 100_000 + "1", "1" + "+1" * 20_000, "(" * 300, "9" * 5000, "{[]}", "\\u0000"]
+)
+def test_a_profile_with_options_that_no_parser_likes(profile: Callable[[bytes], None], options: str) -> None:
+    profile(TINY.replace("width=4", f"width={options}").encode())
+
+
+# Weights of others
+
+
+def small() -> Any:
+    return build("pspnet-small", num_classes=3, head_width=2, width=2, depths=(1, 1))
+
+
+def saved(value: Any, **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(value, buffer, **options)
+    return buffer.getvalue()
+
+
+@pytest.fixture
+def published(root: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[bytes], None]:
+    """Loads weights from a file with this content, which may fail in the ways that are documented."""
+    monkeypatch.setenv("RESNOTES_DATA", str(root))
+    (root / "weights").mkdir(exist_ok=True)
+    network = small()
+
+    def loads(content: bytes) -> None:
+        (root / "weights" / "some.th").write_bytes(content)
+        try:
+            load_pretrained(network, "some.th")
+        except (RunError, UsageError) as error:
+            assert "\n" not in str(error)
+
+    return loads
+
+
+def pickled_again(content: bytes, change: Callable[[bytes], bytes]) -> bytes:
+    """A file of `torch.save` with a change in its pickle alone, whose checksum in the archive is right."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(content)) as archive, zipfile.ZipFile(buffer, "w") as copied:
+        for name in archive.namelist():
+            data = archive.read(name)
+            copied.writestr(name, change(data) if name.endswith("data.pkl") else data)
+    return buffer.getvalue()
+
+
+@pytest.mark.filterwarnings("ignore")  # PyTorch's, of pickles that it does not know
+@pytest.mark.parametrize("form", ["archive", "pickle in it", "before 1.6"])
+@fuzzed(150)
+@given(changes)
+def test_damaged_weights(published: Callable[[bytes], None], form: str, changes: list[tuple[str, int, bytes]]) -> None:
+    encoder = small().encoder.state_dict()
+    whole = saved(encoder, _use_new_zipfile_serialization=form != "before 1.6")
+    if form == "pickle in it":
+        published(pickled_again(whole, lambda data: damaged(data, changes)))
+    else:
+        published(damaged(whole, changes))
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        {"conv1.weight": 3},
+        {"conv1.weight": [torch.zeros(1)]},
+        {3: torch.zeros(1)},
+        {b"conv1": torch.zeros(1)},
+        {"conv1.weight": {}},
+        [("a", 1)],
+        "ab",
+        [[1, 2]],
+        torch.zeros(3, 2),
+        {"a" * 10_000: torch.zeros(1)},
+        None,
+    ],
+    ids=lambda value: repr(value)[:20],
+)
+def test_something_else_than_weights(published: Callable[[bytes], None], value: Any) -> None:
+    published(saved(value))
+
+
+# Archives and images
+
+words = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=4)
+
+
+def forget(cache: Path) -> None:
+    for folder in decoded_folders(cache):
+        shutil.rmtree(cache / folder)
+
+
+def outside(cache: Path) -> list[Path]:
+    """All that is near the cache but not in it."""
+    return sorted(path for path in cache.parent.rglob("*") if cache not in (path, *path.parents))
+
+
+@pytest.mark.parametrize("packed", ["zip", "tar.gz"])
+@fuzzed(150)
+@given(st.lists(st.sampled_from(["..", ".", "", "train", "cat", "\\", "C:", "~", "é"]) | words))
+def test_names_of_members_lead_nowhere(root: Path, cache: Path, packed: str, name: list[str]) -> None:
+    before = outside(cache)
+    path = root / f"cifar10.{packed}"
+    files = SMALL_TREE | {"/".join([*name, "9.png"]): SMALL_TREE["train/cat/0000.png"]}
+    if packed == "zip":
+        as_zip(files, path)
+    else:
+        as_tar(files, path, "w:gz")
+    try:
+        data = load(root)
+    except DatasetError as error:
+        assert "\n" not in str(error)
+    else:
+        assert len(data.train_images) in (10, 11)
+        forget(cache)
+    path.unlink()
+    assert outside(cache) == before
+
+
+SMALL_TREE: Tree = tree("png", 1)
+
+
+@fuzzed(60)
+@given(changes)
+def test_a_damaged_archive_of_the_original(
+    root: Path, cache: Path, originals: Callable[..., Tree], changes: list[tuple[str, int, bytes]]
+) -> None:
+    """Each batch has a published checksum: what can be read is what was published."""
+    path = as_tar(originals(), root / "cifar-10-python.tar.gz", "w:gz")
+    path.write_bytes(damaged(path.read_bytes(), changes))
+    try:
+        data = load(root)
+    except DatasetError as error:
+        assert "\n" not in str(error)
+    else:
+        assert data.train_labels.tolist() == [(seed + i) % 10 for seed in range(5) for i in range(10)]
+        forget(cache)
+
+
+def test_a_member_that_holds_more_than_it_says_costs_no_memory(root: Path) -> None:
+    """A zip of 100 kB with an image of 100 MB, under a name and a size that are those of a small one."""
+    files = SMALL_TREE | {"train/cat/0000.png": bytes(100_000_000)}
+    path = as_zip(files, root / "cifar10.zip")
+    content = path.read_bytes()
+    assert len(content) < 200_000
+    path.write_bytes(content.replace((100_000_000).to_bytes(4, "little"), (3000).to_bytes(4, "little")))
+    tracemalloc.start()
+    try:
+        with pytest.raises(DatasetError, match=r"cifar10\.zip is damaged"):
+            load(root)
+        assert tracemalloc.get_traced_memory()[1] < 30_000_000
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("highest", [11, 150], ids=["camvid", "ade20k"])
+@pytest.mark.parametrize("kind", ["jpg", "png"])
+@fuzzed(80)
+@given(st.booleans(), changes)
+def test_damaged_images_and_label_maps(
+    tmp_path: Path, highest: int, kind: str, of_labels: bool, changes: list[tuple[str, int, bytes]]
+) -> None:
+    pair = Pair(tmp_path / f"image.{kind}", tmp_path / "labels.png")
+    save(pair.image, picture(0))
+    save(pair.annotation, labels(0, highest))
+    victim = pair.annotation if of_labels else pair.image
+    victim.write_bytes(damaged(victim.read_bytes(), changes))
+    reads_as_a_pair_or_not(pair, highest)
+
+
+@fuzzed(80)
+@given(
+    st.sampled_from(["1", "L", "LA", "P", "RGB", "RGBA", "I;16"]),
+    st.integers(1, 20),
+    st.integers(1, 20),
+    st.integers(0, 255),
+)
+def test_label_maps_of_any_kind_and_size(tmp_path: Path, mode: str, width: int, height: int, value: int) -> None:
+    pair = Pair(tmp_path / "image.png", tmp_path / "labels.png")
+    save(pair.image, picture(0))
+    fill = (value,) * len(Image.new(mode, (1, 1)).getbands())
+    Image.new(mode, (width, height), fill[0] if len(fill) == 1 else fill).save(pair.annotation)
+    reads_as_a_pair_or_not(pair, 150)
+
+
+def reads_as_a_pair_or_not(pair: Pair, highest: int) -> None:
+    try:
+        image, found = read(pair, highest)
+    except DatasetError as error:
+        assert "\n" not in str(error)
+        assert str(pair.image) in str(error) or str(pair.annotation) in str(error)
+    else:
+        assert (image.dtype, found.dtype, image.shape) == (np.uint8, np.uint8, (3, *found.shape))
+        assert found.max() <= highest
+
+
+@pytest.mark.parametrize("file", ["objectInfo150.txt", "sceneCategories.txt"])
+@fuzzed(150)
+@given(changes)
+def test_damaged_tables_of_ade20k(root: Path, file: str, changes: list[tuple[str, int, bytes]]) -> None:
+    path = test_ade20k.tree(root / "ade20k", splits=()) / file
+    path.write_bytes(damaged(path.read_bytes(), changes))
+    try:
+        scenes, infos = ade20k.scene_categories(root), ade20k.object_info(root)
+    except DatasetError as error:
+        assert str(path) in str(error)
+        assert "\n" not in str(error)
+    else:
+        assert all(name and scene for name, scene in scenes.items())
+        assert len(infos) == 150
+        assert all(0 <= info.ratio <= 1 and info.train >= 0 and info.val >= 0 for info in infos)
+
+
+# Code in files
+
+
+class _Runs:
+    """Something that leaves a mark where it is unpickled."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        return os.mkdir, (str(self.mark),)
+
+
+def _weights(root: Path, content: bytes) -> None:
+    (root / "weights").mkdir()
+    (root / "weights" / "some.th").write_bytes(content)
+    load_pretrained(small(), "some.th")
+
+
+def _checkpoint(root: Path, content: bytes) -> None:
+    folder = root / "runs" / SPEC.name
+    folder.mkdir(parents=True)
+    (folder / "checkpoint.pt").write_bytes(content + hashlib.sha256(content).digest())
+    RunStore(root / "runs", root / "recorded").get(SPEC, device="cpu")
+
+
+def _cifar_archive(root: Path, content: bytes) -> None:
+    as_tar({"cifar-10-batches-py/data_batch_1": content}, root / "cifar-10-python.tar.gz", "w:gz")
+    load(root)
+
+
+def _array_in_the_cache(root: Path, content: bytes) -> None:
+    """The decoded copy is replaced; what is read is decoded again."""
+    as_folder(SMALL_TREE, root / "cifar10")
+    load(root)
+    [array] = Path(os.environ["RESNOTES_CACHE"]).glob("*/train_images.npy")
+    array.write_bytes(content)
+    load(root)
+    raise DatasetError("it is decoded again")
+
+
+CODE: dict[str, Callable[[Any], bytes]] = {
+    "a pickle": pickle.dumps,
+    "torch.save": saved,
+    "torch.save before 1.6": lambda value: saved(value, _use_new_zipfile_serialization=False),
+    "numpy.save": lambda value: _saved_array(value),
+}
+
+
+def _saved_array(value: Any) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, np.array([value], dtype=object), allow_pickle=True)
+    return buffer.getvalue()
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("form", CODE)
+@pytest.mark.parametrize("reader", [_weights, _checkpoint, _cifar_archive, _array_in_the_cache])
+def test_code_in_a_file_is_never_run(
+    root: Path, monkeypatch: pytest.MonkeyPatch, form: str, reader: Callable[[Path, bytes], None]
+) -> None:
+    monkeypatch.setenv("RESNOTES_DATA", str(root))
+    mark = root / "mark"
+    content = CODE[form](_Runs(mark))
+    with pytest.raises((RunError, DatasetError)):
+        reader(root, content)
+    assert not mark.exists()
+    if form != "numpy.save":  # it is there to be run
+        pickle.loads(CODE["a pickle"](_Runs(mark)))
+        assert mark.exists()
+
+
+def test_no_reader_unpickles(
+    root: Path,
+    tmp_path: Path,
+    originals: Callable[..., Tree],
+    weights: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Data sets, runs, recorded runs, checkpoints and weights of others, with every way to unpickle blocked."""
+    as_folder(originals(), root / "cifar10")
+    test_ade20k.tree(root / "ade20k")
+    test_camvid.tree(root / "camvid")
+    for name in ("load", "loads", "_load", "_loads"):
+        monkeypatch.setattr(pickle, name, lambda *_, **__: pytest.fail("unpickled"))
+    for name in ("Unpickler", "_Unpickler"):
+        monkeypatch.setattr(pickle, name, type(name, (), {"__init__": lambda *_, **__: pytest.fail("unpickled")}))
+    with pytest.raises(pytest.fail.Exception):
+        torch.load(weights, weights_only=False)
+
+    for name in ("digits", "cifar10", "scenes", "camvid", "ade20k", "cifar10"):  # at last from the cache
+        options = {"train": 2, "test": 1} if name == "scenes" else {}
+        data = datasets.load(name, **options)
+        assert data.sizes[0]
+        if isinstance(data, datasets.Segmentation):
+            assert data.train[0].image.shape[0] == 3
+    store = RunStore(tmp_path / "runs", tmp_path / "recorded")
+    run = store.get(PRETRAINED, device="cpu")
+    assert run.spec.pretrained == FILE
+    checkpoint = run.folder / "checkpoint.pt"
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("resnotes.runs.save_weights", interrupt)
+        store.get(SPEC, device="cpu")
+    checkpoint = store.root / SPEC.name / "checkpoint.pt"
+    assert checkpoint.exists()
+    run = store.get(SPEC, device="cpu")
+    assert run.facts["resumed"] == 1
+    recorded = store.record(run)
+    for found in (run, recorded):
+        assert store.verify(found)[1] == pytest.approx(found.final.test_error, abs=1)
+        assert found.model(epoch=1).name == "plain-8"
+
+
+def interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def sources() -> Iterator[tuple[str, str]]:
+    for folder in ("resnotes", "benchmarks"):
+        for path in sorted((ROOT / folder).rglob("*.py")):
+            yield str(path.relative_to(ROOT)), path.read_text()
+    for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
+        for cell in nbformat.read(path, 4).cells:
+            if cell.cell_type == "code":
+                yield path.name, "\n".join(line for line in cell.source.splitlines() if not line.startswith("%"))
+
+
+def test_no_source_asks_for_code_from_a_file() -> None:
+    """Of `torch.load`, the weights alone; of `pickle`, a reader that resolves no name; and never `eval` or its kin."""
+    forbidden = {"eval", "exec", "compile", "joblib", "dill", "cloudpickle", "marshal", "shelve", "read_pickle"}
+    forbidden |= {"unsafe_load", "full_load", "UnsafeLoader", "FullLoader"}
+    found = []
+    loads = 0
+    for name, source in sources():
+        for node in ast.walk(ast.parse(source)):
+            called = ast.unparse(node.func) if isinstance(node, ast.Call) else ""
+            options = {one.arg: ast.unparse(one.value) for one in node.keywords} if isinstance(node, ast.Call) else {}
+            loads += called == "torch.load"
+            if (
+                (called == "torch.load" and options.get("weights_only") != "True")
+                or (called == "yaml.load")
+                or (called == "np.load" and options.get("allow_pickle", "False") != "False")
+                or (isinstance(node, ast.Name) and node.id in forbidden)
+                or (isinstance(node, ast.Attribute) and node.attr in forbidden - {"eval", "compile"})
+                or (isinstance(node, ast.alias) and node.name.partition(".")[0] in forbidden | {"pickle", "_pickle"})
+            ) and not (name == "resnotes/datasets/batches.py" and isinstance(node, ast.alias)):
+                found.append(f"{name}:{getattr(node, 'lineno', '?')}: {ast.unparse(node)}")
+    assert found == []
+    assert loads >= 2
