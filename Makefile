@@ -39,5 +39,5 @@ $(STAMP): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "resnotes needs Python >= 3.11, found $$($(PYTHON) --version 2>&1); name another with PYTHON=..." >&2; exit 1; }
 	test -x "$(BIN)/python" || $(PYTHON) -m venv "$(VENV)"
-	"$(BIN)/python" -m pip install --quiet --editable '.[test]'
+	"$(BIN)/python" -m pip install --quiet --editable '.[cluster,test]'
 	@touch "$(STAMP)"

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -19,8 +19,10 @@ from resnotes import paths
 from resnotes.errors import ResnotesError, RunError, UsageError, unknown
 
 if TYPE_CHECKING:
+    from concurrent.futures import Executor
+
     from resnotes.notebooks import Notebook
-    from resnotes.runs import Run
+    from resnotes.runs import Run, RunStore
     from resnotes.specs import RunSpec
 
 
@@ -96,20 +98,34 @@ def train(
     workers: Annotated[
         int | None, typer.Option(min=1, help="Runs at once, one thread each; by default one per thread on a CPU.")
     ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    cluster: Annotated[
+        str | None,
+        typer.Option(metavar="tcp://HOST:PORT", help="Have a Dask cluster train, by the address of its scheduler."),
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N; of each worker, on a cluster.")] = "auto",
 ) -> None:
     """Train the runs of a profile that are not in the run store yet.
 
     `torchrun --nproc-per-node N -m resnotes train ...` trains each run in N processes together.
     """
+    from tqdm import tqdm
+
     from resnotes import distributed
-    from resnotes import runs as store
+    from resnotes.runs import RunStore
+    from resnotes.sweeps import failure
 
     specs = _specs(profile, study)
-    with distributed.joined():
-        for finished in store.RunStore().get_all(specs, device=device, workers=workers):
-            if distributed.rank() == 0:
-                typer.echo(_summary(finished))
+    store = RunStore()
+    errors = []
+    with distributed.joined(), _executor(store, device, workers, cluster) as executor:
+        with closing(store.sweep(specs, device=device, executor=executor)) as outcomes:
+            for _, result in outcomes:
+                if isinstance(result, ResnotesError):
+                    errors.append(result)
+                elif distributed.rank() == 0:
+                    tqdm.write(_summary(result))
+        if errors:
+            raise failure(errors)
 
 
 @app.command()
@@ -219,12 +235,12 @@ def verify(
     tolerance: Annotated[float, typer.Option(min=0, help="Points by which other processors may round.")] = 0.2,
 ) -> None:
     """Check the files of runs, evaluate their weights again and compare with the test error on record."""
-    from resnotes.runs import RunStore
+    from resnotes import recording
 
     failed = False
     for run in _matching(names or [""], recorded):
         try:
-            stored, measured = RunStore().verify(run)
+            stored, measured = recording.verify(run)
         except RunError as error:
             typer.echo(f"FAILED   {run.name}: {error}")
             failed = True
@@ -246,6 +262,7 @@ def record(
     weights: Annotated[bool, typer.Option(help="With the weights, or only the errors.")] = True,
 ) -> None:
     """Copy the finished runs of a profile to data/recorded, to be committed."""
+    from resnotes import recording
     from resnotes.runs import RunStore
 
     store = RunStore()
@@ -253,7 +270,7 @@ def record(
     if not finished:
         raise RunError(f"no finished run of profile {profile} in {store.root}; `resnotes train` makes them")
     for run in finished:
-        typer.echo(store.record(run, weights=weights).folder)
+        typer.echo(recording.record(run, store.recorded, weights=weights).folder)
 
 
 data_app = typer.Typer(no_args_is_help=True, help="The data sets: what is at hand, and getting the rest.")
@@ -307,6 +324,25 @@ def reporting_errors() -> Iterator[None]:
     except KeyboardInterrupt:
         print("resnotes: interrupted; what was finished is kept", file=sys.stderr)
         sys.exit(130)
+
+
+@contextmanager
+def _executor(store: RunStore, device: str, workers: int | None, cluster: str | None) -> Iterator[Executor | None]:
+    """What trains the runs of a sweep; None for this process."""
+    from resnotes import distributed
+
+    if cluster is None:
+        from resnotes.workers import local_workers
+
+        yield local_workers(device, workers)
+        return
+    if workers is not None or distributed.size() > 1:
+        raise UsageError("--cluster goes neither with --workers nor with torchrun: the cluster has its own workers")
+    from resnotes.cluster import connected
+
+    with connected(cluster, store.root) as executor:
+        typer.echo(f"{executor.workers} workers; dashboard: {executor.dashboard or 'none'}", err=True)
+        yield executor
 
 
 def _specs(profile: str, study: str | None) -> list[RunSpec]:

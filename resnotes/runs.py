@@ -19,11 +19,12 @@ import contextlib
 import hashlib
 import io
 import json
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from concurrent.futures import Future, ProcessPoolExecutor, wait
+import platform
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Executor
 from dataclasses import dataclass
 from functools import cached_property
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -32,21 +33,19 @@ import torch
 from filelock import FileLock
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
-from safetensors.torch import save as to_safetensors
-from torch import Tensor
-from tqdm import tqdm
 
-from resnotes import datasets, distributed, models, paths, progress, provenance
+from resnotes import datasets, distributed, models, paths, provenance, sweeps
 from resnotes.datasets import Classification, Data
-from resnotes.devices import resolve_device
-from resnotes.errors import RunError, UsageError
+from resnotes.errors import ResnotesError, RunError, TrainingDiverged, UsageError
 from resnotes.files import write_atomic, write_json
 from resnotes.pretrained import load_pretrained
 from resnotes.specs import RunSpec
-from resnotes.training import save_weights, scores_on_test, train
+from resnotes.training import save_weights, train
+from resnotes.workers import Workers, local_workers
 
 FORMAT = 1  # of the run folder
 NO_WEIGHTS = "none"  # what run.json says of a run that was recorded without them
+VISIBLE_SECONDS = 120.0  # NFS clients may go on for 60 s to believe that a file is not there
 
 
 @dataclass(frozen=True)
@@ -82,7 +81,7 @@ class Run:
             ) from error
         return dict(facts)
 
-    def _read(self, file: str) -> bytes:
+    def read(self, file: str) -> bytes:
         """The bytes of a file of the run, if they are those that were written."""
         if file not in self.facts["files"]:
             raise RunError(f"run {self.folder} has no {file}; it has {', '.join(self.facts['files'])}")
@@ -101,7 +100,7 @@ class Run:
         Raises:
             RunError: it is damaged, or the folder is named as another run's.
         """
-        spec = RunSpec.from_json(self._read("spec.json"))
+        spec = RunSpec.from_json(self.read("spec.json"))
         if spec.name != self.name:
             raise RunError(f"{self.folder} holds the run {spec.name}; give the folder that name back")
         return spec
@@ -113,7 +112,7 @@ class Run:
         Raises:
             RunError: it is damaged.
         """
-        content = self._read("history.csv")
+        content = self.read("history.csv")
         try:
             history = pd.read_csv(io.BytesIO(content))
             _ = history[["clean_error", "test_error"]].astype(float).iloc[-1]
@@ -151,7 +150,7 @@ class Run:
             network = initial_network(self.spec, self.facts["dataset"])
             if epoch == 0 and self.spec.start is None and self.spec.pretrained is None:
                 return network.eval()
-            network.load_state_dict(load_tensors(self._read(file)))
+            network.load_state_dict(load_tensors(self.read(file)))
         except (SafetensorError, RuntimeError, UsageError) as error:
             raise RunError(f"{self.folder / file} does not fit {self.spec.model}: {error}") from error
         return network.eval()
@@ -179,7 +178,8 @@ def initial_network(spec: RunSpec, dataset: Mapping[str, Any]) -> models.Network
         return models.build(spec.model, num_classes=dataset["classes"], in_channels=dataset["channels"], **spec.options)
 
 
-def _check_same_data(run: Run, data: Data) -> None:
+def check_same_data(run: Run, data: Data) -> None:
+    """Raise a `RunError` if the run was made on other data than this."""
     if run.fingerprint != data.fingerprint:
         raise RunError(
             f"run {run.folder} was made on {run.variant} ({run.fingerprint}), but the data at hand is"
@@ -187,7 +187,7 @@ def _check_same_data(run: Run, data: Data) -> None:
         )
 
 
-def _finish(folder: Path, facts: Mapping[str, Any]) -> None:
+def finish(folder: Path, facts: Mapping[str, Any]) -> None:
     """Write `run.json` with the checksums of the files it names."""
     files = {file: hashlib.sha256((folder / file).read_bytes()).hexdigest() for file in sorted(facts["files"])}
     write_json(folder / "run.json", {**facts, "files": files})
@@ -200,49 +200,11 @@ def _machine(device: str) -> str:
     return provenance.processor()
 
 
-def _default_workers(device: str) -> int:
-    """How many runs are trained at once."""
-    return torch.get_num_threads() if resolve_device(device).type == "cpu" else 1
-
-
 def _data_of(specs: Iterable[RunSpec]) -> Callable[[RunSpec], Data]:
     """What `load_data` gives for each; each data set is opened once, which takes longer than finding a run."""
     sources = {spec.source: spec for spec in specs}
     loaded = {source: load_data(spec) for source, spec in sources.items()}
     return lambda spec: loaded[spec.source]
-
-
-def _await(run: Future[Run], all_runs: Collection[Future[Run]], bar: tqdm[Any]) -> None:
-    """Wait for a run that another process trains; `bar` tells meanwhile how many of all have finished."""
-    try:
-        while not run.done():
-            bar.n = sum(each.done() for each in all_runs)
-            bar.refresh()
-            wait([run], timeout=0.2)
-    finally:
-        bar.clear()  # before whoever takes the run goes on: that may take long, and have a bar of its own
-    run.result()
-
-
-def _half_type(run: Run) -> torch.dtype:
-    """bfloat16 if the run computed in it, since autocast rounds weights to it before each product anyway."""
-    return torch.bfloat16 if run.facts["precision"] == "bfloat16" else torch.float16
-
-
-def _halved(state: Mapping[str, Tensor], half: torch.dtype) -> dict[str, Tensor]:
-    """A state dict with the weights of convolutions and linear layers, nearly all of it, in type `half`."""
-    return {key: value.to(half) if value.ndim > 1 else value for key, value in state.items()}
-
-
-def _half_is_harmless(run: Run, data: Data) -> bool:
-    """Whether weights in half precision give the very test error, and mean IoU, that are on record."""
-    network = run.model()
-    network.load_state_dict(_halved(network.state_dict(), _half_type(run)))
-    scores = scores_on_test(network, data, run.facts["precision"])
-    pairs = [(scores.error, run.final["test_error"])]
-    if scores.iou is not None:
-        pairs.append((scores.iou, run.final["test_iou"]))
-    return all(abs(halved - stored) < 0.005 for halved, stored in pairs)
 
 
 class RunStore:
@@ -294,11 +256,11 @@ class RunStore:
             except OSError as error:
                 raise RunError(
                     f"cannot write to the run store: {error}, in {self.root}; set RESNOTES_RUNS to a folder of yours"
-                    " that has room"
+                    " that has room, on a file system with locks"
                 ) from error
         run = self._at_hand(spec, data)
         assert run is not None
-        _check_same_data(run, data)
+        check_same_data(run, data)
         return run
 
     def _at_hand(self, spec: RunSpec, data: Data) -> Run | None:
@@ -310,7 +272,7 @@ class RunStore:
         return run
 
     def get_all(self, specs: Iterable[RunSpec], *, device: str = "auto", workers: int | None = None) -> list[Run]:
-        """`get` for each of `specs`, in their order.
+        """`get` for each of `specs`, in their order; a run that fails does not keep the others from being trained.
 
         Args:
             specs: what is asked for.
@@ -319,80 +281,84 @@ class RunStore:
                 with a thread each finish sooner than one after the other with two. By default as many as
                 PyTorch has threads here, and one, which is this process itself, on a GPU. Always one where
                 processes train together (`resnotes.distributed`).
+
+        Raises:
+            ResnotesError: what `get` raises; where several runs failed, one error that names them all.
         """
         specs = list(specs)
-        if (workers or _default_workers(device)) > 1:
-            return list(self.start(specs, device=device, workers=workers))
-        data_of = _data_of(specs)
-        return [self._get(spec, data_of(spec), device) for spec in progress.bar(specs, desc="runs", unit="run")]
+        executor = local_workers(device, workers)
+        return list(sweeps.in_order(specs, self.sweep(specs, device=device, executor=executor)))
 
     def start(self, specs: Iterable[RunSpec], *, device: str = "auto", workers: int | None = None) -> Iterator[Run]:
         """`get_all` in the background: the runs in their order, each as soon as it is there.
 
         Other processes train them, also between one run taken and the next. In this one, training would draw from
         the random generator that everything else here draws from. Only where processes train together
-        (`resnotes.distributed`), they do it themselves, each run when it is taken.
+        (`resnotes.distributed`), they do it themselves, each run when it is taken. Training ends when the iterator is
+        closed.
+        """
+        specs = list(specs)
+        executor = local_workers(device, workers) or (Workers(1) if distributed.size() == 1 else None)
+        return sweeps.in_order(specs, self.sweep(specs, device=device, executor=executor))
+
+    def sweep(
+        self, specs: Iterable[RunSpec], *, device: str = "auto", executor: Executor | None = None
+    ) -> sweeps.Outcomes:
+        """`get` for each of `specs`: first those at hand, then each as soon as it is finished, or has failed.
+
+        Args:
+            specs: what is asked for.
+            device: where missing runs are trained.
+            executor: trains them from now on, in processes that share this store's folder and the data; shut down in
+                the end, or when the iterator is closed. None for this process: each run when it is taken.
         """
         specs = list(specs)
         data_of = _data_of(specs)
-        missing = [spec for spec in specs if self._at_hand(spec, data_of(spec)) is None]
-        processes: ProcessPoolExecutor | contextlib.nullcontext[None] = contextlib.nullcontext()
-        training: dict[str, Future[Run]] = {}
-        if missing and distributed.size() == 1:
-            together = min(workers or _default_workers(device), len(missing))
-            processes = ProcessPoolExecutor(together, get_context("spawn"), torch.set_num_threads, (1,))
-            training = {spec.name: processes.submit(self.get, spec, device=device) for spec in missing}
 
-        def finished() -> Iterator[Run]:
-            with processes, progress.bar(total=len(training), desc="runs", unit="run") as bar:
-                for spec in specs:
-                    if spec.name in training:
-                        _await(training[spec.name], training.values(), bar)
-                    yield self._get(spec, data_of(spec), device)
+        def get(spec: RunSpec) -> Run:
+            return self._get(spec, data_of(spec), device)
 
-        return finished()
+        def trained(spec: RunSpec) -> Run:
+            if spec.name not in training:
+                return get(spec)
+            run = self._awaited(spec)
+            check_same_data(run, data_of(spec))
+            return run
 
-    def record(self, run: Run, *, weights: bool = True) -> Run:
-        """Copy a finished run to the recorded ones; weights in half precision if the test error stays the same.
+        if executor is None:
+            return sweeps.here(specs, get)
+        missing = {spec.name: spec for spec in specs if self._at_hand(spec, data_of(spec)) is None}
+        store = RunStore(self.root.absolute(), self.recorded.absolute())  # wherever the others work
+        training = {
+            name: executor.submit(store._train_here, spec, device, data_of(spec).fingerprint)
+            for name, spec in missing.items()
+        }
+        return sweeps.elsewhere(executor, specs, training, trained)
 
-        Args:
-            run: a finished run.
-            weights: False leaves them out, for studies that only need errors; `get` does not take such a run for
-                one that is finished.
+    def _train_here(self, spec: RunSpec, device: str, fingerprint: str) -> ResnotesError | None:
+        """What `sweep` has other processes do. An error that another attempt would end in as well is returned."""
+        try:
+            data = load_data(spec)
+            if data.fingerprint != fingerprint:
+                raise RunError(
+                    f"{paths.data_root()} on {platform.node()} holds {data.variant} ({data.fingerprint}), expected the"
+                    f" data with fingerprint {fingerprint}; set RESNOTES_DATA to a folder that all machines share"
+                )
+            self._get(spec, data, device)
+        except (TrainingDiverged, UsageError) as error:
+            return error
+        return None
 
-        Raises:
-            RunError: the run is damaged, or its data is not what is at hand.
-        """
-        data = load_data(run.spec)
-        _check_same_data(run, data)
-        folder = self.recorded / run.name
-        files = [file for file in run.facts["files"] if weights or not file.endswith(".safetensors")]
-        harmless = weights and _half_is_harmless(run, data)
-        for file in files:
-            content = run._read(file)
-            if file.endswith(".safetensors") and harmless:
-                content = to_safetensors(_halved(load_tensors(content), _half_type(run)))
-            write_atomic(folder / file, content)
-        kind = str(_half_type(run)).removeprefix("torch.") if harmless else "float32" if weights else NO_WEIGHTS
-        _finish(folder, {**run.facts, "files": files, "weights": kind})
-        return Run(folder)
-
-    def verify(self, run: Run) -> tuple[float, float | None]:
-        """Stored and re-evaluated test error of a run, in percent; equal but for rounding on other processors.
-
-        The second is None for a run that was recorded without weights; its other files are checked.
-
-        Raises:
-            RunError: the run is damaged, or its data is not what is at hand.
-        """
-        for file in run.facts["files"]:
-            run._read(file)
-        stored = float(run.final["test_error"])
-        if run.facts["weights"] == NO_WEIGHTS:
-            return stored, None
-        data = load_data(run.spec)
-        _check_same_data(run, data)
-        return stored, scores_on_test(run.model(), data, run.facts["precision"]).error
+    def _awaited(self, spec: RunSpec) -> Run:
+        """A run that another process has finished: a network file system may show it somewhat later."""
+        patience = time.monotonic() + VISIBLE_SECONDS
+        while (run := self.find(spec)) is None:
+            if time.monotonic() > patience:
+                raise RunError(
+                    f"{spec.name} was trained, but is not in {self.root}; do all machines share that folder?"
+                )
+            time.sleep(0.1)
+        return run
 
     def _train(self, spec: RunSpec, data: Data, device: str) -> None:
         """Train under the run's lock; `run.json` last, so that a run is finished or visibly is not."""
@@ -430,7 +396,7 @@ class RunStore:
                 "weights": "float32",
                 "files": [file.name for file in folder.iterdir() if file.suffix in {".json", ".csv", ".safetensors"}],
             }
-            _finish(folder, facts)
+            finish(folder, facts)
             (folder / "checkpoint.pt").unlink(missing_ok=True)
         distributed.agreed(True)  # the others wait until it is finished
 
@@ -449,4 +415,5 @@ class RunStore:
 
     def _locked(self, name: str) -> FileLock:
         (self.root / ".locks").mkdir(parents=True, exist_ok=True)
-        return FileLock(self.root / ".locks" / f"{name}.lock")
+        # The kernel takes this lock from a process that dies. A file that merely exists would outlive it.
+        return FileLock(self.root / ".locks" / f"{name}.lock", fallback_to_soft=False)

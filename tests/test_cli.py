@@ -10,7 +10,7 @@ import pytest
 from matplotlib.figure import Figure
 from test_notebooks import write_notebook
 
-from resnotes import figures, notebooks, paths, profiles
+from resnotes import figures, notebooks, paths, profiles, recording
 from resnotes.claims import Ledger, load
 from resnotes.index import write_index
 from resnotes.intervals import interval
@@ -246,7 +246,7 @@ def test_verification_names_the_runs_that_fail(trained, resnotes):
 
 
 def test_an_error_that_is_not_reached_again_fails(trained, resnotes, monkeypatch):
-    monkeypatch.setattr(RunStore, "verify", lambda _, run: (10.0, 10.3))
+    monkeypatch.setattr(recording, "verify", lambda run: (10.0, 10.3))
     status, stdout, _ = resnotes("runs", "verify", "plain-8")
     assert (status, stdout) == (1, f"FAILED   {trained[0].name}: 10.00 % stored, 10.30 % measured\n")
     assert resnotes("runs", "verify", "plain-8", "--tolerance", "0.5")[0] == 0

@@ -43,6 +43,7 @@ from resnotes.datasets.pairs import Pair, read
 from resnotes.errors import DatasetError, RunError, UsageError
 from resnotes.models import build
 from resnotes.pretrained import load_pretrained
+from resnotes.recording import record, verify
 from resnotes.runs import Run, RunStore
 from resnotes.specs import RunSpec
 
@@ -592,9 +593,9 @@ def test_no_reader_unpickles(
     assert checkpoint.exists()
     run = store.get(SPEC, device="cpu")
     assert run.facts["resumed"] == 1
-    recorded = store.record(run)
+    recorded = record(run, store.recorded)
     for found in (run, recorded):
-        assert store.verify(found)[1] == pytest.approx(found.final.test_error, abs=1)
+        assert verify(found)[1] == pytest.approx(found.final.test_error, abs=1)
         assert found.model(epoch=1).name == "plain-8"
 
 

@@ -15,6 +15,7 @@ from resnotes.errors import RunError, UsageError
 from resnotes.models.segmentation import SegmentationNetwork
 from resnotes.pretrained import load_pretrained
 from resnotes.recipes import Recipe
+from resnotes.recording import verify
 from resnotes.runs import RunStore
 from resnotes.specs import RunSpec
 from resnotes.training import Training, train
@@ -95,7 +96,7 @@ def test_a_run_starts_from_them_and_is_read_without(
     assert torch.equal(initial[0]["head.0.weight"], random.head[0].weight)
     with pytest.raises(RunError, match="epoch-0000"):
         run.model(epoch=0)  # these weights are not drawn from the seed
-    assert store.verify(run)[1] == pytest.approx(run.final.test_error, abs=1e-4)
+    assert verify(run)[1] == pytest.approx(run.final.test_error, abs=1e-4)
 
     other = dataclasses.replace(SPEC, pretrained=None)
     assert other.name != SPEC.name

@@ -19,7 +19,7 @@ from test_explorer import Lab, executed, request
 from test_runs import SPEC
 
 import resnotes
-from resnotes import frontend, progress, runs
+from resnotes import frontend, progress, sweeps
 from resnotes.frontend import attended
 
 EMPTY = {"text/plain": ""}
@@ -100,18 +100,20 @@ def test_what_is_quick_gets_no_bar(screen: Screen, monkeypatch: pytest.MonkeyPat
 
 
 def test_a_bar_stands_in_the_cell_that_waits(screen: Screen, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of three runs, the second is ready first."""
+    """Of three runs, the second is ready first, and the others some time later, at once."""
     monkeypatch.setattr(progress, "DELAY", 60)  # of a bar that is updated, not of one that tells what is waited for
-    futures: list[Future[Any]] = [Future(), Future(), Future()]
-    ready = iter((futures[1], futures[0], futures[2]))
-    monkeypatch.setattr(runs, "wait", lambda *_, **__: next(ready).set_result(None))
+    futures: dict[str, Future[Any]] = {name: Future() for name in "abc"}
+    looks = iter(("b", "", "ac"))
+    monkeypatch.setattr(sweeps, "wait", lambda *_, **__: [futures[name].set_result(None) for name in next(looks)])
     with progress.bar(total=3, desc="runs", unit="run") as bar:
-        for cell, future in zip(("first", "first", "second"), futures, strict=True):
+        ended = sweeps.as_completed(futures, bar)
+        for cell, name in zip(("first", "first", "second"), "bac", strict=True):
             screen.cell = cell
-            runs._await(future, futures, bar)
+            assert next(ended) == name
             assert all(data == EMPTY for _, data in screen.outputs), "no bar where nothing is waited for"
-    assert [text.partition("[")[0].split()[-1] for text in screen.seen] == ["0/3", "1/3", "2/3"]
-    assert [cell for cell, _ in screen.outputs] == ["first", "second"]
+    counts = [text.partition("[")[0].split()[-1] for text in screen.seen]
+    assert list(dict.fromkeys(counts)) == ["1/3", "3/3"]
+    assert [cell for cell, _ in screen.outputs] == ["first"]
 
 
 CELL = """

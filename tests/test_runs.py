@@ -20,10 +20,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from resnotes import datasets, runs
+from resnotes import datasets, recording, runs, workers
 from resnotes.errors import RunError, UsageError
 from resnotes.models import Network
 from resnotes.recipes import Recipe
+from resnotes.recording import record, verify
 from resnotes.runs import Run, RunStore
 from resnotes.specs import RunSpec
 from resnotes.tasks import Scores
@@ -331,7 +332,7 @@ def test_started_in_the_background_they_are_the_same_and_finished_ones_start_not
     pd.testing.assert_frame_equal(
         started[0].history.drop(columns="seconds"), alone.history.drop(columns="seconds"), rtol=1e-3
     )
-    monkeypatch.setattr(runs, "ProcessPoolExecutor", lambda *_: pytest.fail("a process, for nothing"))
+    monkeypatch.setattr(workers, "ProcessPoolExecutor", lambda *_: pytest.fail("a process, for nothing"))
     assert [run.name for run in store.start(asked)] == [run.name for run in started]
 
 
@@ -445,7 +446,7 @@ def test_facts_of_another_kind_are_refused(store: RunStore, stored: Run, facts: 
 def test_weights_of_another_network_are_refused(store: RunStore, stored: Run) -> None:
     other = store.get(dataclasses.replace(SPEC, model="resnet-14"), device="cpu")
     shutil.copy(other.folder / "model.safetensors", stored.folder)
-    runs._finish(stored.folder, stored.facts)  # with checksums that agree
+    runs.finish(stored.folder, stored.facts)  # with checksums that agree
     with pytest.raises(RunError, match="does not fit plain-8"):
         Run(stored.folder).model()
 
@@ -457,14 +458,14 @@ def test_a_run_on_other_data_is_no_answer(store: RunStore, stored: Run, finished
     with pytest.raises(RunError, match=message):
         store.get(SPEC)
     with pytest.raises(RunError, match=message):
-        store.verify(stored)
+        verify(stored)
     assert trained == []
     assert content(stored.folder) == before
 
 
 @pytest.mark.parametrize("number", [errno.EACCES, errno.EROFS, errno.ENOSPC])
 def test_a_store_that_cannot_be_written_to(store: RunStore, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
-    def refused(*_: object) -> Iterator[None]:
+    def refused(*_: object, **__: object) -> Iterator[None]:
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(runs, "FileLock", refused)
@@ -484,29 +485,29 @@ def test_a_file_where_the_store_should_be(tmp_path: Path) -> None:
 def test_recorded_runs_are_found_and_left_alone(
     store: RunStore, stored: Run, trained: list[str], tmp_path: Path
 ) -> None:
-    recorded = store.record(stored)
+    recorded = record(stored, store.recorded)
     before = content(store.recorded)
     empty = RunStore(tmp_path / "empty", store.recorded)
     assert empty.get(SPEC) == recorded
     assert empty.find(SPEC) is None
     assert empty.find(SPEC, recorded=True) == recorded
     assert empty.finished(recorded=True) == [recorded]
-    empty.verify(recorded)
+    verify(recorded)
     assert trained == []
     assert not empty.root.exists()
     assert content(store.recorded) == before
 
 
 def test_runs_can_be_recorded_without_weights(store: RunStore, stored: Run, trained: list[str], tmp_path: Path) -> None:
-    recorded = store.record(stored, weights=False)
+    recorded = record(stored, store.recorded, weights=False)
     assert not list(recorded.folder.glob("*.safetensors"))
     pd.testing.assert_frame_equal(recorded.history, stored.history)
-    assert store.verify(recorded) == (stored.final["test_error"], None)
+    assert verify(recorded) == (stored.final["test_error"], None)
     with pytest.raises(RunError, match=r"has no model.safetensors"):
         recorded.model()
     (recorded.folder / "history.csv").write_text("epoch\n1\n")
     with pytest.raises(RunError, match="not what the run wrote"):
-        store.verify(Run(recorded.folder))
+        verify(Run(recorded.folder))
 
     empty = RunStore(tmp_path / "empty", store.recorded)
     assert empty.find(SPEC, recorded=True) == recorded
@@ -532,8 +533,8 @@ def test_weights_are_halved_only_where_the_error_stays(
         judged.append(network)
         return Scores(0.0, stored.final.test_error + shift)
 
-    monkeypatch.setattr(runs, "scores_on_test", evaluated)
-    recorded = store.record(stored)
+    monkeypatch.setattr(recording, "scores_on_test", evaluated)
+    recorded = record(stored, store.recorded)
     [halved] = judged
     assert all(torch.equal(value, value.half().float()) for value in halved.parameters() if value.ndim > 1)
     assert recorded.facts["weights"] == str(dtype).removeprefix("torch.")
@@ -550,12 +551,12 @@ def test_weights_are_halved_only_where_the_error_stays(
 def test_damaged_runs_are_not_recorded(store: RunStore, stored: Run) -> None:
     (stored.folder / "history.csv").write_text("epoch\n")
     with pytest.raises(RunError, match="not what the run wrote"):
-        store.record(stored)
+        record(stored, store.recorded)
     assert store.finished(recorded=True) == []
 
 
 def test_verification_evaluates_the_weights_again(store: RunStore, stored: Run) -> None:
-    stated, measured = store.verify(stored)
+    stated, measured = verify(stored)
     assert stated == stored.history.test_error.iloc[-1]
     assert measured == pytest.approx(stated, abs=1e-4)
 
@@ -563,9 +564,9 @@ def test_verification_evaluates_the_weights_again(store: RunStore, stored: Run) 
     weights["head.fc.weight"].zero_()  # every image gets the class of the largest bias
     weights["head.fc.bias"].copy_(torch.arange(10))
     save_file(weights, stored.folder / "model.safetensors")
-    runs._finish(stored.folder, stored.facts)
+    runs.finish(stored.folder, stored.facts)
     labels = datasets.load("digits").test_labels
-    assert store.verify(Run(stored.folder)) == (stated, pytest.approx(100 * (labels != 9).float().mean().item()))
+    assert verify(Run(stored.folder)) == (stated, pytest.approx(100 * (labels != 9).float().mean().item()))
 
 
 def test_default_places_follow_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,12 +17,13 @@ from test_training import timeless
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from resnotes import datasets, models, runs
+from resnotes import datasets, models, recording, runs
 from resnotes.datasets import Normalization, Sample, Segmentation, Split
 from resnotes.datasets.segmentation import Lazy, Stacked
 from resnotes.errors import UsageError
 from resnotes.models.segmentation import Outputs, SegmentationNetwork
 from resnotes.recipes import Recipe
+from resnotes.recording import record, verify
 from resnotes.runs import Run, RunStore
 from resnotes.segmentation import predict
 from resnotes.segmentation import task as module
@@ -457,7 +458,7 @@ def test_a_run_is_what_training_by_hand_gives(store: RunStore, finished: Run) ->
     described = again.facts["dataset"]
     assert [described[key] for key in ("train_images", "test_images", "channels", "classes")] == [24, 10, 3, 25]
     assert again.facts["processes"] == 1
-    assert store.verify(again) == (again.final.test_error, pytest.approx(again.final.test_error, abs=1e-4))
+    assert verify(again) == (again.final.test_error, pytest.approx(again.final.test_error, abs=1e-4))
 
 
 @pytest.mark.parametrize(
@@ -468,8 +469,8 @@ def test_weights_are_halved_only_where_error_and_iou_stay(
 ) -> None:
     final = finished.final
     changed = module.Scores(0.0, final.test_error + error, final.test_iou + iou)
-    monkeypatch.setattr(runs, "scores_on_test", lambda *_: changed)
-    recorded = RunStore(store.root, tmp_path).record(finished)
+    monkeypatch.setattr(recording, "scores_on_test", lambda *_: changed)
+    recorded = record(finished, tmp_path)
     assert recorded.facts["weights"] == kind
     kernel, restored = (run.model().head[0].weight for run in (finished, recorded))
     assert torch.equal(restored, kernel.half().float() if kind == "float16" else kernel)

@@ -13,12 +13,13 @@ from typing import Any
 
 import torch
 
-from resnotes import cli, datasets, files, profiles, runs, training
+from resnotes import cli, datasets, files, profiles, runs, training, workers
 from resnotes.datasets import Segmentation
 from resnotes.datasets.segmentation import Stacked
 from resnotes.profiles import Study
-from resnotes.runs import Run, RunStore
+from resnotes.runs import RunStore
 from resnotes.specs import RunSpec
+from resnotes.sweeps import Outcomes
 from resnotes.training import Training
 
 PROFILE = """
@@ -62,7 +63,7 @@ def study(folder: Path) -> Study:
 def main(folder: Path) -> None:
     rank = os.environ["RANK"]
     seen: dict[str, list[str]] = {"trained": [], "got": [], "written": []}
-    train, get_all, write = runs.train, RunStore.get_all, files.write_atomic
+    train, sweep, write = runs.train, RunStore.sweep, files.write_atomic
 
     def training_noted(network: Any, *arguments: Any, label: str, **options: Any) -> Training:
         seen["trained"].append(label)
@@ -70,11 +71,13 @@ def main(folder: Path) -> None:
         torch.save(network.state_dict(), folder / f"{label}-{rank}.pt")
         return record
 
-    def got_noted(store: RunStore, specs: list[RunSpec], **options: Any) -> list[Run]:
-        started = list(store.start(specs[:1], **options))
-        got = get_all(store, specs, **options)
+    def swept_noted(store: RunStore, specs: list[RunSpec], **options: Any) -> Outcomes:
+        RunStore.sweep = sweep
+        started = list(store.start(specs[:1], device="cpu", workers=2))
+        swept = list(store.sweep(specs, **options))
+        got = store.get_all(specs, device="cpu", workers=2)
         seen["got"] = [run.name for run in [*started, *got]]
-        return got
+        return (outcome for outcome in swept)
 
     def writing_noted(path: Path, content: str | bytes) -> Path:
         seen["written"].append(path.name)
@@ -86,7 +89,7 @@ def main(folder: Path) -> None:
     profiles.FOLDER = folder
     datasets.load = unequal
     training.CHECKPOINT_SECONDS = 0
-    runs.train, RunStore.get_all, runs.ProcessPoolExecutor = training_noted, got_noted, refused
+    runs.train, RunStore.sweep, workers.ProcessPoolExecutor = training_noted, swept_noted, refused
     for module in (files, runs, training):
         module.write_atomic = writing_noted
     sys.argv = ["resnotes", "train", "--profile", "tiny", "--device", "cpu", "--workers", "2"]

@@ -1,0 +1,270 @@
+"""What a profile costs: on two cores, from steps timed here; on GPUs, an estimate from operations. Prints Markdown.
+
+    python benchmarks/cost.py [--profile paper] [--study NAME] [--seconds 2]
+
+Every network of the profile makes training steps and evaluates, on made images of the right size, in one thread: what
+counts is this process's CPU time, which other programs hardly disturb. A run is its steps and the images that it is
+evaluated on between epochs. The recorded runs, whose times were taken on a clock while another run went on beside
+them, tell how far that falls short; hours on two cores are multiplied by it.
+
+No GPU is asked. A step there takes at least its operations (additions and multiplications, as PyTorch counts them)
+divided by a share of the card's bfloat16 peak, and at least its calls of PyTorch operators times what the host needs
+to launch one; the larger of the two is taken, once with favourable and once with unfavourable numbers. Small networks
+on small images are bound by the launches.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import dataclasses
+import functools
+import itertools
+import math
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
+
+from resnotes import profiles
+from resnotes.datasets import Classification, Data, Normalization, Segmentation
+from resnotes.datasets.segmentation import Stacked
+from resnotes.devices import resolve_precision
+from resnotes.recipes import Recipe
+from resnotes.runs import RunStore, initial_network
+from resnotes.specs import RunSpec
+from resnotes.thinning import thinned
+from resnotes.training import optimizer_step, task_for
+
+CORES = 2
+GPUS = 8
+PEAK = 989e12  # operations a second in bfloat16, dense, of an H100 SXM by its data sheet
+FAVOURABLE = (0.4, 5e-6)  # share of the peak that convolutions sustain, seconds to launch an operator
+UNFAVOURABLE = (0.1, 20e-6)
+
+
+class Images(NamedTuple):
+    """What decides the cost of a data set."""
+
+    train: int
+    test: int
+    classes: int
+    size: tuple[int, int]
+
+
+IMAGES = {"cifar10": Images(50_000, 10_000, 10, (32, 32)), "camvid": Images(367, 233, 11, (360, 480))}
+
+
+class Calls(TorchDispatchMode):
+    """Counts the operators that are called."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += 1
+        return func(*args, **(kwargs or {}))
+
+
+class Cost(NamedTuple):
+    """Of an image in a training step, or of one that is evaluated; `calls` are those of a whole batch."""
+
+    seconds: float
+    operations: float
+    calls: float
+    batch: int
+
+    def gpu(self, share: float, launch: float) -> float:
+        """Seconds an image takes at least."""
+        return max(self.operations / (share * PEAK), self.calls * launch / self.batch)
+
+
+def images_of(spec: RunSpec) -> Images:
+    images = IMAGES[spec.dataset]
+    return images._replace(train=spec.train_images or images.train, size=tuple(spec.data.get("size", images.size)))
+
+
+def made(spec: RunSpec, count: int) -> Data:
+    """So many images of the data set's size, of nothing: their content does not change the time."""
+    images = images_of(spec)
+    pixels = torch.randint(256, (count, 3, *images.size), dtype=torch.uint8)
+    classes = tuple(map(str, range(images.classes)))
+    if spec.dataset == "cifar10":
+        labels = torch.arange(count) % images.classes
+        return Classification(pixels, labels, pixels, labels, classes, "made", "made")
+    labels = torch.randint(images.classes, (count, *images.size), dtype=torch.uint8)
+    split = Stacked(pixels, labels, tuple(map(str, range(count))))
+    return Segmentation(
+        spec.dataset, "made", classes, 255, split, split, None, Normalization.by_channel(pixels), "made"
+    )
+
+
+def steps(spec: RunSpec, count: int) -> tuple[Callable[[], Any], Callable[[], Any]]:
+    """A training step on `count` images, and an evaluation of twice as many; as `resnotes.training.train` does them."""
+    recipe = dataclasses.replace(spec.recipe, batch_size=count, probe_images=None)
+    precision = resolve_precision(recipe.precision, torch.device("cpu"))
+    task = task_for(made(spec, count), recipe, seed=0, device=torch.device("cpu"), precision=precision)
+    network = initial_network(spec, {"channels": 3, "classes": images_of(spec).classes})
+    network.to(memory_format=torch.channels_last).train()
+    optimizer = torch.optim.SGD(network.parameters(), lr=1e-6, momentum=recipe.momentum, fused=recipe.blocks == "all")
+    parts = thinned(network, recipe.blocks, seed=0, epoch=1)
+    epochs = itertools.count(1)
+
+    def step() -> None:
+        [(inputs, labels)] = task.batches(next(epochs))
+        loss, logits = optimizer_step(next(parts), optimizer, inputs, labels, precision, task.objective)
+        loss.item(), task.wrong(logits, labels).item()
+
+    # A copy, as the objective may have wrapped what it trains; what is evaluated has all blocks.
+    evaluated = copy.deepcopy(network)
+    return step, lambda: task.scores(evaluated, last=True)
+
+
+@functools.cache
+def _measured(key: str, seconds: float) -> tuple[Cost, Cost]:
+    spec = RunSpec.from_json(key)
+    batch = spec.recipe.batch_size
+    timed = 2 if spec.dataset == "camvid" else batch  # large images take long
+    costs = []
+    for work, images, together in zip(steps(spec, timed), (timed, 2 * timed), (batch, 500), strict=True):
+        with FlopCounterMode(display=False) as counter, Calls() as calls:
+            work()  # the first time takes longer, too
+        time_of_one = statistics.median(cpu_seconds(work, seconds)) / images
+        # An evaluation is of the images in two parts; batches of any size make as many calls.
+        once = calls.count / (images / timed)
+        costs.append(Cost(time_of_one, counter.get_total_flops() / images, once, together))
+    print(f"{spec.label}: {costs[0].seconds:.3g} s an image, {costs[1].seconds:.3g} s evaluated", file=sys.stderr)
+    return costs[0], costs[1]
+
+
+def measured(spec: RunSpec, seconds: float) -> tuple[Cost, Cost]:
+    """Of training and of evaluation; networks that differ in seeds and schedules alone are timed once."""
+    schedule = Recipe(iterations=1)
+    same = {field: getattr(schedule, field) for field in ("iterations", "lr", "schedule", "milestones", "snapshots")}
+    recipe = dataclasses.replace(spec.recipe, **same, warmup_iterations=0, probe_images=None)
+    alike = dataclasses.replace(spec, seed=0, recipe=recipe, train_images=None, start=None, pretrained=None)
+    return _measured(alike.to_json(), seconds)
+
+
+def cpu_seconds(work: Callable[[], Any], enough: float) -> Iterator[float]:
+    """CPU time of one call after another, until they take `enough` seconds together."""
+    total = 0.0
+    while total < enough:
+        start = time.process_time()
+        work()
+        total += (elapsed := time.process_time() - start)
+        yield elapsed
+
+
+def counts(spec: RunSpec) -> tuple[int, int]:
+    """Images that a run is trained on, and that it is evaluated on."""
+    images, recipe = images_of(spec), spec.recipe
+    epochs = math.ceil(recipe.iterations / (images.train // recipe.batch_size))
+    probe = recipe.probe_images or max(images.train, images.test)
+    between = min(probe, images.train) + min(probe, images.test)
+    return recipe.iterations * recipe.batch_size, (epochs - 1) * between + images.train + images.test
+
+
+def total(spec: RunSpec, seconds: float, of: Callable[[Cost], float]) -> float:
+    """Of a whole run: training and evaluation."""
+    return sum(number * of(cost) for number, cost in zip(counts(spec), measured(spec, seconds), strict=True))
+
+
+def makespan(times: Iterable[float], machines: int) -> float:
+    """When the last of `machines` is done, if each takes the longest run that is left."""
+    ends = [0.0] * machines
+    for one in sorted(times, reverse=True):
+        ends[ends.index(min(ends))] += one
+    return max(ends)
+
+
+def hours(values: Iterable[float]) -> str:
+    """One value, or a range, given in seconds."""
+    texts = [f"{value / 3600:,.0f}" if value >= 36_000 else f"{value / 3600:.2g}" for value in values]
+    return "–".join(dict.fromkeys(texts))
+
+
+def shortfall(seconds: float) -> list[float]:
+    """Recorded clock time of runs, divided by what is computed for them here."""
+    ratios = []
+    for run in RunStore().finished(recorded=True):
+        if run.spec.dataset in IMAGES and run.facts["device"] == "cpu" and run.facts["threads"] == 1:
+            ratios.append(run.facts["seconds"] / total(run.spec, seconds, lambda cost: cost.seconds))
+    return ratios
+
+
+def exponent(family: str, depths: list[int], specs: dict[str, RunSpec], seconds: float) -> str:
+    """With which power of its depth the step of a family of networks grows."""
+    present = [depth for depth in depths if f"{family}-{depth}" in specs]
+    times = [measured(specs[f"{family}-{depth}"], seconds)[0].seconds for depth in present]
+    slope = np.polyfit(np.log(present), np.log(times), 1)[0]
+    listed = ", ".join(f"{depth}: {1e3 * one:.2f}" for depth, one in zip(present, times, strict=True))
+    return f"{family}: depth^{slope:.2f} (ms of one core for an image, by depth: {listed})"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--profile", default="paper")
+    parser.add_argument("--study", help="one study; all if none is given")
+    parser.add_argument("--seconds", type=float, default=2.0, help="CPU time for each network's steps")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    enough = arguments.seconds
+
+    profile = profiles.load(arguments.profile)
+    studies = profile.studies if arguments.study is None else {arguments.study: profile.study(arguments.study)}
+    ratios = shortfall(enough)
+    factor = statistics.median(ratios)
+
+    print("| study | runs | images, 10^6 | operations, 10^18 | 2 cores, h | one H100, h | eight, h |")
+    print("|---|---|---|---|---|---|---|")
+    seen: dict[str, RunSpec] = {}
+    gpu = [functools.partial(Cost.gpu, share=share, launch=launch) for share, launch in (FAVOURABLE, UNFAVOURABLE)]
+
+    def row(name: str, specs: list[RunSpec]) -> None:
+        cpu = [factor * total(spec, enough, lambda cost: cost.seconds) for spec in specs]
+        cards = [[total(spec, enough, bound) for spec in specs] for bound in gpu]
+        cells = [
+            name,
+            str(len(specs)),
+            f"{sum(counts(spec)[0] for spec in specs) / 1e6:,.1f}",
+            f"{sum(total(spec, enough, lambda cost: cost.operations) for spec in specs) / 1e18:,.3g}",
+            hours([makespan(cpu, CORES)]),
+            hours(map(sum, cards)),
+            hours(makespan(times, GPUS) for times in cards),
+        ]
+        print(f"| {' | '.join(cells)} |", flush=True)
+
+    for name, study in studies.items():
+        new = {spec.name: spec for spec in study.all_specs() if spec.name not in seen}
+        seen |= new
+        if new:
+            row(name, list(new.values()))
+    row("all", list(seen.values()))
+
+    evaluation = sum(counts(spec)[1] * measured(spec, enough)[1].seconds for spec in seen.values())
+    everything = sum(total(spec, enough, lambda cost: cost.seconds) for spec in seen.values())
+    print(
+        f"\nRuns that an earlier study has are counted there. Recorded runs took {factor:.2f} times what their steps do"
+        f" alone (median of {len(ratios)}, {min(ratios):.2f} to {max(ratios):.2f}); so do the hours on 2 cores, one run"
+        f" on each. {100 * evaluation / everything:.0f} % of them is evaluation between epochs."
+    )
+    print(
+        f"\nThe GPU columns are estimates, not measurements: {PEAK / 1e12:.0f} TFLOP/s in bfloat16, of which"
+        f" {FAVOURABLE[0]:.0%} are sustained, and {FAVOURABLE[1] * 1e6:.0f} µs for each call of an operator; at the"
+        f" other end {UNFAVOURABLE[0]:.0%} and {UNFAVOURABLE[1] * 1e6:.0f} µs. One run at a time on a GPU."
+    )
+    plain = {spec.label: spec for spec in seen.values() if spec.recipe.blocks == "all"}
+    for family in ("plain", "resnet"):
+        if f"{family}-56" in plain:
+            print(f"\n{exponent(family, [20, 32, 44, 56, 110], plain, enough)}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,128 @@
+"""Calls made by the workers of a Dask cluster, as a `concurrent.futures` executor. Needs ``resnotes[cluster]``.
+
+Dask makes a call again, elsewhere, whose worker died or that raised an exception, a few times at most.
+"""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, Future
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from resnotes.errors import RunError, UsageError
+
+if TYPE_CHECKING:
+    from distributed import Client, Worker
+
+TIMEOUT = 10.0  # seconds in which a scheduler must answer
+RETRIES = 2  # of a call that raised an exception; how many workers may die over one is the scheduler's affair
+
+
+class Cluster(Executor):
+    """The workers that a client's scheduler has, or will have.
+
+    Args:
+        client: of the scheduler.
+        token: a file that exists as long as calls are made, in the folder that all workers must share.
+    """
+
+    def __init__(self, client: Client, token: Path) -> None:
+        self._executor = client.get_executor(pure=False, retries=RETRIES)
+        self._token = token
+        self.dashboard = _dashboard(client)
+        self.workers = len(client.nthreads())
+
+    def submit(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        """Make a call. Its future is cancelled if the scheduler goes away."""
+        future: Future[Any] = self._executor.submit(_checked, self._token, function, args, kwargs)
+        return future
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """Wait for all calls, or else take back those that have not begun; a worker ends what it has begun."""
+        self._executor.shutdown(wait=wait and not cancel_futures)
+
+    def __exit__(self, kind: object, error: object, traceback: object) -> None:
+        """Leave by an exception, such as an interrupt, and nothing is waited for."""
+        self.shutdown(wait=kind is None)
+
+
+@contextmanager
+def connected(address: str, folder: Path) -> Iterator[Cluster]:
+    """The cluster of the Dask scheduler at `address`.
+
+    Args:
+        address: ``tcp://HOST:PORT``.
+        folder: that all workers must share with this process; made if it does not exist.
+
+    Raises:
+        UsageError: Dask is not installed, or there is no scheduler at the address.
+        RunError: a worker does not share the folder, has more than one thread, or lacks this package.
+    """
+    try:
+        from distributed import Client
+    except ImportError as error:
+        raise UsageError(f"a cluster needs Dask, but {error}; pip install 'resnotes[cluster]'") from error
+    _check_address(address)
+    logging.getLogger("distributed.client").setLevel(logging.CRITICAL)  # the errors raised here say it in a line
+    try:
+        client = Client(address, timeout=TIMEOUT, set_as_default=False)
+    except (OSError, ValueError) as error:
+        raise UsageError(
+            f"no Dask scheduler answers at {address} within {TIMEOUT:g} s; start one with `dask scheduler`, and take"
+            " the address that it prints"
+        ) from error
+    folder.mkdir(parents=True, exist_ok=True)
+    with client, tempfile.NamedTemporaryFile(dir=folder.absolute(), prefix=".shared-") as token:
+        for worker, found in client.run(_check, Path(token.name), on_error="return").items():
+            if isinstance(found, RunError):
+                raise found
+            if found is not None:
+                raise RunError(f"worker {worker} cannot train: {found}; install resnotes there, as it is here")
+        yield Cluster(client, Path(token.name))
+
+
+def _check_address(address: str) -> None:
+    try:
+        parts = urlsplit(address)
+        complete = parts.scheme in {"tcp", "tls"} and parts.hostname and parts.port and not parts.path
+    except ValueError:
+        complete = False
+    if not complete:
+        raise UsageError(
+            f"{address!r} is no address of a scheduler; expected tcp://HOST:PORT, such as tcp://10.0.0.1:8786"
+        )
+
+
+def _dashboard(client: Client) -> str | None:
+    try:
+        link: str | None = client.dashboard_link
+    except KeyError:  # a scheduler that was started without one
+        return None
+    return link
+
+
+def _checked(token: Path, function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+    """Make a call on a worker, which may have come later than `connected` could look at it."""
+    from distributed import get_worker
+
+    _check(token, get_worker())
+    return function(*args, **kwargs)
+
+
+def _check(token: Path, dask_worker: Worker) -> None:
+    """Refuse a worker that cannot train, or whose runs nobody would see; `client.run` fills `dask_worker` in."""
+    if dask_worker.state.nthreads > 1:
+        raise RunError(
+            f"worker {dask_worker.address} has {dask_worker.state.nthreads} threads, but runs in one process would"
+            " share random numbers; start it with --nthreads 1 (and --nworkers for several)"
+        )
+    if not token.exists():
+        raise RunError(
+            f"worker {dask_worker.address} does not see the run store {token.parent}; set RESNOTES_RUNS to a folder"
+            " that all machines share"
+        )
