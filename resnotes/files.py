@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import tempfile
@@ -53,6 +54,17 @@ def write_folder(folder: Path, files: Mapping[str, str | bytes]) -> None:
             target.parent.mkdir(parents=True, exist_ok=True)
         for name, target in targets.items():
             (whole / name).replace(target)
+
+
+def sealed(content: bytes) -> bytes:
+    """`content` with its SHA-256 behind it, for formats that would be read with a flipped bit as well."""
+    return content + hashlib.sha256(content).digest()
+
+
+def unsealed(stored: bytes) -> bytes | None:
+    """What `sealed` was given; None if it is damaged."""
+    content, digest = stored[:-32], stored[-32:]
+    return content if hashlib.sha256(content).digest() == digest else None
 
 
 def write_json(path: Path, value: Any) -> Path:

@@ -7,7 +7,6 @@ its last checkpoint, written after an epoch, and on CPU ends bit-identical to on
 
 from __future__ import annotations
 
-import hashlib
 import io
 import itertools
 import logging
@@ -27,7 +26,7 @@ from resnotes.classification import ClassificationTask
 from resnotes.datasets import Classification, Data
 from resnotes.devices import autocast, resolve_device, resolve_precision
 from resnotes.errors import RunError, TrainingDiverged, UsageError
-from resnotes.files import write_atomic
+from resnotes.files import sealed, unsealed, write_atomic
 from resnotes.models.segmentation import SegmentationNetwork
 from resnotes.recipes import Recipe
 from resnotes.segmentation import task as segmentation
@@ -113,7 +112,7 @@ def optimizer_step(
 
 @dataclass
 class _Checkpoint:
-    """State after an epoch, in a file that loads without unpickling code; its last 32 bytes are its SHA-256.
+    """State after an epoch, in a sealed file that loads without unpickling code.
 
     PyTorch compares no checksum when it loads: a flipped bit would be a weight like any other.
     """
@@ -135,15 +134,12 @@ class _Checkpoint:
         }
         buffer = io.BytesIO()
         torch.save(state, buffer)
-        content = buffer.getvalue()
-        write_atomic(self.path, content + hashlib.sha256(content).digest())
+        write_atomic(self.path, sealed(buffer.getvalue()))
 
     def restore(self, network: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         if self.path is None or not self.path.exists():
             return
-        stored = self.path.read_bytes()
-        content, digest = stored[:-32], stored[-32:]
-        if hashlib.sha256(content).digest() != digest:
+        if (content := unsealed(self.path.read_bytes())) is None:
             _log.warning("%s is damaged; the run is trained from its start", self.path)
             return
         try:

@@ -90,7 +90,7 @@ def local_workers(device: str, count: int | None) -> Workers | None:
 
 def _begin(watched: Connection) -> None:
     torch.set_num_threads(1)
-    # Ctrl-C reaches every process of a terminal; whoever asked for the calls decides what becomes of them.
+    # Ctrl+C reaches every process of a terminal; whoever asked for the calls decides what becomes of them.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with, args=(watched,), daemon=True).start()
 
