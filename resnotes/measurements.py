@@ -1,7 +1,8 @@
 """Measurements that a notebook keeps: made once, taken from the run store when the notebook is executed again.
 
-A measurement is made again when anything changes that it could depend on: a line of this package, a cell executed
-before it, a run or data set that it is made on, a version. What is kept is data alone; reading it executes nothing.
+A measurement is made again when anything changes that it could depend on: a line of this package, a number of a paper,
+a cell executed before it, a run or data set that it is made on, a version. A cell that is executed twice in a session
+is such a change, as variables may then have other values. What is kept is data alone; reading it executes nothing.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from resnotes.files import sealed, unsealed, write_atomic
 from resnotes.runs import Run
 
 KEPT = 8  # measurements of one name: notebooks are executed with several parameters, and before and after changes
+_DIGITS = 16  # of the hash in a file name
 
 Measurement = TypeVar("Measurement")
 
@@ -64,16 +66,16 @@ def measured_once(
     content = _stored(found)
     with contextlib.suppress(OSError):  # a store that may not be written to, or a full disk
         write_atomic(path, sealed(content))
-        for old in sorted(folder.glob(f"{name}-*"), key=lambda each: -each.stat().st_mtime)[KEPT:]:
+        for old in sorted(folder.glob(f"{name}-{'?' * _DIGITS}"), key=lambda each: -each.stat().st_mtime)[KEPT:]:
             old.unlink(missing_ok=True)
     return found
 
 
 def _key(name: str, cells: Iterable[str], on: Iterable[Any]) -> str:
-    """A hash of all that a measurement could depend on; cells count once, in whatever order they were executed."""
-    parts = [name, sorted(set(cells)), [_identity(each) for each in on], _code(), provenance.versions()]
+    """A hash of all that a measurement could depend on."""
+    parts = [name, list(cells), [_identity(each) for each in on], _code(), provenance.versions()]
     text = json.dumps([*parts, torch.get_num_threads()], sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    return hashlib.sha256(text.encode()).hexdigest()[:_DIGITS]
 
 
 def _identity(thing: Any) -> Any:
@@ -85,11 +87,15 @@ def _identity(thing: Any) -> Any:
 
 
 @functools.cache
-def _code() -> str:
-    """A hash of this package."""
-    root = Path(resnotes.__file__).parent
-    files = sorted(path for path in root.rglob("*") if path.suffix in {".py", ".toml"})
-    return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()
+def _code() -> dict[str, str]:
+    """Hashes of the files of this package, and of the papers' numbers."""
+    roots = (Path(resnotes.__file__).parent, paths.papers_root())
+    return {
+        str(path.relative_to(root)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for root in roots
+        for path in root.rglob("*")
+        if path.suffix in {".py", ".toml", ".csv"}
+    }
 
 
 def _stored(value: Any) -> bytes:

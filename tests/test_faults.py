@@ -125,7 +125,7 @@ def test_killed_before_any_change_of_a_file_a_run_goes_on(tmp_path: Path, whole:
         process.join(120)
     # The last change is the removal of the checkpoint, and after that there is nothing to die of.
     assert [process.exitcode for process in killed] == [-signal.SIGKILL] * (len(changed) + 1) + [0]
-    for root, name in zip(roots, changed, strict=False):
+    for root, name in zip(roots[: len(changed)], changed, strict=True):
         [leftover] = (root / SHORT.name).glob(".*")
         assert leftover.name.startswith(f".{name}.")
         assert RunStore(root).find(SHORT) is None

@@ -321,7 +321,13 @@ def pickled_again(content: bytes, change: Callable[[bytes], bytes]) -> bytes:
     return buffer.getvalue()
 
 
-@pytest.mark.filterwarnings("ignore")  # PyTorch's, of pickles that it does not know
+# What PyTorch remarks while it refuses them.
+STRANGE_PICKLES = pytest.mark.filterwarnings(
+    "ignore:Detected pickle protocol:UserWarning", "ignore:Defining your `__torch_function__`:UserWarning"
+)
+
+
+@STRANGE_PICKLES
 @pytest.mark.parametrize("form", ["archive", "pickle in it", "before 1.6"])
 @fuzzed(150)
 @given(changes)
@@ -541,7 +547,7 @@ def _saved_array(value: Any) -> bytes:
     return buffer.getvalue()
 
 
-@pytest.mark.filterwarnings("ignore")
+@STRANGE_PICKLES
 @pytest.mark.parametrize("form", CODE)
 @pytest.mark.parametrize("reader", [_weights, _checkpoint, _cifar_archive, _array_in_the_cache])
 def test_code_in_a_file_is_never_run(
