@@ -6,7 +6,7 @@ OUT     ?= out
 BIN      = $(VENV)/bin
 STAMP    = $(VENV)/.resnotes-installed
 
-.PHONY: run test lint lab notebooks figures clean
+.PHONY: run test lint lab notebooks figures benchmarks clean
 
 run: $(STAMP)  ## execute every notebook at PROFILE; ends with the path of the HTML index
 	"$(BIN)/python" -m resnotes run --profile $(PROFILE) --out "$(OUT)"
@@ -31,6 +31,9 @@ figures: $(STAMP)  ## refresh the committed figures and claims
 	"$(BIN)/python" -m resnotes run --out "$(OUT)"
 	"$(BIN)/python" -m resnotes figures --out "$(OUT)" --to figures
 	cp "$(OUT)/claims.json" data/recorded/claims.json
+
+benchmarks: $(STAMP)  ## measure against references and refresh the committed report: a quarter of an hour
+	"$(BIN)/python" -m benchmarks
 
 clean:
 	rm -rf "$(OUT)" .mypy_cache .ruff_cache .pytest_cache

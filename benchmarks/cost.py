@@ -1,6 +1,4 @@
-"""What a profile costs: on two cores, from steps timed here; on GPUs, an estimate from operations. Prints Markdown.
-
-    python benchmarks/cost.py [--profile paper] [--study NAME] [--seconds 2]
+"""What a profile costs, in Markdown: on two cores, from steps timed here; on GPUs, an estimate from operations.
 
 Every network of the profile makes training steps and evaluates, on made images of the right size, in one thread: what
 counts is this process's CPU time, which other programs hardly disturb. A run is its steps and the images that it is
@@ -15,7 +13,6 @@ on small images are bound by the launches.
 
 from __future__ import annotations
 
-import argparse
 import copy
 import dataclasses
 import functools
@@ -23,15 +20,14 @@ import itertools
 import math
 import statistics
 import sys
-import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks import timing
+from benchmarks.growth import fit
 from resnotes import profiles
 from resnotes.datasets import Classification, Data, Normalization, Segmentation
 from resnotes.datasets.segmentation import Stacked
@@ -47,6 +43,33 @@ GPUS = 8
 PEAK = 989e12  # operations a second in bfloat16, dense, of an H100 SXM by its data sheet
 FAVOURABLE = (0.4, 5e-6)  # share of the peak that convolutions sustain, seconds to launch an operator
 UNFAVOURABLE = (0.1, 20e-6)
+
+TEXT = """\
+The {profile} profile; `python -m benchmarks cost` measures it anew, in half an hour. The hours on 2 cores are
+from CPU time of steps of every network on one core, measured {date} on {machine}. Those on GPUs are
+*estimates*: none was at hand.
+
+| study | runs | images, 10^6 | operations, 10^18 | 2 cores, h | one H100, h, estimate | eight, h, estimate |
+|---|---|---|---|---|---|---|
+{rows}
+
+Runs that an earlier study has are counted there. Operations are multiplications and additions, as PyTorch
+counts them. The {recorded} recorded runs took {factor:.2f} times what their steps do alone (median; {least:.2f}
+to {most:.2f}, on a machine with other work), so the hours on 2 cores, one run on each, are multiplied by that;
+{evaluation:.0f} % of them is evaluation between epochs, which `probe_images` would shorten. The estimates take
+the larger of two bounds: operations at an H100's {peak:.0f} TFLOP/s in bfloat16, and calls of operators; they
+assume {favourable}, at the other end {unfavourable}. One run at a time on a GPU: networks on CIFAR-10 are bound
+by the calls, so that two or three at once would cost less than the table says.
+
+The cost grows
+
+- with depth, of a training step: {growing};
+- with seeds, linearly: runs are independent, and one more seed is one more of each. On eight GPUs a study takes
+  an eighth of the time as long as it has many more than eight runs of about the same length;
+- with data, not at all at a given number of iterations, as the papers have it: an image then is seen less
+  often, and evaluation, once an epoch, takes the same time in all. At a given number of epochs, and with the
+  pixels of an image, linearly.
+"""
 
 
 class Images(NamedTuple):
@@ -132,12 +155,17 @@ def _measured(key: str, seconds: float) -> tuple[Cost, Cost]:
     timed = 2 if spec.dataset == "camvid" else batch  # large images take long
     costs = []
     for work, images, together in zip(steps(spec, timed), (timed, 2 * timed), (batch, 500), strict=True):
-        with FlopCounterMode(display=False) as counter, Calls() as calls:
-            work()  # the first time takes longer, too
+        calls = Calls()  # type: ignore[no-untyped-call]
+
+        def noted(work: Callable[[], Any] = work, calls: Calls = calls) -> None:
+            with calls:
+                work()
+
+        counted = timing.operations(noted)  # the first time takes longer, too
         time_of_one = statistics.median(cpu_seconds(work, seconds)) / images
         # An evaluation is of the images in two parts; batches of any size make as many calls.
         once = calls.count / (images / timed)
-        costs.append(Cost(time_of_one, counter.get_total_flops() / images, once, together))
+        costs.append(Cost(time_of_one, counted / images, once, together))
     print(f"{spec.label}: {costs[0].seconds:.3g} s an image, {costs[1].seconds:.3g} s evaluated", file=sys.stderr)
     return costs[0], costs[1]
 
@@ -155,9 +183,7 @@ def cpu_seconds(work: Callable[[], Any], enough: float) -> Iterator[float]:
     """CPU time of one call after another, until they take `enough` seconds together."""
     total = 0.0
     while total < enough:
-        start = time.process_time()
-        work()
-        total += (elapsed := time.process_time() - start)
+        total += (elapsed := timing.seconds(work))
         yield elapsed
 
 
@@ -202,32 +228,24 @@ def exponent(family: str, depths: list[int], specs: dict[str, RunSpec], seconds:
     """With which power of its depth the step of a family of networks grows."""
     present = [depth for depth in depths if f"{family}-{depth}" in specs]
     times = [measured(specs[f"{family}-{depth}"], seconds)[0].seconds for depth in present]
-    slope = np.polyfit(np.log(present), np.log(times), 1)[0]
     listed = ", ".join(f"{depth}: {1e3 * one:.2f}" for depth, one in zip(present, times, strict=True))
-    return f"{family}: depth^{slope:.2f} (ms of one core for an image, by depth: {listed})"
+    return f"{family}: depth^{fit(present, times).exponent:.2f} (ms of one core for an image, by depth: {listed})"
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--profile", default="paper")
-    parser.add_argument("--study", help="one study; all if none is given")
-    parser.add_argument("--seconds", type=float, default=2.0, help="CPU time for each network's steps")
-    arguments = parser.parse_args()
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-    enough = arguments.seconds
+def report(profile: str = "paper", enough: float = 2.0) -> str:
+    """The table of a profile's studies, and what it rests on.
 
-    profile = profiles.load(arguments.profile)
-    studies = profile.studies if arguments.study is None else {arguments.study: profile.study(arguments.study)}
+    Args:
+        profile: whose studies all read CIFAR-10 or CamVid.
+        enough: seconds of CPU time for the steps of each network.
+    """
+    conditions = timing.machine()
     ratios = shortfall(enough)
     factor = statistics.median(ratios)
-
-    print("| study | runs | images, 10^6 | operations, 10^18 | 2 cores, h | one H100, h | eight, h |")
-    print("|---|---|---|---|---|---|---|")
     seen: dict[str, RunSpec] = {}
     gpu = [functools.partial(Cost.gpu, share=share, launch=launch) for share, launch in (FAVOURABLE, UNFAVOURABLE)]
 
-    def row(name: str, specs: list[RunSpec]) -> None:
+    def row(name: str, specs: list[RunSpec]) -> str:
         cpu = [factor * total(spec, enough, lambda cost: cost.seconds) for spec in specs]
         cards = [[total(spec, enough, bound) for spec in specs] for bound in gpu]
         cells = [
@@ -239,32 +257,33 @@ def main() -> None:
             hours(map(sum, cards)),
             hours(makespan(times, GPUS) for times in cards),
         ]
-        print(f"| {' | '.join(cells)} |", flush=True)
+        return f"| {' | '.join(cells)} |"
 
-    for name, study in studies.items():
+    lines = []
+    for name, study in profiles.load(profile).studies.items():
         new = {spec.name: spec for spec in study.all_specs() if spec.name not in seen}
         seen |= new
         if new:
-            row(name, list(new.values()))
-    row("all", list(seen.values()))
+            lines.append(row(name, list(new.values())))
+    lines.append(row("all", list(seen.values())))
 
     evaluation = sum(counts(spec)[1] * measured(spec, enough)[1].seconds for spec in seen.values())
     everything = sum(total(spec, enough, lambda cost: cost.seconds) for spec in seen.values())
-    print(
-        f"\nRuns that an earlier study has are counted there. Recorded runs took {factor:.2f} times what their steps do"
-        f" alone (median of {len(ratios)}, {min(ratios):.2f} to {max(ratios):.2f}); so do the hours on 2 cores, one run"
-        f" on each. {100 * evaluation / everything:.0f} % of them is evaluation between epochs."
-    )
-    print(
-        f"\nThe GPU columns are estimates, not measurements: {PEAK / 1e12:.0f} TFLOP/s in bfloat16, of which"
-        f" {FAVOURABLE[0]:.0%} are sustained, and {FAVOURABLE[1] * 1e6:.0f} µs for each call of an operator; at the"
-        f" other end {UNFAVOURABLE[0]:.0%} and {UNFAVOURABLE[1] * 1e6:.0f} µs. One run at a time on a GPU."
-    )
     plain = {spec.label: spec for spec in seen.values() if spec.recipe.blocks == "all"}
-    for family in ("plain", "resnet"):
-        if f"{family}-56" in plain:
-            print(f"\n{exponent(family, [20, 32, 44, 56, 110], plain, enough)}")
-
-
-if __name__ == "__main__":
-    main()
+    depths = [20, 32, 44, 56, 110]
+    growing = [exponent(family, depths, plain, enough) for family in ("plain", "resnet") if f"{family}-56" in plain]
+    return TEXT.format(
+        profile=profile,
+        date=conditions["date"],
+        machine=conditions["machine"],
+        rows="\n".join(lines),
+        recorded=len(ratios),
+        factor=factor,
+        least=min(ratios),
+        most=max(ratios),
+        evaluation=100 * evaluation / everything,
+        peak=PEAK / 1e12,
+        favourable=f"{100 * FAVOURABLE[0]:.0f} % of that and {FAVOURABLE[1] * 1e6:.0f} µs a call",
+        unfavourable=f"{100 * UNFAVOURABLE[0]:.0f} % and {UNFAVOURABLE[1] * 1e6:.0f} µs",
+        growing="; ".join(growing),
+    )

@@ -1,32 +1,31 @@
-"""Training throughput on CIFAR-size images: this package's step against the usual public recipe.
+"""Training throughput on CIFAR-size images: this package's step against the usual public recipe, and against eager.
 
-    python benchmarks/training.py [--rounds 3] [--steps 24]
+The public recipe is what most public CIFAR code does: float32, NCHW, images read one by one from a Dataset through
+torchvision's transforms (PIL, crop, flip, to tensor, normalise) by a DataLoader. The eager reference does the same
+step, float32 and NCHW, on batches that are at hand in memory, and says what the arithmetic alone gains.
 
-The reference is what most public CIFAR code does: float32, NCHW, images read one by one from a Dataset through
-torchvision's transforms (PIL, crop, flip, to tensor, normalise) by a DataLoader with two workers. Both sides train
-the same network on the same images, in turns within one process, so that the ratio of the medians means
-something on a noisy machine. Last comes the share of the processor's measured bfloat16 matrix-product peak that our
-step reaches.
+On a CPU each network has one thread, as `RunStore.get_all` trains the runs of a study, and its CPU time counts; the
+DataLoader works in that thread, so that its work counts as well. One side trains as many networks at a time as there
+are threads, which compete for caches and memory: its images a second are those of each core.
 
-A third side trains as many networks at a time as there are threads, with one thread each, as `RunStore.get_all` does
-with the runs of a study: convolutions this small do not fill two threads.
+Where there is a GPU, it is what trains, and the clock is that of the wall. There the eager reference alone is of use,
+as the public recipe would wait for its images, and float32 is PyTorch's default (convolutions in TF32).
 """
 
 from __future__ import annotations
 
-import argparse
-import statistics
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from time import perf_counter, process_time
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
-from torch.utils.flop_counter import FlopCounterMode
 from torchvision import transforms
 
+from benchmarks.timing import Peak, Row, Settings, Work, operations, turns
 from resnotes import models
 from resnotes.classification import batches
 from resnotes.datasets import Normalization
@@ -34,7 +33,7 @@ from resnotes.devices import resolve_device, resolve_precision
 from resnotes.recipes import Recipe
 from resnotes.training import optimizer_step
 
-BATCH = 128
+RECIPE = Recipe(iterations=1)
 
 
 class Images(Dataset[tuple[Tensor, int]]):
@@ -59,46 +58,46 @@ class Images(Dataset[tuple[Tensor, int]]):
         return self.transform(self.images[index]), self.labels[index]
 
 
-def reference_steps(network: nn.Module, images: Tensor, labels: Tensor) -> Iterator[None]:
-    """The public recipe, one optimiser step a turn."""
-    optimizer = torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-4)
-    loader = DataLoader(Images(images, labels), BATCH, shuffle=True, num_workers=2, drop_last=True)
-    network.train()
+def sgd(network: nn.Module, **options: bool) -> torch.optim.SGD:
+    return torch.optim.SGD(
+        network.parameters(), lr=RECIPE.lr, momentum=RECIPE.momentum, weight_decay=RECIPE.weight_decay, **options
+    )
+
+
+def public_batches(images: Tensor, labels: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Those of a DataLoader, epoch after epoch."""
+    loader = DataLoader(Images(images, labels), RECIPE.batch_size, shuffle=True, drop_last=True)
     while True:
-        for inputs, targets in loader:
-            loss = F.cross_entropy(network(inputs), targets)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            yield
+        yield from loader
 
 
-def our_steps(network: nn.Module, images: Tensor, labels: Tensor, precision: str) -> Iterator[None]:
-    """What `resnotes.training.train` does, one optimiser step a turn."""
-    recipe = Recipe(iterations=1)
+def our_batches(images: Tensor, labels: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Those of `resnotes.training.train`, epoch after epoch, on the device of the images."""
     normalization = Normalization.per_pixel(images)
-    network.to(memory_format=torch.channels_last).train()
-    optimizer = torch.optim.SGD(network.parameters(), lr=recipe.lr, momentum=0.9, weight_decay=1e-4)
     epoch = 0
     while True:
         epoch += 1
-        for inputs, targets in batches(images, labels, recipe, seed=0, epoch=epoch):
-            optimizer_step(network, optimizer, normalization(inputs), targets, precision)
-            yield
+        for inputs, targets in batches(images, labels, RECIPE, seed=0, epoch=epoch):
+            yield normalization(inputs), targets
 
 
-def matmul_peak(precision: str) -> float:
-    """Best rate of a large matrix product, in operations per second."""
-    dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
-    a, b = (torch.randn(2048, 2048).to(dtype) for _ in range(2))
-    return 2 * 2048**3 / min(seconds(lambda: a @ b) for _ in range(10))
+def eager_steps(network: nn.Module, drawn: Iterator[tuple[Tensor, Tensor]]) -> Iterator[None]:
+    """Float32 and NCHW, one optimiser step a turn."""
+    optimizer = sgd(network.train())
+    for inputs, targets in drawn:
+        loss = F.cross_entropy(network(inputs), targets)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        yield
 
 
-def step_operations(network: nn.Module) -> int:
-    """Multiplications and additions of a forward and backward pass on one batch."""
-    with FlopCounterMode(display=False) as counter:
-        network(torch.zeros(BATCH, 3, 32, 32)).sum().backward()
-    return counter.get_total_flops()
+def our_steps(network: nn.Module, drawn: Iterator[tuple[Tensor, Tensor]], precision: str) -> Iterator[None]:
+    """What `resnotes.training.train` does, one optimiser step a turn."""
+    optimizer = sgd(network.to(memory_format=torch.channels_last).train(), fused=True)
+    for inputs, targets in drawn:
+        optimizer_step(network, optimizer, inputs, targets, precision)
+        yield
 
 
 def advance(steps: Iterator[None], count: int) -> None:
@@ -106,57 +105,58 @@ def advance(steps: Iterator[None], count: int) -> None:
         next(steps)
 
 
-def seconds(work: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    work()
-    return time.perf_counter() - start
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=3, help="turns per side")
-    parser.add_argument("--steps", type=int, default=24, help="optimiser steps per turn")
-    arguments = parser.parse_args()
-
-    device = resolve_device("cpu")
-    precision = resolve_precision("auto", device)
-    if precision == "float32":
-        print("this processor has no bfloat16 multiplication: our side runs in float32")
-    peak = matmul_peak(precision)
-    print(f"{torch.get_num_threads()} threads, {precision}; matrix-product peak {peak / 1e9:.0f} GFLOP/s")
-
+def measure(settings: Settings) -> list[Row]:
+    """Images a second of resnet-20 and resnet-56."""
+    device = resolve_device("auto")
+    count = 256 if settings.quick else 50_000
     # Throughput does not depend on what is in the images, so any will do.
-    generator = torch.Generator().manual_seed(0)
-    images = torch.randint(256, (50_000, 3, 32, 32), dtype=torch.uint8, generator=generator)
-    labels = torch.randint(10, (50_000,), generator=generator)
-    threads = torch.get_num_threads()
-    with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        for name, target in (("resnet-20", 2.3), ("resnet-56", 2.0)):
-            reference = reference_steps(models.build(name), images, labels)
-            ours, *others = (our_steps(models.build(name), images, labels, precision) for _ in range(1 + threads))
-
-            def side_by_side(steps: int, networks: list[Iterator[None]] = others) -> None:
-                list(pool.map(advance, networks, [steps] * len(networks)))
-
-            sides: dict[str, tuple[int, Callable[[int], None]]] = {  # networks trained at once, and a turn
-                "reference": (1, lambda steps, side=reference: advance(side, steps)),
-                "ours": (1, lambda steps, side=ours: advance(side, steps)),
-                f"ours, {threads} runs at a time": (threads, side_by_side),
-            }
-            times: dict[str, list[float]] = {side: [] for side in sides}
-            for round_ in range(arguments.rounds + 1):
-                for side, (_, turn) in sides.items():
-                    elapsed = seconds(lambda turn=turn: turn(arguments.steps))
-                    if round_:  # the first turn warms up
-                        times[side].append(elapsed / arguments.steps)
-            operations = step_operations(models.build(name))
-            print(f"{name} (aim {target})")
-            rates = {side: sides[side][0] * BATCH / statistics.median(values) for side, values in times.items()}
-            for side, rate in rates.items():
-                share = operations * rate / BATCH / peak
-                ratio = rate / rates["reference"]
-                print(f"  {side:<24} {rate:5.0f} images/s, ratio {ratio:.2f}, {100 * share:3.0f} % of the peak")
+    images, labels = torch.randint(256, (count, 3, 32, 32), dtype=torch.uint8), torch.randint(10, (count,))
+    names = ("resnet-8",) if settings.quick else ("resnet-20", "resnet-56")
+    return [row for name in names for row in compare(name, images, labels, device, settings)]
 
 
-if __name__ == "__main__":
-    main()
+def compare(name: str, images: Tensor, labels: Tensor, device: torch.device, settings: Settings) -> list[Row]:
+    """Rows of one network."""
+    precision = resolve_precision("auto", device)
+    steps, warm_up = (1, 1) if settings.quick else (8, 3)
+    there = images.to(device), labels.to(device)
+    at_a_time, clock = (settings.at_a_time, process_time) if device.type == "cpu" else (0, perf_counter)
+
+    def network() -> nn.Module:
+        return models.build(name).to(device)
+
+    ours, *others = (our_steps(network(), our_batches(*there), precision) for _ in range(1 + at_a_time))
+    sides: dict[str, Callable[[int], object]] = {
+        "ours": partial(advance, ours),
+        "eager": partial(advance, eager_steps(network(), our_batches(*there))),
+    }
+    peak = Peak(precision, device, settings.matrix)
+    with ThreadPoolExecutor(max(1, at_a_time), initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        if device.type == "cpu":
+            sides["public"] = partial(advance, eager_steps(network(), public_batches(images, labels)))
+            sides["side by side"] = lambda count: list(pool.map(advance, others, [count] * at_a_time))
+        for turn in sides.values():
+            turn(warm_up)
+        timed: dict[str, Work] = {side: partial(turn, steps) for side, turn in sides.items()}
+        times = turns({**timed, "peak": peak}, settings.rounds, clock)
+
+    batch = torch.zeros(1, 3, 32, 32, device=device)
+    counted = operations(lambda: network().eval()(batch).sum().backward())
+    each = steps * RECIPE.batch_size
+
+    def row(what: str, side: str, reference: str, networks: int = 1) -> Row:
+        return Row(
+            what=f"training {name}, {precision}{' on the GPU' if device.type == 'cuda' else ''}{what}",
+            ours=[one / each / networks for one in times[side]],
+            reference=[one / each for one in times[reference]],
+            per_image=True,
+            operations=counted,
+            ceiling=peak.rate(times["peak"]),
+        )
+
+    rows = [row("; the same step, eager float32", "ours", "eager")]
+    if device.type == "cpu":
+        rows.append(row("; the public recipe", "ours", "public"))
+        together = f", {at_a_time} at a time, each; the public recipe, one at a time"
+        rows.append(row(together, "side by side", "public", at_a_time))
+    return rows

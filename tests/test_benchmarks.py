@@ -1,0 +1,309 @@
+"""Benchmarks: a quick run as users start it, fitted power laws, references that agree, and the committed report."""
+
+import json
+import math
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from benchmarks import __main__ as command
+from benchmarks import cost, gradients, growth, lesions, report, timing
+from benchmarks.growth import Curve, fit
+from benchmarks.timing import Peak, Row, Settings
+from resnotes import profiles
+from resnotes.errors import ResnotesError, UsageError
+from resnotes.unravel import lesion_predictions, path_gradients, single_deletions
+
+ROOT = Path(__file__).parent.parent
+COMMITTED = ROOT / "benchmarks" / "results"
+ROW = Row(what="adding; by hand", ours=[1.0, 2.0, 4.0], reference=[6.0, 6.0, 8.0], operations=10.0, ceiling=20.0)
+
+
+def lines_of_tables(markdown: str) -> list[list[str]]:
+    return [
+        [cell.strip() for cell in line.strip("|").split("|")] for line in markdown.splitlines() if line.startswith("|")
+    ]
+
+
+def refuse(*_: object) -> Any:
+    raise AssertionError("measured, though nobody asked for it")
+
+
+@pytest.fixture
+def measuring(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """Names of parts that were measured, each of which finds one row at once."""
+    found: list[str] = []
+
+    def instead(name: str) -> Callable[[Settings], list[Row]]:
+        return lambda settings: [found.append(name) or ROW]  # type: ignore[func-returns-value]
+
+    monkeypatch.setattr(command, "PARTS", {name: instead(name) for name in command.PARTS})
+    monkeypatch.setattr(cost, "report", refuse)
+    return found  # type: ignore[return-value]
+
+
+@pytest.fixture(scope="module")
+def quick(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """The folder that a quick run wrote, and what it printed."""
+    folder = tmp_path_factory.mktemp("benchmarks") / "results"
+    before = torch.get_num_threads(), torch.initial_seed()
+    with pytest.MonkeyPatch.context() as patch:
+        printed: list[str] = []
+        patch.setattr(
+            "builtins.print", lambda *texts, file=None, **_: file or printed.append(" ".join(map(str, texts)))
+        )
+        command.main(["--quick", "--to", str(folder)])
+    assert (torch.get_num_threads(), torch.initial_seed()) == before
+    return folder, "\n".join(printed)
+
+
+def test_a_quick_run_prints_and_writes_the_table(quick: tuple[Path, str]) -> None:
+    folder, printed = quick
+    assert sorted(path.name for path in folder.iterdir()) == ["README.md", "growth.png", "results.json"]
+    header, _, *rows = lines_of_tables(printed)
+    assert header == ["what", "ours", "reference", "ratio", "share of the measured ceiling"]
+    [split] = [i for i, row in enumerate(rows) if row[0] == "what"]  # where the table of growth begins
+    assert {re.match(r"\W*(\w+)", row[0])[1] for row in rows[:split]} == {  # type: ignore[index]
+        *("lesions", "training", "path", "predictions", "loading")
+    }
+    for what, ours, reference, ratio, share in rows[:split]:
+        unit = r"[\d.,e+-]+ (s|images/s)"
+        assert re.fullmatch(unit, ours), ours
+        assert re.fullmatch(unit, reference), reference
+        assert float(ratio) > 0
+        assert (share == "–") == ("import torch" in what)
+    text = (folder / "README.md").read_text()
+    assert all(line in text for line in printed.splitlines() if line.startswith("|"))
+    assert (folder / "growth.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_results_name_their_machine_and_both_sides_agree(quick: tuple[Path, str]) -> None:
+    results = json.loads((quick[0] / "results.json").read_text())
+    assert list(results) == list(command.PARTS)
+    for part in results.values():
+        assert {"machine", "memory_gib", "date", "versions", "commit", "dirty"} <= set(part["machine"])
+        assert "torch" in part["machine"]["versions"]
+    paths = [row["remark"] for row in results["gradients"]["rows"]]
+    assert all(float(re.findall(r"by (\S+) of", remark)[0]) < 1e-4 for remark in paths)
+    assert results["lesions"]["rows"][0]["remark"].startswith("0 of 24 predictions differ")
+    for curve in results["growth"]["curves"]:
+        assert curve["operations"] == sorted(curve["operations"])
+        assert len(curve["seconds"]) == len(curve["sizes"]) >= 3
+
+
+def test_references_compute_what_ours_does() -> None:
+    torch.manual_seed(0)
+    images, labels = torch.randn(2, 3, 8, 8), torch.tensor([3, 7])
+    network = gradients.random_network("preresnet-14", images).double()
+    images = images.double()
+    expected = gradients.brute_force(network, images, labels)
+    assert expected.flatten(1).norm(dim=1).min() > 0
+    for found in (gradients.interpolated(network, images, labels), path_gradients(network, images, labels)):
+        torch.testing.assert_close(found, expected)
+    deletions = single_deletions(range(6))
+    predicted = lesions.loop(network, deletions, images)
+    assert torch.equal(predicted, lesion_predictions(network, deletions, images))
+
+
+sizes = st.lists(st.floats(1, 1e4), min_size=3, max_size=8, unique=True).filter(lambda x: max(x) > 1.5 * min(x))
+
+
+@settings(deadline=None)
+@given(sizes, st.floats(-3, 4), st.floats(1e-6, 1e3))
+def test_a_power_law_is_recovered(x: list[float], exponent: float, factor: float) -> None:
+    found = fit(x, [factor * size**exponent for size in x])
+    assert found.exponent == pytest.approx(exponent, abs=1e-6)
+    assert found.factor == pytest.approx(factor, rel=1e-4)
+    assert found.low <= found.exponent <= found.high < found.low + 1e-4
+
+
+@settings(deadline=None)
+@given(sizes, st.floats(0.1, 10), st.floats(0.1, 10))
+def test_units_do_not_change_the_exponent(x: list[float], per_size: float, per_cost: float) -> None:
+    y = [size**1.5 * (1 + (i % 3) / 10) for i, size in enumerate(x)]
+    one, other = fit(x, y), fit([per_size * size for size in x], [per_cost * value for value in y])
+    assert other[:3] == pytest.approx(one[:3], rel=1e-6, abs=1e-6)
+
+
+def test_the_interval_covers_the_exponent_as_often_as_it_says() -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = [float(size) for size in (9, 15, 21, 27, 54)]
+    covered = 0
+    for _ in range(1000):
+        noise = torch.randn(5, generator=generator).mul(0.1).exp().tolist()
+        found = fit(x, [size**2 * factor for size, factor in zip(x, noise, strict=True)])
+        covered += found.low <= 2 <= found.high
+    assert abs(covered - 950) < 4 * math.sqrt(1000 * 0.95 * 0.05)
+
+
+@pytest.mark.parametrize(
+    ("x", "y"), [([1, 2], [1, 2]), ([1, 2, 3], [1, 2]), ([2, 2, 2], [1, 2, 3]), ([1, 2, 3], [1, 0, 3])]
+)
+def test_too_little_for_a_fit_is_refused(x: list[float], y: list[float]) -> None:
+    with pytest.raises(UsageError, match="3 or more positive sizes"):
+        fit(x, y)
+
+
+def test_sides_take_turns() -> None:
+    seen: list[str] = []
+    ticks = iter(range(100))
+
+    def clock() -> float:
+        return next(ticks) ** 2
+
+    times = timing.turns({"a": lambda: seen.append("a"), "b": lambda: seen.append("b")}, 3, clock)
+    assert seen == ["a", "b"] * 3
+    assert times == {"a": [1, 9, 17], "b": [5, 13, 21]}  # differences of squares
+
+
+def test_a_row_shows_medians_and_the_spread_of_ratios() -> None:
+    assert ROW.ratio == 3
+    assert ROW.share == 10 / 2 / 20
+    [cells] = lines_of_tables("\n".join(report.table([ROW])))[2:]
+    assert cells == ["adding; by hand", "2 s", "6 s", "3 (2–6)", "25 %"]
+
+
+def test_operations_are_additions_and_multiplications() -> None:
+    a, b = torch.randn(3, 5), torch.randn(5, 7)
+    assert timing.operations(lambda: a @ b) == 2 * 3 * 5 * 7
+    peak = Peak("float32", size=16)
+    assert timing.operations(peak) == peak.operations == peak.rate([0.5, 1.0, 7.0])
+
+
+def test_parts_are_measured_alone_and_the_others_stay(measuring: list[str], tmp_path: Path) -> None:
+    command.main(["training", "loading", "--to", str(tmp_path)])
+    assert measuring == ["training", "loading"]
+    command.main(["lesions", "--to", str(tmp_path)])
+    assert measuring.pop() == "lesions"
+    assert list(report.load(tmp_path)) == ["lesions", "training", "loading"]
+    (tmp_path / "README.md").write_text("out of date")
+    (tmp_path / "cost.md").write_text("It costs a lot.\n")
+    command.main(["report", "--to", str(tmp_path)])
+    assert measuring == ["training", "loading"]
+    text = (tmp_path / "README.md").read_text()
+    assert text.count("| adding; by hand |") == 3
+    assert "## What the paper profile costs\n\nIt costs a lot." in text
+    assert "(lesions" not in text, "one machine: no need to say which part was measured on it"
+
+
+def test_what_the_profile_costs_is_measured_if_asked_for(
+    measuring: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cost, "report", lambda: "Nothing.\n")
+    command.main(["cost", "--to", str(tmp_path)])
+    assert not measuring
+    assert (tmp_path / "cost.md").read_text() == "Nothing.\n"
+    assert "Nothing." in (tmp_path / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "damage", "status", "message"),
+    [
+        (["lesion"], None, 2, "unknown benchmark 'lesion'; allowed: lesions, .*, growth, cost, report"),
+        (["--rounds", "0"], None, 2, "--rounds must be at least 1, found 0"),
+        (["report"], "{", 1, "cannot read .*results.json"),
+        (["report"], '{"lesions": {"rows": [{"who": 1}]}}', 1, "does not hold results of benchmarks"),
+        (["report"], "[]", 1, "does not hold results of benchmarks"),
+    ],
+)
+def test_errors_are_one_line(
+    arguments: list[str],
+    damage: str | None,
+    status: int,
+    message: str,
+    tmp_path: Path,
+    measuring: list[str],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    if damage is not None:
+        (tmp_path / "results.json").write_text(damage)
+    with pytest.raises(SystemExit) as ended:
+        command.main([*arguments, "--to", str(tmp_path)])
+    assert ended.value.code == status
+    [line] = capsys.readouterr().err.splitlines()
+    assert re.search(message, line)
+    assert not measuring
+    assert [path.name for path in tmp_path.iterdir()] == (["results.json"] if damage is not None else [])
+
+
+def test_a_quick_run_leaves_the_committed_results_alone(measuring: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(report, "save", refuse)
+    command.main(["loading", "--quick"])
+    assert measuring == ["loading"]
+
+
+def test_what_a_profile_costs_adds_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With one second for each image, and recorded runs that took twice what their steps do."""
+    monkeypatch.setattr(cost, "measured", lambda *_: (cost.Cost(1.0, 1e6, 100, 128), cost.Cost(1.0, 1e6, 100, 500)))
+    monkeypatch.setattr(cost, "shortfall", lambda _: [1.0, 2.0, 5.0])
+    text = cost.report()
+    header, _, *studies, everything = lines_of_tables(text)
+    committed = (COMMITTED / "cost.md").read_text()
+    assert [row[0] for row in lines_of_tables(committed)] == [header[0], "---", *(row[0] for row in studies), "all"]
+    specs = {spec.name: spec for study in profiles.load("paper").studies.values() for spec in study.all_specs()}
+    assert sum(int(row[1]) for row in studies) == int(everything[1]) == len(specs)
+    trained, evaluated = (sum(numbers) for numbers in zip(*map(cost.counts, specs.values()), strict=True))
+    assert everything[2] == f"{trained / 1e6:,.1f}"
+    hours = float(everything[4].replace(",", ""))
+    assert hours == pytest.approx((trained + evaluated) / 3600, rel=0.01)  # each takes two seconds, on one of two cores
+    assert "took 2.00 times what their steps do alone (median; 1.00\nto 5.00" in text
+    assert "resnet: depth^0.00" in text
+
+
+def test_a_step_does_three_times_the_operations_of_an_evaluation() -> None:
+    """Forward, and back to the inputs and to the weights; but not to the images."""
+    spec = profiles.load("paper").study("degradation").spec("resnet-20", seed=0)
+    step, evaluated = cost.measured(spec, seconds=1e-9)
+    assert 2.95 < step.operations / evaluated.operations < 3
+    assert evaluated.operations == pytest.approx(2 * 40.6e6, rel=0.01)  # 40.6 million multiplications, as published
+    assert step.calls > 3 * 20
+    assert min(step.seconds, evaluated.seconds) > 0
+
+
+# What is committed
+
+
+def test_the_committed_report_is_that_of_the_committed_numbers() -> None:
+    results = report.load(COMMITTED)
+    assert list(results) == list(command.PARTS)
+    assert all(len(row.ours) >= 3 for row in report.rows_of(results))
+    assert (COMMITTED / "README.md").read_text() == report.written(results, (COMMITTED / "cost.md").read_text())
+    assert (COMMITTED / "growth.png").stat().st_size < 200_000
+
+
+def test_the_readme_shows_the_committed_table() -> None:
+    shown = (ROOT / "README.md").read_text().splitlines()
+    table = report.table(report.rows_of(report.load(COMMITTED)))
+    start = shown.index(table[0])
+    assert shown[start : start + len(table)] == table
+
+
+def test_damaged_results_are_refused(tmp_path: Path) -> None:
+    assert report.load(tmp_path) == {}
+    (tmp_path / "results.json").write_text('{"growth": {"machine": {}, "curves": [{}]}}')
+    with pytest.raises(ResnotesError, match="delete it to measure anew"):
+        report.load(tmp_path)
+
+
+def test_curves_are_drawn_with_their_exponents() -> None:
+    curves = [
+        Curve(
+            panel=panel,
+            side="this package",
+            axis="n",
+            sizes=[1, 2, 4],
+            seconds=[[1.0], [4.0], [16.0]],
+            operations=[1.0, 8.0, 64.0],
+            expected=2,
+        )
+        for panel in "abcd"
+    ]
+    assert growth.draw(curves).startswith(b"\x89PNG")
+    cells = lines_of_tables("\n".join(report.growth_table(curves)))[2]
+    assert cells == ["a, this package", "1 to 4", "2.00 [2.00, 2.00]", "3.00", "0 to 0", "2"]
