@@ -91,6 +91,7 @@ def test_results_name_their_machine_and_both_sides_agree(quick: tuple[Path, str]
         assert "torch" in part["machine"]["versions"]
     paths = [row["remark"] for row in results["gradients"]["rows"]]
     assert all(float(re.findall(r"by (\S+) of", remark)[0]) < 1e-4 for remark in paths)
+    assert all(float(re.findall(r"float64 by (\S+)$", remark)[0]) < 1e-12 for remark in paths)
     assert results["lesions"]["rows"][0]["remark"].startswith("0 of 24 predictions differ")
     for curve in results["growth"]["curves"]:
         assert curve["operations"] == sorted(curve["operations"])
