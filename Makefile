@@ -6,7 +6,7 @@ OUT     ?= out
 BIN      = $(VENV)/bin
 STAMP    = $(VENV)/.resnotes-installed
 
-.PHONY: run test lint lab notebooks figures benchmarks clean
+.PHONY: run test lint coverage lab notebooks figures benchmarks clean
 
 run: $(STAMP)  ## execute every notebook at PROFILE; ends with the path of the HTML index
 	"$(BIN)/python" -m resnotes run --profile $(PROFILE) --out "$(OUT)"
@@ -20,6 +20,12 @@ lint: $(STAMP)
 	"$(BIN)/ruff" check .
 	"$(BIN)/ruff" format --check .
 	"$(BIN)/mypy"
+
+coverage: $(STAMP)  ## lines of the package that unit tests execute; fails below 90 %
+	"$(BIN)/python" -m coverage erase
+	"$(BIN)/python" -m coverage run -m pytest
+	"$(BIN)/python" -m coverage combine --quiet
+	"$(BIN)/python" -m coverage report
 
 lab: $(STAMP)  ## JupyterLab on the notebooks
 	"$(BIN)/jupyter" lab notebooks $(if $(filter 0,$(shell id -u)),--allow-root) $(LAB_FLAGS)
