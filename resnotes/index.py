@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -31,12 +33,9 @@ def write_index(out: Path) -> Path:
     """
     results = read_results(out)
     claims.merge(out)
-    sizes = {}
-    for figure in results.figures:
-        name = f"{figure['name']}.png"
-        image = shrunk(out / "figures" / name, THUMBNAIL)
-        write_atomic(out / "figures" / "thumbnails" / name, png(image))
-        sizes[figure["name"]] = image.size
+    names = [figure["name"] for figure in results.figures]
+    with ThreadPoolExecutor() as pool:  # Pillow works without Python's lock
+        sizes = dict(zip(names, pool.map(partial(_write_thumbnail, out / "figures"), names), strict=True))
     environment = Environment(
         loader=PackageLoader("resnotes"),
         autoescape=True,
@@ -53,6 +52,13 @@ def write_index(out: Path) -> Path:
         versions=versions(),
     )
     return write_atomic(out / "index.html", page)
+
+
+def _write_thumbnail(folder: Path, name: str) -> tuple[int, int]:
+    """Shrink a figure into the folder `thumbnails`; its size there."""
+    image = shrunk(folder / f"{name}.png", THUMBNAIL)
+    write_atomic(folder / "thumbnails" / f"{name}.png", png(image))
+    return image.size
 
 
 def shrunk(path: Path, width: int) -> Image.Image:
@@ -74,5 +80,5 @@ def shrunk(path: Path, width: int) -> Image.Image:
 def png(image: Image.Image) -> bytes:
     """`image` as a PNG file of 256 colours: enough for a plot, in a third of the bytes."""
     buffer = io.BytesIO()
-    image.quantize(256, dither=Image.Dither.NONE).save(buffer, "png", optimize=True)
+    image.quantize(256, dither=Image.Dither.NONE).save(buffer, "png")
     return buffer.getvalue()

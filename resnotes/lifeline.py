@@ -65,6 +65,8 @@ def _end_with_stdin() -> None:
 
 
 if __name__ == "__main__":
+    # Unless it cannot, jsonschema imports a grammar for internationalised addresses, which no notebook needs: 0.7 s.
+    sys.modules["rfc3987_syntax"] = None  # type: ignore[assignment]
     from papermill.__main__ import papermill
 
     Thread(target=_end_with_stdin, daemon=True).start()

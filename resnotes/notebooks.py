@@ -201,7 +201,7 @@ def execute(
     with Lifeline() as lifeline, tempfile.TemporaryDirectory() as kernels, ThreadPoolExecutor(jobs) as pool:
         # `python3` must mean this interpreter, whatever kernels the user has installed under that name.
         write_kernel_spec(Path(kernels) / "kernels" / "python3")
-        environment = _environment(out, Path(kernels), threads=max(1, cores // jobs))
+        environment = _environment(out, Path(kernels), threads=max(1, cores // jobs), workers=cores)
 
         def one(book: Notebook) -> Execution:
             say(f"{book.stem}: started")
@@ -210,7 +210,9 @@ def execute(
 
         try:
             for overview in (False, True):
-                futures = [pool.submit(one, book) for book in notebooks if book.overview is overview]
+                chosen = [book for book in notebooks if book.overview is overview]
+                # Later studies take longer: begun last, they would be alone in the end.
+                futures = [pool.submit(one, book) for book in (reversed(chosen) if jobs > 1 else chosen)]
                 for future in as_completed(futures):
                     execution = future.result()
                     done[execution.notebook] = execution
@@ -247,8 +249,11 @@ def refresh() -> None:
         raise ResnotesError("\n".join(problems))
 
 
-def _environment(out: Path, kernels: Path, threads: int) -> dict[str, str]:
-    """Environment of a kernel: this very package, absolute locations, its share of the cores."""
+def _environment(out: Path, kernels: Path, threads: int, workers: int) -> dict[str, str]:
+    """Environment of a kernel: this very package, absolute locations, its share of the cores.
+
+    For training it has all cores: while one notebook measures, or is the last, another may train.
+    """
     package = str(Path(__file__).resolve().parent.parent)
     inherited = os.environ
 
@@ -257,7 +262,8 @@ def _environment(out: Path, kernels: Path, threads: int) -> dict[str, str]:
 
     return {
         "OMP_NUM_THREADS": str(threads),
-        **inherited,  # a thread count that the user set is theirs to choose
+        "RESNOTES_WORKERS": str(workers),
+        **inherited,  # counts that the user set are theirs to choose
         "PYTHONPATH": prepended("PYTHONPATH", package),
         "JUPYTER_PATH": prepended("JUPYTER_PATH", str(kernels)),
         "RESNOTES_OUT": str(out),

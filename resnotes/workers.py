@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
+import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
 from multiprocessing.connection import Connection, wait
+from multiprocessing.context import BaseContext
 from types import TracebackType
 from typing import Any
 
@@ -17,8 +20,9 @@ import torch
 
 from resnotes import distributed
 from resnotes.devices import resolve_device
-from resnotes.errors import RunError
+from resnotes.errors import RunError, UsageError
 
+VARIABLE = "RESNOTES_WORKERS"
 ATTEMPTS = 4  # as often as a Dask scheduler tries by default
 
 
@@ -35,7 +39,7 @@ class Workers(Executor):
         self._threads = ThreadPoolExecutor(count)  # each waits for a process of its own
         self._own = threading.local()
         self._pools: list[ProcessPoolExecutor] = []
-        self._context = get_context("spawn")
+        self._context = _context()
         # Its other end is at its end of file as soon as this one is closed, also because this process was killed.
         self._watched, self._lifeline = self._context.Pipe(duplex=False)
         self._ended = False
@@ -72,23 +76,51 @@ class Workers(Executor):
     def _process(self) -> ProcessPoolExecutor:
         """The process of this thread, as a pool of one."""
         if not hasattr(self._own, "pool"):
-            self._own.pool = ProcessPoolExecutor(1, self._context, _begin, (self._watched,))
+            self._own.pool = ProcessPoolExecutor(1, self._context, _begin, (self._watched, dict(os.environ)))
             self._pools.append(self._own.pool)
         pool: ProcessPoolExecutor = self._own.pool
         return pool
 
 
 def local_workers(device: str, count: int | None) -> Workers | None:
-    """So many of them, by default one for each thread of a CPU; None if one is enough, which is this process.
+    """So many of them; None if one is enough, which is this process.
 
-    One is, too, where processes train together.
+    One is, too, where processes train together. The default on a CPU is `RESNOTES_WORKERS`, else one for each thread
+    that PyTorch has here.
+
+    Raises:
+        UsageError: that variable is no number of processes.
     """
     if count is None:
-        count = torch.get_num_threads() if resolve_device(device).type == "cpu" else 1
+        count = 1 if resolve_device(device).type != "cpu" else _from_environment() or torch.get_num_threads()
     return Workers(count) if count > 1 and distributed.size() == 1 else None
 
 
-def _begin(watched: Connection) -> None:
+def _from_environment() -> int | None:
+    text = os.environ.get(VARIABLE)
+    if not text:
+        return None
+    if not re.fullmatch("[1-9][0-9]{0,3}", text):
+        raise UsageError(f"{VARIABLE} must be a number of processes, 1 or more; found {text!r}")
+    return int(text)
+
+
+def _context() -> BaseContext:
+    """How processes are started: afresh, as neither PyTorch's threads nor CUDA survive a fork.
+
+    On Linux that is a fork of a process that has imported what all of them need, and done nothing else. Elsewhere
+    even libraries that were merely loaded may not survive it.
+    """
+    if sys.platform != "linux":
+        return get_context("spawn")
+    context = get_context("forkserver")
+    context.set_forkserver_preload(["resnotes.runs", "torch._dynamo"])  # the second is a second's work for an optimizer
+    return context
+
+
+def _begin(watched: Connection, environment: dict[str, str]) -> None:
+    os.environ.clear()  # it may be that of an earlier moment
+    os.environ.update(environment)
     torch.set_num_threads(1)
     # Ctrl+C reaches every process of a terminal; whoever asked for the calls decides what becomes of them.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
