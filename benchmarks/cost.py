@@ -33,7 +33,8 @@ from resnotes.datasets import Classification, Data, Normalization, Segmentation
 from resnotes.datasets.segmentation import Stacked
 from resnotes.devices import resolve_precision
 from resnotes.recipes import Recipe
-from resnotes.runs import RunStore, initial_network
+from resnotes.run_folder import initial_network
+from resnotes.runs import RunStore
 from resnotes.specs import RunSpec
 from resnotes.thinning import thinned
 from resnotes.training import optimizer_step, task_for

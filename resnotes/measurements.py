@@ -27,7 +27,7 @@ import resnotes
 from resnotes import paths, provenance
 from resnotes.datasets import Classification, Segmentation
 from resnotes.files import sealed, unsealed, write_atomic
-from resnotes.runs import Run
+from resnotes.run_folder import Run
 
 KEPT = 8  # measurements of one name: notebooks are executed with several parameters, and before and after changes
 _DIGITS = 16  # of the hash in a file name

@@ -18,7 +18,7 @@ class Recipe:
     """How a network is trained. The defaults are those of He et al. 2015, Sec. 4.2, unless a comment says more.
 
     A new field needs a default under which training is what it was before: the defaults are not part of a
-    run's address (see `resnotes.runs`).
+    run's address (see `resnotes.specs`).
     """
 
     iterations: int  # of the optimiser, over all epochs; the paper: 64,000

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from resnotes.datasets import Data
 from resnotes.files import write_atomic
-from resnotes.runs import NO_WEIGHTS, Run, check_same_data, finish, load_data
+from resnotes.run_folder import NO_WEIGHTS, Run, finish
+from resnotes.runs import check_same_data, load_data
 from resnotes.training import scores_on_test
 
 

@@ -14,7 +14,7 @@ from resnotes import distributed, progress
 from resnotes.errors import ResnotesError, RunError, TrainingDiverged
 
 if TYPE_CHECKING:
-    from resnotes.runs import Run
+    from resnotes.run_folder import Run
     from resnotes.specs import RunSpec
 
 REFRESH_SECONDS = 0.2  # between two looks at what is being trained

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -50,3 +51,11 @@ def begun(root: Path, names: list[str], epochs: int) -> str | None:
         if (root / name / "checkpoint.pt").exists() and len(history.read_text().splitlines()) <= epochs:
             return name
     return None
+
+
+BEFORE = sorted(sys.modules)
+
+
+def imported_before() -> list[str]:
+    """What the process had imported when it was first asked for something of this module."""
+    return BEFORE

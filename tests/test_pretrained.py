@@ -16,6 +16,7 @@ from resnotes.models.segmentation import SegmentationNetwork
 from resnotes.pretrained import load_pretrained
 from resnotes.recipes import Recipe
 from resnotes.recording import verify
+from resnotes.run_folder import initial_network
 from resnotes.runs import RunStore
 from resnotes.specs import RunSpec
 from resnotes.training import Training, train
@@ -92,7 +93,7 @@ def test_a_run_starts_from_them_and_is_read_without(
     assert not torch.equal(final.encoder.conv1.weight, state["conv1.weight"])
     torch.testing.assert_close(final.encoder.conv1.weight, state["conv1.weight"], rtol=0, atol=0.1)
     # The rest is drawn from the seed, as without them.
-    random: Any = runs.initial_network(SPEC, {"classes": 25, "channels": 3})
+    random: Any = initial_network(SPEC, {"classes": 25, "channels": 3})
     assert torch.equal(initial[0]["head.0.weight"], random.head[0].weight)
     with pytest.raises(RunError, match="epoch-0000"):
         run.model(epoch=0)  # these weights are not drawn from the seed

@@ -25,6 +25,7 @@ from resnotes.errors import RunError, UsageError
 from resnotes.models import Network
 from resnotes.recipes import Recipe
 from resnotes.recording import record, verify
+from resnotes.run_folder import finish
 from resnotes.runs import Run, RunStore
 from resnotes.specs import RunSpec
 from resnotes.tasks import Scores
@@ -446,7 +447,7 @@ def test_facts_of_another_kind_are_refused(store: RunStore, stored: Run, facts: 
 def test_weights_of_another_network_are_refused(store: RunStore, stored: Run) -> None:
     other = store.get(dataclasses.replace(SPEC, model="resnet-14"), device="cpu")
     shutil.copy(other.folder / "model.safetensors", stored.folder)
-    runs.finish(stored.folder, stored.facts)  # with checksums that agree
+    finish(stored.folder, stored.facts)  # with checksums that agree
     with pytest.raises(RunError, match="does not fit plain-8"):
         Run(stored.folder).model()
 
@@ -564,7 +565,7 @@ def test_verification_evaluates_the_weights_again(store: RunStore, stored: Run) 
     weights["head.fc.weight"].zero_()  # every image gets the class of the largest bias
     weights["head.fc.bias"].copy_(torch.arange(10))
     save_file(weights, stored.folder / "model.safetensors")
-    runs.finish(stored.folder, stored.facts)
+    finish(stored.folder, stored.facts)
     labels = datasets.load("digits").test_labels
     assert verify(Run(stored.folder)) == (stated, pytest.approx(100 * (labels != 9).float().mean().item()))
 

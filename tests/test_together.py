@@ -21,6 +21,7 @@ import resnotes
 from resnotes import datasets, distributed, models, profiles, runs
 from resnotes.errors import UsageError
 from resnotes.recipes import Recipe
+from resnotes.run_folder import initial_network
 from resnotes.runs import Run, RunStore
 from resnotes.segmentation.task import SegmentationTask
 from resnotes.specs import RunSpec
@@ -63,7 +64,7 @@ def pair(_unequal: None, tmp_path_factory: pytest.TempPathFactory) -> Pair:
     specs = together.study(folder).all_specs()
     begun = specs[2]
     half = dataclasses.replace(begun.recipe, iterations=2)
-    network: Any = runs.initial_network(begun, {"classes": 25, "channels": 3})
+    network: Any = initial_network(begun, {"classes": 25, "channels": 3})
     train(network, runs.load_data(begun), half, seed=1, device="cpu", folder=folder / "runs" / begun.name)
     done = subprocess.run(
         [

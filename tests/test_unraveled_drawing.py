@@ -13,7 +13,7 @@ from matplotlib.text import Text
 from resnotes import figures
 from resnotes.errors import UsageError
 from resnotes.models import build
-from resnotes.unravel import drawing, gradients_along
+from resnotes.unravel import drawing, enumeration, gradients_along
 
 PATHS_OF_3 = ["", "1", "2", "3", "12", "13", "23", "123"]
 ROWS = ["shortcuts", "f1", "f2", "f2·f1", "f3", "f3·f1", "f3·f2", "f3·f2·f1"]  # from top to bottom
@@ -90,57 +90,57 @@ def test_all_paths_are_in_order(n):
     expected = [
         [unit in taken for unit in range(n)] for k in range(n + 1) for taken in itertools.combinations(range(n), k)
     ]
-    paths = drawing.all_paths(n)
+    paths = enumeration.all_paths(n)
     assert paths.dtype == torch.bool and paths.shape == (2**n, n)
     assert paths.tolist() == expected
 
 
 def test_all_paths_of_three_units():
-    found = ["".join(str(i + 1) for i in range(3) if path[i]) for path in drawing.all_paths(3)]
+    found = ["".join(str(i + 1) for i in range(3) if path[i]) for path in enumeration.all_paths(3)]
     assert found == PATHS_OF_3
 
 
 @pytest.mark.parametrize("n", [-1, 21])
 def test_too_many_paths_are_refused(n):
     with pytest.raises(UsageError, match=f"0 to 20 units.*{n}"):
-        drawing.all_paths(n)
+        enumeration.all_paths(n)
 
 
 @pytest.mark.parametrize("deleted", [*itertools.combinations(range(5), 2), (), (0,), (0, 1, 2, 3, 4)])
 def test_surviving_paths_go_around_what_is_deleted(deleted):
-    paths = drawing.all_paths(5)
-    survives = drawing.surviving(paths, deleted)
+    paths = enumeration.all_paths(5)
+    survives = enumeration.surviving(paths, deleted)
     assert survives.tolist() == [not any(path[unit] for unit in deleted) for path in paths.tolist()]
     assert survives.sum() == 2 ** (5 - len(deleted))
 
 
 def test_one_deleted_unit_or_several():
-    paths = drawing.all_paths(3)
-    assert torch.equal(drawing.surviving(paths, 1), drawing.surviving(paths, [1]))
-    assert torch.equal(drawing.surviving(paths, np.int64(1)), drawing.surviving(paths, [1]))
-    assert not drawing.surviving(torch.ones(1, 3, dtype=torch.bool), 1).any(), "a feed-forward network"
+    paths = enumeration.all_paths(3)
+    assert torch.equal(enumeration.surviving(paths, 1), enumeration.surviving(paths, [1]))
+    assert torch.equal(enumeration.surviving(paths, np.int64(1)), enumeration.surviving(paths, [1]))
+    assert not enumeration.surviving(torch.ones(1, 3, dtype=torch.bool), 1).any(), "a feed-forward network"
     for wrong in (3, -1, [0, 3]):
         with pytest.raises(UsageError, match="units 0 to 2"):
-            drawing.surviving(paths, wrong)
+            enumeration.surviving(paths, wrong)
 
 
 def test_table_of_paths():
-    table = drawing.path_table(3, deleted=1, weights=range(8))
+    table = enumeration.path_table(3, deleted=1, weights=range(8))
     assert table.path.tolist() == ["identity", "f1", "f2", "f3", "f2·f1", "f3·f1", "f3·f2", "f3·f2·f1"]
     assert table.length.tolist() == [len(path) for path in PATHS_OF_3]
     assert table.survives.tolist() == ["2" not in path for path in PATHS_OF_3]
     assert table.weight.tolist() == list(range(8))
-    whole = drawing.path_table(build("resnet-8"))
+    whole = enumeration.path_table(build("resnet-8"))
     assert list(whole) == ["path", "length", "survives"] and whole.survives.all()
     assert whole.path[0] == "shortcuts", "two of them are no identities"
-    assert len(drawing.path_table(build("resnet-20", width=1), deleted=[0, 5])) == 2**9
+    assert len(enumeration.path_table(build("resnet-20", width=1), deleted=[0, 5])) == 2**9
 
 
 def test_units_are_those_of_the_network():
-    first, *others = drawing.read_units(build("resnet-8"))
+    first, *others = enumeration.read_units(build("resnet-8"))
     assert first == drawing.Unit("f1", downsamples=False, identity=True, after="ReLU")
     assert others == [drawing.Unit(f"f{i}", downsamples=True, identity=False, after="ReLU") for i in (2, 3)]
-    units = drawing.read_units(build("prebottleneck-20"))
+    units = enumeration.read_units(build("prebottleneck-20"))
     assert [unit.downsamples for unit in units] == [False, False, True, False, True, False]
     assert [unit.on_shortcut for unit in units] == ["h", "", "↓", "", "↓", ""], "the first widens the map"
     assert {unit.after for unit in units} == {""}
@@ -187,10 +187,10 @@ def test_bars_are_the_weights():
     torch.manual_seed(0)
     network = build("resnet-8", width=4).eval()
     images, labels = torch.randn(2, 3, 8, 8), torch.tensor([1, 2])
-    norms = gradients_along(network, images, labels, drawing.all_paths(3)).flatten(1).norm(dim=1)
+    norms = gradients_along(network, images, labels, enumeration.all_paths(3)).flatten(1).norm(dim=1)
     fig = drawing.unraveled_view(network, weights=norms)
     tree = fig.axes[1]
-    table = drawing.path_table(network, weights=norms).set_index("path").loc[ROWS]
+    table = enumeration.path_table(network, weights=norms).set_index("path").loc[ROWS]
     bars = sorted((patch for patch in tree.patches if isinstance(patch, Rectangle)), key=lambda bar: -bar.get_y())
     widths = np.array([bar.get_width() for bar in bars])
     np.testing.assert_allclose(widths / widths.max(), table.weight / table.weight.max())

@@ -13,6 +13,7 @@ from typing import Any
 import calls
 import pandas as pd
 import pytest
+import torch
 from test_training import timeless
 
 from resnotes import runs, workers
@@ -88,6 +89,58 @@ def test_a_killed_worker_costs_no_finished_run_and_its_own_goes_on(
     pd.testing.assert_frame_equal(timeless(resumed.history), timeless(straight.history), check_exact=True)
     weights = [(run.folder / "model.safetensors").read_bytes() for run in (resumed, straight)]
     assert weights[0] == weights[1]
+
+
+# What they are given
+
+
+def test_their_environment_is_that_of_the_moment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They may be forked from a process that was started under another one."""
+    for value in ("one", "two"):
+        monkeypatch.setenv("RESNOTES_OF_THE_MOMENT", value)
+        with Workers(1) as executor:
+            assert executor.submit(os.getenv, "RESNOTES_OF_THE_MOMENT").result() == value
+    monkeypatch.delenv("RESNOTES_OF_THE_MOMENT")
+    with Workers(1) as executor:
+        assert executor.submit(os.getenv, "RESNOTES_OF_THE_MOMENT").result() is None
+
+
+def test_they_work_in_the_folder_of_the_moment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        monkeypatch.chdir(tmp_path / name)
+        with Workers(1) as executor:
+            assert executor.submit(os.getcwd).result() == str(tmp_path / name)
+
+
+def test_they_have_one_thread() -> None:
+    with Workers(1) as executor:
+        assert executor.submit(torch.get_num_threads).result() == 1
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere every process imports for itself")
+def test_on_linux_none_imports_what_another_has_imported() -> None:
+    with Workers(1) as executor:
+        modules = executor.submit(calls.imported_before).result()
+    assert {"torch._dynamo", "resnotes.runs"} <= set(modules)
+
+
+@pytest.mark.parametrize(("value", "count"), [("3", 3), ("1", None), ("", 2)])
+def test_how_many_there_are_by_default(monkeypatch: pytest.MonkeyPatch, value: str, count: int | None) -> None:
+    monkeypatch.setenv("RESNOTES_WORKERS", value)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    monkeypatch.setattr(workers, "Workers", lambda number: number)
+    assert workers.local_workers("cpu", None) == count
+    assert workers.local_workers("cpu", 4) == 4  # whoever asks for a number gets it
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    assert workers.local_workers("cuda", None) is None  # a GPU trains one run at a time
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "two", "1.5", "10000"])
+def test_a_default_that_is_no_number_of_processes(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+    monkeypatch.setenv("RESNOTES_WORKERS", value)
+    with pytest.raises(UsageError, match=f"RESNOTES_WORKERS must be a number of processes.*found '{value}'"):
+        workers.local_workers("cpu", None)
 
 
 # The parent
