@@ -141,7 +141,7 @@ class ClassificationTask:
                 " choose a smaller batch_size"
             )
         self._recipe, self._seed, self._precision = recipe, seed, precision
-        self._normalization = data.normalization
+        self._normalization = data.normalization.to(device)
         self._splits = [
             (images.to(device), labels.to(device))
             for images, labels in ((data.train_images, data.train_labels), (data.test_images, data.test_labels))
@@ -164,7 +164,7 @@ class ClassificationTask:
 
     def labelled(self, labels: Tensor) -> Tensor:
         """Every image is."""
-        return torch.tensor(len(labels), device=labels.device)
+        return torch.full((), len(labels), device=labels.device)  # which, unlike a tensor's, is a kernel's work
 
     def wrong(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Images whose highest logit is not their label's."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from resnotes.errors import UsageError
 
@@ -38,6 +39,16 @@ def resolve_precision(precision: str, device: torch.device) -> str:
         found: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
         supported = any(found.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
     return "bfloat16" if supported else "float32"
+
+
+def send(tensor: Tensor, device: torch.device) -> Tensor:
+    """`tensor` on `device`; on the way to a GPU, nobody waits until that has done what it was given before.
+
+    A copy from memory that the system may move is such a wait, and the GPU has nothing to do after it.
+    """
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:

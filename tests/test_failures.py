@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import collections
 import itertools
+import math
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -14,7 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from matplotlib.colors import to_rgb
 from matplotlib.patches import Rectangle
-from scipy import ndimage
+from scipy import ndimage, stats
+from scipy.cluster import hierarchy
 from torch import Tensor
 
 from resnotes import figures
@@ -348,6 +351,66 @@ def test_a_pair_of_one_image_among_many_is_not_significant() -> None:
     assert torch.equal(confused_pairs(predictions, labels, 4), pair(BOAT, CAR))
 
 
+def confusing(seed: int) -> tuple[Tensor, Tensor]:
+    """Ten random images in which each class is now and then taken for each other one, some far more often."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.randint(5, (10, 6, 6), generator=generator).repeat_interleave(3, 1).repeat_interleave(3, 2)
+    rates = torch.rand(5, 5, generator=generator) ** 4
+    rates = rates.fill_diagonal_(1) / rates.sum(1, keepdim=True)
+    taken = torch.multinomial(rates[labels.flatten()], 1, generator=generator).view_as(labels)
+    wrong_images = torch.rand(10, 1, 1, generator=generator) < 0.7
+    labels = torch.where(torch.rand(labels.shape, generator=generator) < 0.1, 255, labels)
+    predictions = torch.where(wrong_images, taken, labels.clamp(max=4))
+    return predictions, torch.where(labels == 4, 255, labels)  # a class that is predicted, and labelled nowhere
+
+
+def confusions_by_hand(predictions: Tensor, labels: Tensor, least: float) -> dict[tuple[int, int], float]:
+    """Which class is often taken for which, and SciPy's p that it is by chance; pixel by pixel."""
+    beyond: dict[tuple[int, int], list[float]] = {}
+    pixels = collections.Counter(labels.flatten().tolist())
+    for prediction, label in zip(predictions.tolist(), labels.tolist(), strict=True):
+        wrong, outline = collections.Counter[tuple[int, int]](), collections.Counter[tuple[int, int]]()
+        for y, x in itertools.product(range(len(label)), range(len(label[0]))):
+            i = label[y][x]
+            if prediction[y][x] != i:
+                wrong[i, prediction[y][x]] += 1
+            for v, u in ((y - 1, x), (y + 1, x), (y, x - 1), (y, x + 1)):
+                if 0 <= v < len(label) and 0 <= u < len(label[0]) and label[v][u] not in (i, 255):
+                    outline[i, label[v][u]] += 1
+        for i in range(5):
+            all_wrong, all_outline = (sum(count[i, j] for j in range(5)) for count in (wrong, outline))
+            for j in set(range(5)) - {i} if all_wrong else ():
+                chance = outline[i, j] / all_outline if all_outline else 0.0
+                beyond.setdefault((i, j), []).append(wrong[i, j] - all_wrong * chance)
+    often = {pair: found for pair, found in beyond.items() if sum(found) > 0 and sum(found) >= least * pixels[pair[0]]}
+    return {
+        pair: float(stats.ttest_1samp(found, 0, alternative="greater").pvalue) if len(found) > 1 else math.nan
+        for pair, found in often.items()
+    }
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_confused_pairs_are_those_of_scipys_test_and_counting_by_hand(seed: int) -> None:
+    predictions, labels = confusing(seed)
+    for least in (0.02, 0.1):
+        often = confusions_by_hand(predictions, labels, least)
+        assert often
+        for limit in [p for p in often.values() if 0 < p < 0.5]:
+            for level in (limit * len(often) * (1 - 1e-9), limit * len(often) * (1 + 1e-9)):
+                confused = confused_pairs(predictions, labels, 5, least=least, level=level)
+                expected = {pair for pair, p in often.items() if p < level / len(often)}
+                assert {(i, j) for i, j in confused.nonzero().tolist()} == expected
+
+
+def test_a_pair_may_have_just_the_least_share_and_none_passes_at_level_zero() -> None:
+    _, labels = ponds()
+    predictions = labels.clone()
+    predictions[:, 6, 8:16] = SKY  # 8 of 96 pixels, which no sky is beside
+    assert torch.equal(confused_pairs(predictions, labels, 4, least=8 / 96), pair(BOAT, SKY))
+    assert not confused_pairs(predictions, labels, 4, least=8 / 95).any()
+    assert not confused_pairs(predictions, labels, 4, least=8 / 96, level=0).any()
+
+
 def test_by_default_pairs_are_those_of_the_predictions() -> None:
     _, labels = ponds()
     predictions = torch.where(labels == BOAT, CAR, labels)
@@ -461,6 +524,23 @@ def test_confused_classes_stand_together() -> None:
     assert clustered(torch.ones(2, 2)).tolist() == [0, 1]
     with pytest.raises(UsageError, match=r"\[2, 3\]"):
         clustered(torch.ones(2, 3))
+    three = torch.tensor([[90, 0, 10], [0, 100, 0], [5, 0, 95]])
+    assert clustered(three).tolist().index(1) != 1, "the other two are alike"
+
+
+@settings(max_examples=30, deadline=None, derandomize=True)
+@given(st.integers(0, 2**32), st.integers(4, 8))
+def test_the_order_is_that_of_average_linkage_over_rates(seed: int, count: int) -> None:
+    rng = np.random.default_rng(seed)
+    confusion = rng.integers(0, 50, (count, count)) * (rng.random((count, count)) < 0.5)
+    confusion[rng.integers(count)] = 0  # a class without pixels
+    confusion[rng.integers(count)] = np.arange(count) == rng.integers(count)  # and one with a single pixel
+    distances = []
+    for i, j in itertools.combinations(range(count), 2):
+        rates = [confusion[a][b] / max(1, confusion[a].sum()) for a, b in ((i, j), (j, i))]
+        distances.append(1 - sum(rates) / 2)
+    tree = hierarchy.optimal_leaf_ordering(hierarchy.average(distances), distances)
+    assert clustered(torch.from_numpy(confusion)).tolist() == hierarchy.leaves_list(tree).tolist()
 
 
 @pytest.fixture(scope="module")
@@ -487,6 +567,9 @@ def test_validation_against_the_known_causes(made: tuple[Any, Tensor, pd.DataFra
     ambiguity = {each.label: each.ambiguity for sample in split for each in sample.objects}
     true = table.labelled.map(lambda name: ambiguity[scenes.CLASSES.index(name)])
     scores, causes = validate(table, predictions, split)
+    assert list(scores) == ["precision", "recall", "found", "true"]
+    assert (scores.index.name, causes.index.name, causes.columns.name) == ("kind", "true", "found")
+    assert set(causes.dtypes) == {np.dtype(int)}
     for cause in scores.index:
         for kind in KINDS:
             assert causes.loc[cause, kind] == ((true == cause) & (table.kind == kind)).sum()
@@ -529,7 +612,7 @@ def test_validation_needs_objects(made: tuple[Any, Tensor, pd.DataFrame]) -> Non
         validate(table, predictions, [sample._replace(instances=None) for sample in split])
     with pytest.raises(UsageError, match="found 39"):
         validate(table, predictions, split[:39])
-    with pytest.raises(UsageError, match="unknown measure"):
+    with pytest.raises(UsageError, match="unknown measure 'objects'; allowed: failures, pixels"):
         validate(table, predictions, split, measure="objects")
 
 

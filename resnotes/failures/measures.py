@@ -117,7 +117,7 @@ def recall_by_size(
 
 def octaves(pixels: pd.Series[int]) -> pd.Series[int]:
     """The largest power of two that each number of pixels reaches: 5 is in the bin of 4, which ends before 8."""
-    return pd.Series(2 ** np.floor(np.log2(pixels)).astype(int), index=pixels.index)
+    return pixels.map(lambda count: 1 << int(count).bit_length() - 1)
 
 
 def clustered(confusion: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from resnotes.devices import send
 from resnotes.errors import UsageError
 from resnotes.models.segmentation import IGNORED
 
@@ -98,7 +99,7 @@ def augment(
     points = _points(size, crop, torch.stack(places), scales, angles)
     if mirror:
         points[..., 0] *= torch.where(mirrored < 0.5, -1, 1)[:, None, None]
-    points = points.to(images.device)
+    points = send(points, images.device)
 
     # Beyond the edge both take the outermost pixel, and then what is meant for the outside.
     pixels = images if images.is_floating_point() else images.float()
@@ -116,7 +117,7 @@ def augment(
 
         side, deviation = BLUR
         smooth = gaussian_blur(new_images, [side, side], [deviation, deviation])
-        new_images = torch.where((blurred < 0.5)[:, None, None, None].to(images.device), smooth, new_images)
+        new_images = torch.where(send(blurred < 0.5, images.device)[:, None, None, None], smooth, new_images)
     if not images.is_floating_point():
         new_images = new_images.round().clamp(0, 255).to(images.dtype)
     return new_images, new_labels

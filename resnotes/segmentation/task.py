@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 from resnotes import distributed
 from resnotes.datasets import Normalization, Sample, Segmentation, Split
 from resnotes.datasets.segmentation import Stacked
-from resnotes.devices import autocast
+from resnotes.devices import autocast, send
 from resnotes.errors import UsageError
 from resnotes.models.segmentation import SegmentationNetwork, new_layers
 from resnotes.recipes import Recipe
@@ -131,7 +131,7 @@ class SegmentationTask:
         if not isinstance(data.train, Stacked) and recipe.crop == (0, 0):
             raise UsageError(f"the images of {data.name} are of various sizes; give the recipe a crop")
         self._data, self._recipe, self._seed, self._precision = data, recipe, seed, precision
-        self._device = device
+        self._device, self._normalization = device, data.normalization.to(device)
         self.fingerprint = data.fingerprint
         self.batches_per_epoch = len(data.train) // recipe.batch_size
         if isinstance(data.train, Stacked):
@@ -145,7 +145,7 @@ class SegmentationTask:
         order = torch.randperm(len(self._data.train), generator=generator)
         chosen = order[: self.batches_per_epoch * size].split(size)
         for images, labels in self._stacked(chosen, generator) if self._in_memory else self._read(chosen, epoch):
-            yield self._data.normalization(images), labels.long()
+            yield self._normalization(images), labels.long()
 
     @property
     def _in_memory(self) -> bool:
@@ -153,7 +153,7 @@ class SegmentationTask:
 
     def _stacked(self, chosen: Iterable[Tensor], generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
         for batch in chosen:
-            indices = batch.to(self._device)
+            indices = send(batch, self._device)
             images, labels = _augmented(
                 self._images[indices], self._labels[indices], self._recipe, generator, self._data.ignore_index
             )
@@ -167,7 +167,7 @@ class SegmentationTask:
             num_workers=min(8, os.cpu_count() or 1),
         )
         for images, labels in loader:
-            yield images.to(self._device), labels.to(self._device)
+            yield send(images, self._device), send(labels, self._device)
 
     def parameters(self, network: nn.Module) -> list[dict[str, Any]]:
         """The encoder's, and all others, at the recipe's `new_lr`."""
