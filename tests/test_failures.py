@@ -437,6 +437,10 @@ def test_counts_and_recall_against_brute_force(predictions: Tensor, labels: Tens
                 right = (predictions[image].numpy() == label)[parts == part]
                 objects.append((image, CLASSES[label], right.size, pytest.approx(right.mean())))
     recalled = recall_by_size(predictions, labels, CLASSES)
+    assert list(recalled) == ["image", "object", "labelled", "pixels", "recovered"]
+    assert recalled.index.equals(pd.RangeIndex(len(objects)))
+    numbers = [sorted(group.object) for _, group in recalled.groupby("image")]
+    assert numbers == [list(range(len(each))) for each in numbers]
     rows = recalled[["image", "labelled", "pixels", "recovered"]].itertuples(index=False, name=None)
     unmatched = list(rows)
     for each in objects:
@@ -458,6 +462,15 @@ def test_octaves() -> None:
     pixels = pd.Series([1, 2, 3, 4, 7, 8, 1023, 1024, 2**40], index=range(1, 10))
     assert octaves(pixels).to_list() == [1, 2, 2, 4, 4, 8, 512, 1024, 2**40]
     assert octaves(pixels).index.equals(pixels.index)
+
+
+def test_the_only_image_may_have_all_failures() -> None:
+    table = found(torch.where(lake() == BOAT, CAR, lake()), lake())
+    counted = counts(table, 1)
+    assert list(counted) == ["image", "kind", "pixels", "objects"]
+    assert counted[["image", "pixels", "objects"]].sum().tolist() == [0, 96, 1]
+    assert (counted.image.unique(), counted.kind.tolist()) == ([0], list(KINDS))
+    assert counts(table[:0], 2)[["pixels", "objects"]].to_numpy().tolist() == [[0, 0]] * 2 * len(KINDS)
 
 
 def test_counts_refuse_images_beyond() -> None:

@@ -333,6 +333,14 @@ def test_correlation_is_numpys_image_by_image(name: str, distance: float) -> Non
     assert found == pytest.approx(np.mean(each), rel=1e-9)
 
 
+def test_the_neighbour_is_near_unless_asked_for_otherwise() -> None:
+    network = build("plain-8")
+    usual = gradient_correlation(network, IMAGES, LABELS)
+    assert (
+        usual == gradient_correlation(network, IMAGES, LABELS, 0.1) != gradient_correlation(network, IMAGES, LABELS, 1)
+    )
+
+
 def build_again(network: Network) -> Network:
     """The same weights, with nothing left of an earlier pass."""
     fresh = models.build(network.name, **network.options).double()

@@ -419,6 +419,12 @@ def test_the_shortest_interval_is_the_first_found_by_trying_all(weights: list[in
     assert sum(weights[first : last + 1]) == -best[1]
 
 
+@pytest.mark.parametrize("weights", [[1 / 3, 1 / 7, 1 / 11], [0, 0.1, 0.2, 0.3, 0], [1e-300], [0.1] * 11])
+def test_the_whole_is_held_by_what_is_not_zero(weights: list[float]) -> None:
+    inner = [i for i, weight in enumerate(weights) if weight]
+    assert shortest_interval(weights, 1) == (inner[0], inner[-1])
+
+
 def test_mean_length_of_paths_is_half_the_units() -> None:
     assert mean_length(length_distribution(54)) == pytest.approx(27, rel=1e-12)
     assert mean_length([0, 0, 5, 0]) == 2
@@ -530,6 +536,8 @@ def test_other_arguments_out_of_range_are_refused() -> None:
         path_shares(torch.zeros(3, 2))
     with pytest.raises(UsageError, match="mass must be above 0 and at most 1, found 0"):
         shortest_interval([1.0], 0)
+    with pytest.raises(UsageError, match=r"mass must be above 0 and at most 1, found 1\.01"):
+        shortest_interval([1.0], 1.01)
     with pytest.raises(UsageError, match="weights must be finite and not negative, and one above 0"):
         shortest_interval([1.0, -1.0])
     with pytest.raises(UsageError, match="number of units of at least 0, found -1"):

@@ -88,7 +88,14 @@ def test_measuring_changes_nothing(network: Network, training: bool) -> None:
     assert not any(module._forward_hooks for module in network.modules())
 
 
-@pytest.mark.parametrize(("name", "options"), [("preresnet-8", {}), ("resnet-8", {"order": "pre-activation"})])
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("preresnet-8", {}),
+        ("resnet-8", {"order": "pre-activation"}),
+        ("resnet-8", {"order": "relu-before-addition"}),  # with as many BN as convolutions
+    ],
+)
 def test_another_order_of_layers_is_refused(name: str, options: dict[str, str]) -> None:
     network = models.build(name, in_channels=1, width=4, **options)
     for measure in (lambda: layer_responses(network, IMAGES), lambda: gradient_norms(network, IMAGES, LABELS)):
