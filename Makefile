@@ -6,7 +6,7 @@ OUT     ?= out
 BIN      = $(VENV)/bin
 STAMP    = $(VENV)/.resnotes-installed
 
-.PHONY: run test lint coverage lab notebooks figures benchmarks clean
+.PHONY: run test lint coverage mutants lab notebooks figures benchmarks clean
 
 run: $(STAMP)  ## execute every notebook at PROFILE; ends with the path of the HTML index
 	"$(BIN)/python" -m resnotes run --profile $(PROFILE) --out "$(OUT)"
@@ -26,6 +26,11 @@ coverage: $(STAMP)  ## lines of the package that unit tests execute; fails below
 	"$(BIN)/python" -m coverage run -m pytest
 	"$(BIN)/python" -m coverage combine --quiet
 	"$(BIN)/python" -m coverage report
+
+mutants: $(STAMP)  ## change the mathematics bit by bit, and list the changes that no test notices: an hour
+	"$(BIN)/python" -m pip install --quiet 'mutmut>=3.8'
+	OMP_NUM_THREADS=1 "$(BIN)/mutmut" run
+	"$(BIN)/mutmut" results
 
 lab: $(STAMP)  ## JupyterLab on the notebooks
 	"$(BIN)/jupyter" lab notebooks $(if $(filter 0,$(shell id -u)),--allow-root) $(LAB_FLAGS)

@@ -96,7 +96,8 @@ def train(
     profile: Annotated[str, typer.Option(help="Scale of the experiments, such as desk.")],
     study: Annotated[str | None, typer.Option(help="One study of the profile; all if none is given.")] = None,
     workers: Annotated[
-        int | None, typer.Option(min=1, help="Runs at once, one thread each; by default one per thread on a CPU.")
+        int | None,
+        typer.Option(min=1, help="Runs at once, a thread each; on a CPU by default $RESNOTES_WORKERS or all threads."),
     ] = None,
     cluster: Annotated[
         str | None,
