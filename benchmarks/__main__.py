@@ -22,8 +22,7 @@ import torch
 from benchmarks import cost, gradients, growth, lesions, loading, report, segmentation, training
 from benchmarks.growth import Curve
 from benchmarks.timing import Row, Settings, machine, one_thread
-from resnotes import cli
-from resnotes.errors import UsageError, unknown
+from resnotes.errors import UsageError, reporting_errors, unknown
 
 PARTS: dict[str, Callable[[Settings], Sequence[Row] | Sequence[Curve]]] = {
     "lesions": lesions.measure,
@@ -83,7 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--rounds", type=int, default=3, help="turns of each side; 3 by default")
     parser.add_argument("--to", type=Path, help=f"folder of the report; {RESULTS} by default, none with --quick")
     given = parser.parse_args(arguments)
-    with cli.reporting_errors():
+    with reporting_errors():
         settings = Settings(given.quick, 1 if given.quick else given.rounds, torch.get_num_threads())
         run(given.what, settings, given.to or (None if given.quick else RESULTS))
 

@@ -98,7 +98,7 @@ def published(count: int) -> tuple[Network, Tensor, Tensor] | None:
         data = datasets.load("cifar10")
     except DatasetError:
         return None
-    normalization = Normalization.per_channel((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    normalization = Normalization.published((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
     state = torch.load(files[0], map_location="cpu", weights_only=True)["state_dict"]
     images, labels = data.test_sample(count)
     return models.from_published(state), normalization(images), labels

@@ -13,6 +13,7 @@ from resnotes.datasets import Classification, Normalization
 from resnotes.devices import autocast
 from resnotes.distributed import part
 from resnotes.errors import UsageError
+from resnotes.models import in_mode
 from resnotes.recipes import Recipe
 from resnotes.recomputation import forward
 from resnotes.tasks import Scores, probe
@@ -56,24 +57,14 @@ def batches(
 
 
 @torch.inference_mode()
-def predict(
-    network: nn.Module,
-    images: Tensor,
-    normalization: Normalization,
-    *,
-    precision: str = "float32",
-    batch: int = 500,
-) -> Tensor:
-    """Logits ``[N, num_classes]``, float32, of uint8 images ``[N, C, H, W]``, in eval mode."""
-    was_training = network.training
-    network.eval()
+def _logits(network: nn.Module, images: Tensor, normalization: Normalization, precision: str, batch: int) -> Tensor:
+    """Of uint8 images ``[N, C, H, W]`` in eval mode, float32 ``[N, num_classes]``."""
     device = next(network.parameters()).device
     logits = []
-    with autocast(device, precision):
+    with in_mode(network, training=False), autocast(device, precision):
         for part in images.split(batch):
             inputs = normalization(part.to(device)).contiguous(memory_format=torch.channels_last)
             logits.append(network(inputs).float())
-    network.train(was_training)
     return torch.cat(logits)
 
 
@@ -95,10 +86,13 @@ def evaluate(
         normalization: what the network's inputs were normalised with in training.
         precision: ``"float32"`` or ``"bfloat16"`` (autocast).
         batch: images per forward pass.
+
+    Raises:
+        UsageError: no images.
     """
     if not len(images):
         raise UsageError("cannot evaluate on an empty set of images")
-    logits = predict(network, images, normalization, precision=precision, batch=batch)
+    logits = _logits(network, images, normalization, precision, batch)
     labels = labels.to(logits.device)
     loss = F.cross_entropy(logits, labels).item()
     wrong = int((logits.argmax(1) != labels).sum())
@@ -164,7 +158,8 @@ class ClassificationTask:
 
     def labelled(self, labels: Tensor) -> Tensor:
         """Every image is."""
-        return torch.full((), len(labels), device=labels.device)  # which, unlike a tensor's, is a kernel's work
+        # Filled on the device: `torch.tensor` would be copied from the host, and waited for.
+        return torch.full((), len(labels), device=labels.device)
 
     def wrong(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Images whose highest logit is not their label's."""

@@ -5,7 +5,6 @@ Commands import what they need when they run, so that help and usage errors come
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from datetime import datetime
@@ -16,7 +15,7 @@ import typer
 import typer.core
 
 from resnotes import paths
-from resnotes.errors import ResnotesError, RunError, UsageError, unknown
+from resnotes.errors import ResnotesError, RunError, UsageError, reporting_errors, unknown
 
 if TYPE_CHECKING:
     from concurrent.futures import Executor
@@ -118,7 +117,7 @@ def train(
     specs = _specs(profile, study)
     store = RunStore()
     errors = []
-    with distributed.joined(), _executor(store, device, workers, cluster) as executor:
+    with distributed.joined(device), _executor(store, device, workers, cluster) as executor:
         with closing(store.sweep(specs, device=device, executor=executor)) as outcomes:
             for _, result in outcomes:
                 if isinstance(result, ResnotesError):
@@ -242,7 +241,7 @@ def verify(
     for run in _matching(names or [""], recorded):
         try:
             stored, measured = recording.verify(run)
-        except RunError as error:
+        except ResnotesError as error:  # such as data that is not at hand: other runs may be on other data
             typer.echo(f"FAILED   {run.name}: {error}")
             failed = True
             continue
@@ -309,36 +308,17 @@ def main() -> None:
 
 
 @contextmanager
-def reporting_errors() -> Iterator[None]:
-    """Turn errors into a message and an exit status.
-
-    That is 2 for a `UsageError`, 1 for any other error of ours, and 130 for Ctrl+C, as for any command.
-    """
-    try:
-        yield
-    except ResnotesError as error:
-        print(f"resnotes: {error}", file=sys.stderr)
-        sys.exit(2 if isinstance(error, UsageError) else 1)
-    except OSError as error:  # a folder that is a file, or may not be written, or a full disk
-        print(f"resnotes: {error}", file=sys.stderr)
-        sys.exit(1)
-    except KeyboardInterrupt:
-        print("resnotes: interrupted; what was finished is kept", file=sys.stderr)
-        sys.exit(130)
-
-
-@contextmanager
 def _executor(store: RunStore, device: str, workers: int | None, cluster: str | None) -> Iterator[Executor | None]:
     """What trains the runs of a sweep; None for this process."""
     from resnotes import distributed
 
+    if [cluster is not None, workers is not None, distributed.size() > 1].count(True) > 1:
+        raise UsageError("of --cluster, --workers and torchrun, expected one at most: each has processes of its own")
     if cluster is None:
         from resnotes.workers import local_workers
 
         yield local_workers(device, workers)
         return
-    if workers is not None or distributed.size() > 1:
-        raise UsageError("--cluster goes neither with --workers nor with torchrun: the cluster has its own workers")
     from resnotes.cluster import connected
 
     with connected(cluster, store.root) as executor:

@@ -58,7 +58,7 @@ def presence(
     """
     if not 0 <= share < 1:
         raise UsageError(f"share must be at least 0 and below 1, found {share!r}")
-    pixels = [_pixels(each, num_classes, ignore_index) for each in labels]
+    pixels = [_pixels(each.cpu(), num_classes, ignore_index) for each in labels]
     if not pixels:
         raise UsageError("expected at least one map of labels, found none")
     counts = torch.stack(pixels)
@@ -306,7 +306,7 @@ def violations(
         raise UsageError(f"expected co-occurrence of classes with classes, found contexts {cooccurrence.contexts[:3]}")
     contradictions = cooccurrence.contradictions(rare=rare, level=level)
     rows = []
-    for prediction in predictions:
+    for prediction in (each.cpu() for each in predictions):
         pixels = _pixels(prediction, len(cooccurrence.classes), ignore_index)
         accepted = torch.zeros_like(pixels, dtype=torch.bool)
         image, row = prediction.numpy(), np.zeros((2, 2), dtype=np.int64)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from resnotes.devices import resolve_device
 from resnotes.errors import UsageError
 
 
@@ -28,14 +29,27 @@ def rank() -> int:
 
 
 @contextmanager
-def joined() -> Iterator[None]:
-    """Join the processes that ``torchrun`` started together with this one, if it did; leave them in the end."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or size() > 1:
+def joined(device: str = "auto") -> Iterator[None]:
+    """Join the processes that ``torchrun`` started together with this one, if it did; leave them in the end.
+
+    Args:
+        device: ``"auto"``, ``"cpu"`` or ``"cuda"``: each process then has a GPU of its own.
+
+    Raises:
+        UsageError: one GPU for all processes, or an environment that is not ``torchrun``'s.
+    """
+    world = os.environ.get("WORLD_SIZE", "1")
+    if world == "1" or size() > 1:
         yield
         return
-    if torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))  # which "auto" then stands for
-    distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    if missing := [name for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]:
+        raise UsageError(f"WORLD_SIZE is {world}, but there is no {missing[0]}; start the processes with torchrun")
+    on_gpus = resolve_device(device).type == "cuda"
+    if on_gpus:
+        if ":" in device:
+            raise UsageError(f"{world} processes cannot share {device}; give --device auto, and each has its own GPU")
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))  # which "auto" and "cuda" then stand for
+    distributed.init_process_group("nccl" if on_gpus else "gloo")
     try:
         yield
     finally:
@@ -43,7 +57,7 @@ def joined() -> Iterator[None]:
 
 
 def part(batch: Tensor) -> Tensor:
-    """This process's part of a batch ``[B, ...]``: every so-manieth image, and all of them without others.
+    """This process's part of a batch ``[B, ...]``: every `size`-th image from `rank` on; without others, all.
 
     Raises:
         UsageError: the processes cannot share the batch equally.

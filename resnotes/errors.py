@@ -1,5 +1,10 @@
 """Errors that say what was found, what was expected and what to do."""
 
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class ResnotesError(Exception):
     """Base of every error the command line reports in one message instead of a traceback."""
@@ -25,3 +30,25 @@ def unknown(kind: str, found: object, allowed: object) -> UsageError:
     """A `UsageError` for a `kind` of name that is not among the `allowed` ones (an iterable of names)."""
     names = ", ".join(str(name) for name in allowed)  # type: ignore[attr-defined]
     return UsageError(f"unknown {kind} {found!r}; allowed: {names}")
+
+
+@contextmanager
+def reporting_errors() -> Iterator[None]:
+    """Turn errors into a message and an exit status.
+
+    That is 2 for a `UsageError`, 1 for any other error of ours, and 130 for Ctrl+C, as for any command.
+    """
+    try:
+        yield
+    except ResnotesError as error:
+        print(f"resnotes: {error}", file=sys.stderr)
+        sys.exit(2 if isinstance(error, UsageError) else 1)
+    except BrokenPipeError:  # whoever read the output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or it would be noticed again at the end
+        sys.exit(1)
+    except OSError as error:  # a folder that is a file, or may not be written, or a full disk
+        print(f"resnotes: {error}", file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        print("resnotes: interrupted; what was finished is kept", file=sys.stderr)
+        sys.exit(130)

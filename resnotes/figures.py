@@ -76,7 +76,7 @@ def bands(ax: Axes, frame: pd.DataFrame, *, x: str, y: str, by: str, geometric: 
         y: column of the vertical axis.
         by: column whose values get a line each, named in the legend; networks get the look of `style_for`.
         geometric: take the geometric mean, as suits a logarithmic axis; `y` must be positive.
-        style: overrides that look; needed where `by` does not name networks.
+        style: takes the place of that look, so it has a `color`; needed where `by` does not name networks.
     """
     for name, group in frame.groupby(by, sort=False):
         seeds = group.groupby(x)[y]

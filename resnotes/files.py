@@ -11,7 +11,20 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from filelock import BaseFileLock, FileLock
+
 from resnotes.errors import ResnotesError
+
+TEMPORARY = ".*.????????"  # what `write_atomic` leaves behind if its process is killed; a pattern
+
+
+def lock(path: Path) -> BaseFileLock:
+    """A lock between processes, made with its folder; the kernel takes it from a process that dies.
+
+    A file that merely exists would outlive it, so a file system without locks is refused when it is acquired.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return FileLock(path, fallback_to_soft=False)
 
 
 def write_atomic(path: Path, content: str | bytes) -> Path:
@@ -33,9 +46,12 @@ def write_atomic(path: Path, content: str | bytes) -> Path:
 
 
 def write_folder(folder: Path, files: Mapping[str, str | bytes]) -> None:
-    """Write `files`, by path below `folder`, so that none is there unless all could be written.
+    """Write `files`, by path below `folder`, of which none is put in its place before all could be written.
 
     A folder that is there keeps what else it holds.
+
+    Raises:
+        IsADirectoryError: a folder stands where a file should go.
     """
     new = not folder.exists()
     folder.parent.mkdir(parents=True, exist_ok=True)

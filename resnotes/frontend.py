@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
-
-from IPython.core.getipython import get_ipython
 
 
 def request() -> dict[str, Any]:
     """The message that the kernel is at work on, in Jupyter's messaging protocol; empty outside of notebooks."""
-    shell: Any = get_ipython()
+    ipython: Any = sys.modules.get("IPython")  # importing it takes long, and it makes no notebook
+    shell: Any = ipython.get_ipython() if ipython else None
     return shell.get_parent() if hasattr(shell, "get_parent") else {}
 
 

@@ -34,7 +34,8 @@ UNITS_ZH = {  # those that are words
 class Interval:
     """Mean of `n` seeds with its two-sided 95 % t-interval; bounds are `None`, unknown, for a single seed.
 
-    Or another estimate from `n` seeds with its 95 % interval, as `rank_correlation` gives.
+    Or another estimate with its interval: from `n` seeds, as `rank_correlation` gives, or from `n` images, as
+    `bootstrap_ratio` does.
     """
 
     mean: float

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import base64
+import contextlib
 import json
 import os
 import re
@@ -26,7 +27,7 @@ import yaml
 from ipykernel.kernelspec import write_kernel_spec
 
 from resnotes import claims, paths
-from resnotes.errors import ResnotesError, UsageError, unknown
+from resnotes.errors import ResnotesError, UsageError, reporting_errors, unknown
 from resnotes.files import write_atomic
 from resnotes.lifeline import Lifeline
 from resnotes.provenance import code_version, machine
@@ -211,7 +212,7 @@ def execute(
         try:
             for overview in (False, True):
                 chosen = [book for book in notebooks if book.overview is overview]
-                # Later studies take longer: begun last, they would be alone in the end.
+                # Later studies take longer, so they start first, and none is alone in the end.
                 futures = [pool.submit(one, book) for book in (reversed(chosen) if jobs > 1 else chosen)]
                 for future in as_completed(futures):
                     execution = future.result()
@@ -286,7 +287,8 @@ def _execute(
     output = out / "notebooks" / book.path.name
     ledger = out / "claims" / f"{book.stem}.json"
     output.parent.mkdir(parents=True, exist_ok=True)
-    for stale in (output, output.with_suffix(".html"), ledger):
+    figures = (out / "figures").rglob(f"{book.stem.split('_')[0]}_*")
+    for stale in (output, output.with_suffix(".html"), ledger, *figures):
         stale.unlink(missing_ok=True)
     # Papermill reads YAML, which takes JSON's 1e-05 for a string: write what its own parser reads back.
     values = base64.b64encode(yaml.safe_dump(parameters).encode()).decode()
@@ -300,7 +302,7 @@ def _execute(
     if process.returncode != 0:
         failure = _failure(book, output, process.stderr, cell_timeout)
         ledger.unlink(missing_ok=True)
-    if output.exists():
+    if _kept(output):
         outcome = {
             "seconds": round(seconds, 1),
             "failed": failure is not None,
@@ -309,13 +311,17 @@ def _execute(
             "machine": machine(),
             **code_version(),
         }
-        _finish(output, outcome)
+        try:
+            _finish(output, outcome)
+        except Exception as error:  # what is in a notebook may be too much for nbconvert; the others are to go on
+            kept = f"the notebook is there: {output}"
+            failure = failure or f"{book.stem}: no page could be made of it, {type(error).__name__}: {error}\n{kept}"
     return Execution(book, output, seconds, failure)
 
 
 def _failure(book: Notebook, output: Path, stderr: str, cell_timeout: int) -> str:
     """Which cell failed and why, and where the partial notebook lies."""
-    cells = read(output).cells if output.exists() else []
+    cells = read(output).cells if _kept(output) else []
     code = [cell for cell in cells if cell.cell_type == "code"]
     started = [cell for cell in code if cell.metadata.get("papermill", {}).get("start_time")]
     errors = [entry for cell in started[-1:] for entry in cell.outputs if entry.output_type == "error"]
@@ -332,8 +338,15 @@ def _failure(book: Notebook, output: Path, stderr: str, cell_timeout: int) -> st
     # A kernel that dies at once does not even tell the number of the cell that it was given.
     number = started and (started[-1].execution_count or 1 + max(cell.execution_count or 0 for cell in started))
     place = f"cell In [{number}] " if number else ""
-    kept = f"partial notebook: {output}" if output.exists() else "no cell was executed"
+    kept = f"partial notebook: {output}" if _kept(output) else "no cell was executed"
     return f"{book.stem}: {place}{reason}\n{kept}"
+
+
+def _kept(output: Path) -> bool:
+    """Whether papermill left a notebook there, and was not killed while it wrote it."""
+    with contextlib.suppress(ResnotesError):
+        return bool(read(output))
+    return False
 
 
 def _finish(path: Path, outcome: dict[str, Any]) -> None:
@@ -395,7 +408,5 @@ def _signature(book: Notebook) -> str:
 
 
 if __name__ == "__main__":
-    from resnotes.cli import reporting_errors
-
     with reporting_errors():
         refresh()

@@ -12,7 +12,6 @@ from collections.abc import Iterable
 from multiprocessing import parent_process
 from typing import Any
 
-from IPython.display import display
 from tqdm import tqdm
 
 from resnotes import distributed
@@ -45,6 +44,8 @@ class _CellBar(tqdm):  # type: ignore[type-arg]  # at run time, tqdm takes no ty
     _cell: str | None = None
 
     def display(self, msg: str | None = None, pos: int | None = None) -> None:
+        from IPython.display import display  # which is there: this is a notebook
+
         text = str(self) if msg is None else msg
         cell = request().get("header", {}).get("msg_id")
         if cell != self._cell:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from resnotes.errors import UsageError
-from resnotes.models import Block, Network, batch_statistics
+from resnotes.models import Block, Network, batch_statistics, in_mode
 from resnotes.models.shortcuts import Scale, ZeroPadShortcut
 
 
@@ -56,11 +56,10 @@ def layer_responses(network: Network, inputs: Tensor) -> pd.DataFrame:
         )
 
     handles = [norm.register_forward_hook(note) for _, norm in _layers(network)]
-    was_training = network.training
     try:
-        network.eval()(inputs)
+        with in_mode(network, training=False):
+            network(inputs)
     finally:
-        network.train(was_training)
         for handle in handles:
             handle.remove()
     return pd.DataFrame(rows)
@@ -107,7 +106,11 @@ def gradient_step_gain(
 
     Returns:
         The largest relative decrease of the loss over the lengths, 0 to 1.
+
+    Raises:
+        UsageError: a network with dropout.
     """
+    _check_repeatable(network)
     network = copy.deepcopy(network).train()
     loss = F.cross_entropy(network(inputs), labels)
     if not loss.item():  # exactly zero once every probability rounds to 1
@@ -146,7 +149,7 @@ def _pass(network: Network, inputs: Tensor, labels: Tensor) -> tuple[list[Tensor
 
 
 def _check_repeatable(network: nn.Module) -> None:
-    if any(isinstance(module, nn.Dropout) and module.p > 0 for module in network.modules()):
+    if any(isinstance(module, nn.modules.dropout._DropoutNd) and module.p > 0 for module in network.modules()):
         raise UsageError("expected a network without dropout: each pass through it would be through another network")
 
 

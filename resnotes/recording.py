@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -31,17 +33,22 @@ def record(run: Run, root: Path, *, weights: bool = True) -> Run:
     """
     data = load_data(run.spec)
     check_same_data(run, data)
-    folder = root / run.name
     files = [file for file in run.facts["files"] if weights or not file.endswith(".safetensors")]
     harmless = weights and _half_is_harmless(run, data)
-    for file in files:
-        content = run.read(file)
-        if file.endswith(".safetensors") and harmless:
-            content = to_safetensors(_halved(load_tensors(content), _half_type(run)))
-        write_atomic(folder / file, content)
     kind = str(_half_type(run)).removeprefix("torch.") if harmless else "float32" if weights else NO_WEIGHTS
-    finish(folder, {**run.facts, "files": files, "weights": kind})
-    return Run(folder)
+    root.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=root, prefix=f".{run.name}.") as scratch:
+        folder = Path(scratch) / run.name
+        for file in files:
+            content = run.read(file)
+            if file.endswith(".safetensors") and harmless:
+                content = to_safetensors(_halved(load_tensors(content), _half_type(run)))
+            write_atomic(folder / file, content)
+        finish(folder, {**run.facts, "files": files, "weights": kind})
+        if (root / run.name).exists():  # recorded before: nothing of that is left, such as weights
+            shutil.rmtree(root / run.name)
+        folder.replace(root / run.name)
+    return Run(root / run.name)
 
 
 def verify(run: Run) -> tuple[float, float | None]:

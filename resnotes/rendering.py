@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from html import escape
 from typing import Any
 
 from jinja2 import PackageLoader, pass_context
@@ -48,3 +49,5 @@ def _mathml(latex: str, display: str) -> str:
         return convert(latex, display=display)
     except NoAvailableTokensError:  # of an empty formula
         return ""
+    except Exception:  # of one that is no formula, or of TeX that it does not know; its errors have nothing in common
+        return f"<code>{escape(latex)}</code>"

@@ -49,7 +49,7 @@ class Run:
 
     @cached_property
     def facts(self) -> dict[str, Any]:
-        """What `run.json` says: data, versions, device, precision, threads, wall seconds, commit, errors.
+        """What `run.json` says: data, versions, device, precision, threads, wall seconds, commit.
 
         Raises:
             RunError: it is missing or damaged.
@@ -70,7 +70,11 @@ class Run:
         return dict(facts)
 
     def read(self, file: str) -> bytes:
-        """The bytes of a file of the run, if they are those that were written."""
+        """The bytes of a file of the run.
+
+        Raises:
+            RunError: there is no such file, or it is not what was written.
+        """
         if file not in self.facts["files"]:
             raise RunError(f"run {self.folder} has no {file}; it has {', '.join(self.facts['files'])}")
         try:

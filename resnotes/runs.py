@@ -10,12 +10,12 @@ from concurrent.futures import Executor
 from pathlib import Path
 
 import torch
-from filelock import FileLock
+from filelock import BaseFileLock
 
 from resnotes import datasets, distributed, models, paths, provenance, sweeps
 from resnotes.datasets import Classification, Data
 from resnotes.errors import ResnotesError, RunError, TrainingDiverged, UsageError
-from resnotes.files import write_atomic
+from resnotes.files import TEMPORARY, lock, write_atomic
 from resnotes.pretrained import load_pretrained
 from resnotes.run_folder import FORMAT, NO_WEIGHTS, Run, finish, histories, initial_network
 from resnotes.specs import RunSpec
@@ -28,7 +28,10 @@ VISIBLE_SECONDS = 120.0  # NFS clients may go on for 60 s to believe that a file
 
 
 def load_data(spec: RunSpec) -> Data:
-    """The data that `spec` trains on; its normalization is that of the training images."""
+    """The data that `spec` trains on.
+
+    Its normalization is that of the training images; for segmentation that of the whole set, of a subset as well.
+    """
     data = datasets.load(spec.dataset, **spec.data)
     return data if spec.train_images is None else data.train_subset(spec.train_images)
 
@@ -88,8 +91,10 @@ class RunStore:
         Of two processes that ask for the same run, one trains; the other waits, and loads.
 
         Raises:
-            RunError: the store's run was made on other data than is at hand now.
-            resnotes.errors.DatasetError: the data set is missing or damaged.
+            RunError: the store's run was made on other data than is at hand now, or is damaged, or the store may not
+                be written to, or has no room.
+            UsageError: what `resnotes.training.train` raises.
+            resnotes.errors.DatasetError: the data set, or the file of pretrained weights, is missing or damaged.
             resnotes.errors.TrainingDiverged: the loss became NaN or infinite.
         """
         return self._get(spec, load_data(spec), device)
@@ -214,7 +219,7 @@ class RunStore:
         folder = self.root / spec.name
         first = distributed.rank() == 0
         if first:
-            for leftover in folder.glob(".*"):  # of a process that was killed while it wrote
+            for leftover in folder.glob(TEMPORARY):  # of a process that was killed while it wrote
                 leftover.unlink()
             write_atomic(folder / "spec.json", spec.to_json())
         shape = {"channels": data.in_channels, "classes": data.num_classes}
@@ -252,17 +257,11 @@ class RunStore:
     def _start(self, spec: RunSpec, data: Data, shape: Mapping[str, int], device: str) -> models.Network:
         if spec.start is None:
             return initial_network(spec, shape)
-        shallow = self.get(spec.start, device=device).model()
-        depth = int(spec.model.rpartition("-")[2])
         if not isinstance(data, Classification):
             raise UsageError(f"{spec.model} cannot start from {spec.start.model}: only classifiers are deepened")
+        shallow = self.get(spec.start, device=device).model()
         sample = data.train_subset(min(2000, len(data.train_images))).train_images
-        network = models.deepen(shallow, depth, data.normalization(sample))
-        if network.name != spec.model:
-            raise UsageError(f"{spec.start.model} deepened to {depth} layers is {network.name}, not {spec.model}")
-        return network
+        return models.deepen(shallow, int(spec.model.rpartition("-")[2]), data.normalization(sample))
 
-    def _locked(self, name: str) -> FileLock:
-        (self.root / ".locks").mkdir(parents=True, exist_ok=True)
-        # The kernel takes this lock from a process that dies. A file that merely exists would outlive it.
-        return FileLock(self.root / ".locks" / f"{name}.lock", fallback_to_soft=False)
+    def _locked(self, name: str) -> BaseFileLock:
+        return lock(self.root / ".locks" / f"{name}.lock")

@@ -52,6 +52,13 @@ class RunSpec:
             object.__setattr__(self, name, {key: tuple(v) if isinstance(v, list) else v for key, v in values})
         if self.start and self.pretrained:
             raise UsageError(f"{self.model} cannot start both from {self.start.model} and from {self.pretrained}")
+        if self.start:
+            shallow, deep = (re.fullmatch(r"(plain|resnet)-(\d+)", name) for name in (self.start.model, self.model))
+            if not (shallow and deep) or shallow[1] != deep[1] or int(shallow[2]) >= int(deep[2]):
+                raise UsageError(
+                    f"{self.model} cannot start from {self.start.model}: expected plain-N or resnet-N, and to start"
+                    " from, a smaller N of the same family"
+                )
         if self.start and (self.start.dataset, dict(self.start.options)) != (self.dataset, dict(self.options)):
             raise UsageError(
                 f"{self.model} cannot start from {self.start.model}: data set and options must be the same, found"

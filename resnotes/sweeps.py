@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, CancelledError, Executor, Future, wait
 from contextlib import closing
-from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from functools import partial, wraps
+from typing import TYPE_CHECKING, Any, NamedTuple, ParamSpec, TypeVar, cast
 
 from tqdm import tqdm
 
@@ -21,13 +21,31 @@ REFRESH_SECONDS = 0.2  # between two looks at what is being trained
 
 
 class Outcome(NamedTuple):
-    """What became of a run that was asked for: the run, or the error that there is in place of it."""
+    """A run that was asked for, or the error that took its place."""
 
     spec: RunSpec
     result: Run | ResnotesError
 
 
 Outcomes = Generator[Outcome]
+
+Arguments = ParamSpec("Arguments")
+Given = TypeVar("Given")
+
+
+def begun(function: Callable[Arguments, Generator[Given | None]]) -> Callable[Arguments, Generator[Given]]:
+    """Have a generator run to its first `yield`, which gives nothing, as soon as it is made.
+
+    One that has not begun can be closed without ending what it was given to end.
+    """
+
+    @wraps(function)
+    def beginning(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Generator[Given]:
+        generator = function(*args, **kwargs)
+        next(generator)
+        return cast(Generator[Given], generator)
+
+    return beginning
 
 
 def here(specs: Sequence[RunSpec], get: Callable[[RunSpec], Run]) -> Outcomes:
@@ -36,12 +54,13 @@ def here(specs: Sequence[RunSpec], get: Callable[[RunSpec], Run]) -> Outcomes:
         yield _outcome(spec, partial(get, spec))
 
 
+@begun
 def elsewhere(
     executor: Executor,
     specs: Sequence[RunSpec],
     training: Mapping[str, Future[ResnotesError | None]],
     get: Callable[[RunSpec], Run],
-) -> Outcomes:
+) -> Generator[Outcome | None]:
     """The outcomes of `get`: first for runs that are not being trained, then for each whose training has ended.
 
     Args:
@@ -66,6 +85,7 @@ def elsewhere(
         return get(spec)
 
     with executor, progress.bar(total=len(training), desc="runs", unit="run") as bar:
+        yield None
         for spec in specs:
             if spec.name not in training:
                 yield _outcome(spec, partial(got, spec))
@@ -89,7 +109,8 @@ def as_completed(training: Mapping[str, Future[Any]], bar: tqdm[Any]) -> Iterato
         yield from sorted(ended)
 
 
-def in_order(specs: Sequence[RunSpec], outcomes: Outcomes) -> Iterator[Run]:
+@begun
+def in_order(specs: Sequence[RunSpec], outcomes: Outcomes) -> Generator[Run | None]:
     """The runs in the order of `specs`, each as soon as it and those before it are there.
 
     Raises:
@@ -97,6 +118,7 @@ def in_order(specs: Sequence[RunSpec], outcomes: Outcomes) -> Iterator[Run]:
     """
     arrived: dict[str, Run | ResnotesError] = {}
     with closing(outcomes):
+        yield None
         for spec in specs:
             while spec.name not in arrived:
                 other, result = next(outcomes)

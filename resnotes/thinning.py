@@ -99,9 +99,7 @@ def thin(network: Network, kept: Iterable[bool]) -> Network:
         block if keep else nn.Sequential(block.shortcut, block.after)  # type: ignore[arg-type]
         for block, keep in zip(network.blocks, kept, strict=True)
     ]
-    return Network(
-        network.stem, blocks, network.head, stages=network.stages, name=network.name, options=network.options
-    )
+    return network.with_blocks(blocks)
 
 
 def thinned(network: nn.Module, blocks: str, *, seed: int, epoch: int) -> Iterator[nn.Module]:

@@ -36,7 +36,7 @@ from resnotes.thinning import thinned, whole
 
 _log = logging.getLogger(__name__)
 
-CHECKPOINT_SECONDS = 5.0  # training time between checkpoints, at least: all that a kill can cost, to an epoch
+CHECKPOINT_SECONDS = 5.0  # least training time between checkpoints: a kill costs at most that and one epoch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,7 +146,12 @@ class _Checkpoint:
             device = next(network.parameters()).device
             state = torch.load(io.BytesIO(content), map_location=device, weights_only=True)
             fingerprint = state["fingerprint"]
-        except Exception as error:  # whole, but not by us: anything can be wrong with it
+            if fingerprint == self.fingerprint:
+                network.load_state_dict(state["network"])
+                optimizer.load_state_dict(state["optimizer"])
+                self.history = [Epoch(**row) for row in state["history"]]
+                self.resumed = state["resumed"] + 1
+        except Exception as error:  # whole, but not by us, or by another version: anything can be wrong with it
             # PyTorch's own words would advise to load it without the protection against foreign code.
             raise RunError(
                 f"{self.path} is no checkpoint ({type(error).__name__}); delete it to train the run from its start"
@@ -156,10 +161,6 @@ class _Checkpoint:
                 f"{self.path} belongs to data with fingerprint {fingerprint}, but that at hand has"
                 f" {self.fingerprint}; delete it to train the run on this data"
             )
-        network.load_state_dict(state["network"])
-        optimizer.load_state_dict(state["optimizer"])
-        self.history = [Epoch(**row) for row in state["history"]]
-        self.resumed = state["resumed"] + 1
 
 
 def task_for(data: Data, recipe: Recipe, *, seed: int, device: torch.device, precision: str) -> Task:
@@ -253,7 +254,8 @@ def train(
         while iteration < recipe.iterations:
             epoch = len(history) + 1
             started = time.monotonic()
-            torch.manual_seed(seed * 1_000_003 + epoch)  # dropout
+            # Dropout: processes that train together are not to drop the same of their parts.
+            torch.manual_seed(seed * 1_000_003 + epoch + (distributed.rank() << 48))
             network.train()
             if recipe.frozen_bn:
                 _freeze_bn(network)

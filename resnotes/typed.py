@@ -1,8 +1,9 @@
-"""The fields of a dataclass, checked against its own type hints: what comes from a file may be anything."""
+"""Fields of a dataclass and arguments of a function, checked against type hints: what users give may be anything."""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable, Mapping
 from functools import cache
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -25,8 +26,16 @@ def check(instance: Any, what: str) -> None:
             raise UsageError(f"{what}: {name} must be {_WORDS.get(hint, hint)}, found {value!r}")
 
 
+def check_arguments(function: Callable[..., Any], arguments: Mapping[str, Any], what: str) -> None:
+    """Refuse arguments of other types than the function's hints, as `check` does."""
+    hints = _hints(function)
+    for name, value in arguments.items():
+        if not _fits(value, hints[name]):
+            raise UsageError(f"{what}: {name} must be {_WORDS.get(hints[name], hints[name])}, found {value!r}")
+
+
 @cache
-def _hints(kind: type) -> dict[str, Any]:
+def _hints(kind: Callable[..., Any]) -> dict[str, Any]:
     return get_type_hints(kind)
 
 

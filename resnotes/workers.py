@@ -27,7 +27,7 @@ ATTEMPTS = 4  # as often as a Dask scheduler tries by default
 
 
 class Workers(Executor):
-    """So many processes with one thread each, started when they are needed; they end when this process does.
+    """`count` processes with one thread each, started when they are needed; they end when this process does.
 
     A call whose process was killed is made again, in a new process; the others do not notice.
 
@@ -71,7 +71,10 @@ class Workers(Executor):
                 del self._own.pool
                 if self._ended:
                     raise
-        raise RunError(f"its process was killed {ATTEMPTS} times; look for the cause, such as too little memory")
+        raise RunError(
+            f"its process was killed {ATTEMPTS} times; look for the cause, such as too little memory, or a program that"
+            " trains where it is imported, and not under `if __name__ == '__main__':`"
+        )
 
     def _process(self) -> ProcessPoolExecutor:
         """The process of this thread, as a pool of one."""
@@ -83,10 +86,9 @@ class Workers(Executor):
 
 
 def local_workers(device: str, count: int | None) -> Workers | None:
-    """So many of them; None if one is enough, which is this process.
+    """A pool of `count` workers; None where this process alone suffices, as it does where processes train together.
 
-    One is, too, where processes train together. The default on a CPU is `RESNOTES_WORKERS`, else one for each thread
-    that PyTorch has here.
+    By default there are on a CPU as many as `RESNOTES_WORKERS` says, else as PyTorch has threads here; on a GPU one.
 
     Raises:
         UsageError: that variable is no number of processes.
@@ -108,13 +110,13 @@ def _from_environment() -> int | None:
 def _context() -> BaseContext:
     """How processes are started: afresh, as neither PyTorch's threads nor CUDA survive a fork.
 
-    On Linux that is a fork of a process that has imported what all of them need, and done nothing else. Elsewhere
-    even libraries that were merely loaded may not survive it.
+    On Linux that is a fork of a process that has imported what takes long, and done nothing else: of this package
+    nothing, which might be another checkout's there. Elsewhere libraries that were merely loaded may not survive it.
     """
     if sys.platform != "linux":
         return get_context("spawn")
     context = get_context("forkserver")
-    context.set_forkserver_preload(["resnotes.runs", "torch._dynamo"])  # the second is a second's work for an optimizer
+    context.set_forkserver_preload(["torch._dynamo", "pandas"])  # every optimizer imports the first
     return context
 
 

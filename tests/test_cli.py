@@ -12,6 +12,7 @@ from test_notebooks import write_notebook
 
 from resnotes import figures, notebooks, paths, profiles, recording
 from resnotes.claims import Ledger, load
+from resnotes.errors import DatasetError
 from resnotes.index import write_index
 from resnotes.intervals import interval
 from resnotes.runs import RunStore
@@ -243,6 +244,29 @@ def test_verification_names_the_runs_that_fail(trained, resnotes):
     assert (status, [line.split()[0] for line in stdout.splitlines()]) == (1, ["FAILED", "ok"])
     assert "history.csv is not what the run wrote" in stdout
     assert resnotes("runs", "verify", "resnet")[0] == 0
+
+
+def test_verification_goes_on_where_the_data_of_a_run_is_not_at_hand(trained, resnotes, monkeypatch):
+    load, missing = recording.load_data, trained[0].spec
+
+    def loading(spec):
+        if spec == missing:
+            raise DatasetError("no digits")
+        return load(spec)
+
+    monkeypatch.setattr(recording, "load_data", loading)
+    status, stdout, _ = resnotes("runs", "verify")
+    words = {line.split()[1].rstrip(":"): line.split()[0] for line in stdout.splitlines()}
+    assert (status, words) == (1, {trained[0].name: "FAILED", trained[1].name: "ok"})
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a shell's pipe")
+def test_whoever_reads_the_output_may_have_seen_enough(trained):
+    """Then nothing is said about it."""
+    command = f"{sys.executable} -m resnotes runs show '' | true; echo ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
+    assert done.stderr == ""
+    assert done.stdout.strip() in {"0", "1"}
 
 
 def test_an_error_that_is_not_reached_again_fails(trained, resnotes, monkeypatch):

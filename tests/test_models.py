@@ -283,7 +283,7 @@ def test_published_weights_reach_the_known_error(depth: int, error: float, real_
     network = models.from_published(published(depth))
     assert network.name == f"resnet-{depth}"
     assert real_cifar10.variant == "cifar10-jpeg", "the known errors are those on the lossy copy"
-    normalization = Normalization.per_channel((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    normalization = Normalization.published((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
     _, measured, _ = evaluate(network, real_cifar10.test_images, real_cifar10.test_labels, normalization)
     assert len(real_cifar10.test_labels) == 10_000
     assert measured == pytest.approx(error, abs=0.03)

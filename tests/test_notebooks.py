@@ -176,6 +176,56 @@ def test_each_notebook_is_given_what_it_takes_and_failures_stay_apart(root, monk
     assert "01_good: started" in lines
 
 
+def test_a_notebook_that_no_page_can_be_made_of_fails_alone(root, monkeypatch):
+    books = [write_notebook(root / "notebooks", f"0{number}_a", parameters="x = 1") for number in (1, 2)]
+    finish = notebooks._finish
+
+    def finishing(path, outcome):
+        if path.stem == "01_a":
+            raise ValueError("too much")
+        finish(path, outcome)
+
+    monkeypatch.setattr(notebooks, "_finish", finishing)
+    one, other = execute(books, {}, root / "out", report=lambda line: None)
+    assert (
+        one.failure == f"01_a: no page could be made of it, ValueError: too much\nthe notebook is there: {one.output}"
+    )
+    assert other.failure is None
+    assert other.output.with_suffix(".html").exists()
+
+
+def test_figures_of_an_earlier_execution_go(root):
+    folder = root / "out" / "figures"
+    (folder / "thumbnails").mkdir(parents=True)
+    stale = [folder / "01_old.png", folder / "01_old.json", folder / "thumbnails" / "01_old.png"]
+    others = [folder / "010_other.png", folder / "02_other.png"]
+    for path in (*stale, *others):
+        path.write_text("")
+    execute(
+        [write_notebook(root / "notebooks", "01_a", parameters="x = 1")], {}, root / "out", report=lambda line: None
+    )
+    assert [path.exists() for path in (*stale, *others)] == [False] * 3 + [True] * 2
+
+
+def test_a_notebook_that_was_cut_while_it_was_written_fails_alone(root, monkeypatch):
+    books = [write_notebook(root / "notebooks", f"0{number}_a", parameters="x = 1") for number in (1, 2)]
+    papermill = notebooks.Lifeline.papermill
+
+    def cut(lifeline, arguments, environment):
+        done = papermill(lifeline, arguments, environment)
+        output = Path(arguments[1])
+        if output.stem == "01_a":
+            output.write_bytes(output.read_bytes()[:200])
+            done.returncode = -9
+        return done
+
+    monkeypatch.setattr(notebooks.Lifeline, "papermill", cut)
+    one, other = execute(books, {}, root / "out", report=lambda line: None)
+    assert one.failure.startswith("01_a: could not be executed")
+    assert one.failure.endswith("no cell was executed")
+    assert other.failure is None
+
+
 def test_refresh_leaves_clean_outputs_and_stable_ids(root):
     code = "import os, sys; print(os.getcwd() + '/data'); print('warning', file=sys.stderr); profile"
     book = write_notebook(root / "notebooks", "01_a", code)

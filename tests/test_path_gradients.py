@@ -318,6 +318,22 @@ def test_draws_follow_from_the_seed() -> None:
     assert not np.array_equal(first.norm, other.norm)
 
 
+def test_all_lengths_are_drawn_ten_times_unless_asked_for_otherwise() -> None:
+    network = build("resnet-8")
+    usual = sampled_path_gradients(network, IMAGES, LABELS)
+    pd.testing.assert_frame_equal(usual, sampled_path_gradients(network, IMAGES, LABELS, draws=10, seed=0))
+    assert usual.length.value_counts().to_dict() == dict.fromkeys(range(4), 10)
+
+
+def test_a_single_unit_has_two_paths() -> None:
+    residuals, shortcuts, _, images = linear_case()
+    head = nn.Sequential(nn.Flatten(), nn.Linear(len(residuals[0]), 10)).double()
+    network = linear_network(residuals[:1], shortcuts[:1], head)
+    found = sampled_path_gradients(network, images, LABELS, draws=1)
+    exact = path_gradients(network, images, LABELS)
+    assert found.norm.tolist() == pytest.approx(exact.flatten(1).norm(dim=1).tolist(), rel=1e-10)
+
+
 def test_tiny_gradients_have_a_norm_in_float32() -> None:
     """Their squares are below what float32 can hold."""
     network = build("preresnet-14", shortcut="scaling:0.00001").float()

@@ -184,6 +184,11 @@ def test_unknown_names_list_the_allowed_ones() -> None:
         ("seeds = [3, 5]", "", "seeds"),
         ("[small]", "[small", "line"),
         ("[small]", "answer = 42\n[small]", "int"),
+        (
+            "[small.recipe]",
+            '[small.recipes."plain-80"]\nlr = 1\n[small.recipe]',
+            "'plain-80', which is none of the models",
+        ),
     ],
 )
 def test_a_profile_that_cannot_be_is_refused_in_one_line(folder: Path, old: str, new: str, named: str) -> None:

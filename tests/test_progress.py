@@ -13,13 +13,15 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import IPython
+import IPython.display
 import pytest
 from nbclient import NotebookClient
 from test_explorer import Lab, executed, request
 from test_runs import SPEC
 
 import resnotes
-from resnotes import frontend, progress, sweeps
+from resnotes import progress, sweeps
 from resnotes.frontend import attended
 
 EMPTY = {"text/plain": ""}
@@ -38,7 +40,7 @@ EMPTY = {"text/plain": ""}
     ],
 )
 def test_somebody_is_there_who_could_be_asked(shell: object, expected: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(frontend, "get_ipython", lambda: shell)
+    monkeypatch.setattr(IPython, "get_ipython", lambda: shell)
     assert attended() is expected
 
 
@@ -71,8 +73,8 @@ class Screen:
 @pytest.fixture
 def screen(monkeypatch: pytest.MonkeyPatch) -> Screen:
     screen = Screen()
-    monkeypatch.setattr(frontend, "get_ipython", lambda: screen)
-    monkeypatch.setattr(progress, "display", screen.display)
+    monkeypatch.setattr(IPython, "get_ipython", lambda: screen)
+    monkeypatch.setattr(IPython.display, "display", screen.display)
     monkeypatch.setattr(progress, "DELAY", 0)
     return screen
 

@@ -42,6 +42,13 @@ def test_unusual_formulas_are_no_error(formula):
     assert "after" in page_of(new_markdown_cell(f"{formula}\n\nafter"))
 
 
+@pytest.mark.parametrize("formula", ["x_1_2", "a^", r"\left(", r"\nosuchmacro{<b>}"])
+def test_what_is_no_formula_is_shown_as_it_stands(formula):
+    html = page_of(new_markdown_cell(f"${formula}$\n\nafter"))
+    assert "after" in html
+    assert "<b>" not in html
+
+
 def test_a_page_loads_nothing():
     image = new_output("display_data", data={"image/png": "aGFsbG8="})
     page = Page(page_of(new_markdown_cell("$x$"), new_code_cell("1", outputs=[image])))

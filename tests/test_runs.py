@@ -130,9 +130,10 @@ shallow_specs = st.builds(
 )
 # A run starts from one on the same data and with the same options.
 deepened_specs = st.builds(
-    lambda spec, model, seed, recipe: dataclasses.replace(spec, model=model, seed=seed, recipe=recipe, start=spec),
+    lambda spec, seed, recipe: dataclasses.replace(
+        spec, model=f"{spec.model.partition('-')[0]}-110", seed=seed, recipe=recipe, start=spec
+    ),
     shallow_specs,
-    model=st.just("plain-110"),
     seed=st.integers(0, 99),
     recipe=recipes,
 )
@@ -142,7 +143,13 @@ specs = shallow_specs | deepened_specs
 @pytest.mark.parametrize("change", [{"dataset": "cifar10"}, {"options": {"width": 8}}])
 def test_a_start_of_another_shape_is_refused(change: dict[str, Any]) -> None:
     with pytest.raises(UsageError, match="must be the same"):
-        dataclasses.replace(SPEC, start=dataclasses.replace(SPEC, **change))
+        dataclasses.replace(DEEPENED, start=dataclasses.replace(SPEC, **change))
+
+
+@pytest.mark.parametrize("model", ["resnet-14", "plain-8", "plain-2", "alexnet", "preresnet-14"])
+def test_only_a_deeper_network_of_the_same_family_starts_from_another(model: str) -> None:
+    with pytest.raises(UsageError, match=f"^{model} cannot start from plain-8: expected plain-N or resnet-N"):
+        dataclasses.replace(SPEC, model=model, start=SPEC)
 
 
 @given(specs)
@@ -394,12 +401,6 @@ def test_a_deepened_run_starts_from_what_the_shallow_one_learned(
         run.model(epoch=0)  # these weights are not drawn from the seed
 
 
-def test_only_the_same_family_can_be_deepened(store: RunStore) -> None:
-    spec = dataclasses.replace(SPEC, model="resnet-14", start=SPEC)
-    with pytest.raises(UsageError, match="plain-8 deepened to 14 layers is plain-14, not resnet-14"):
-        store.get(spec, device="cpu")
-
-
 # Damage and other data
 
 
@@ -469,7 +470,7 @@ def test_a_store_that_cannot_be_written_to(store: RunStore, monkeypatch: pytest.
     def refused(*_: object, **__: object) -> Iterator[None]:
         raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr(runs, "FileLock", refused)
+    monkeypatch.setattr(runs, "lock", refused)
     with pytest.raises(RunError, match=r"cannot write to the run store: .*set RESNOTES_RUNS to a folder of yours"):
         store.get(SPEC)
 
@@ -506,6 +507,10 @@ def test_runs_can_be_recorded_without_weights(store: RunStore, stored: Run, trai
     assert verify(recorded) == (stored.final["test_error"], None)
     with pytest.raises(RunError, match=r"has no model.safetensors"):
         recorded.model()
+    assert list(record(stored, store.recorded).folder.glob("*.safetensors"))
+    recorded = record(stored, store.recorded, weights=False)
+    assert not list(recorded.folder.glob("*.safetensors")), "nothing is left of what was recorded before"
+    assert [path.name for path in store.recorded.iterdir()] == [recorded.name]
     (recorded.folder / "history.csv").write_text("epoch\n1\n")
     with pytest.raises(RunError, match="not what the run wrote"):
         verify(Run(recorded.folder))

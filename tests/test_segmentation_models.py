@@ -358,8 +358,14 @@ def test_options_survive_a_label() -> None:
         ("pspnet-resnet18", {"output_stride": 4}, "unknown output stride 4; allowed: 8, 16, 32"),
         ("fcn-small", {"head_width": 0}, "head_width must be a whole number of at least 1, found 0"),
         ("fcn-small", {"num_classes": 2.0}, "num_classes must be a whole number"),
-        ("fcn-small", {"auxiliary": -0.1}, "auxiliary must not be negative, found -0.1"),
-        ("fcn-small", {"dropout": 1}, "dropout must be at least 0 and below 1, found 1"),
+        ("fcn-small", {"auxiliary": -0.1}, "auxiliary must be a number of at least 0, found -0.1"),
+        ("fcn-small", {"auxiliary": None}, "auxiliary must be a number of at least 0, found None"),
+        ("fcn-small", {"dropout": 1}, "dropout must be a number of at least 0 and below 1, found 1"),
+        ("fcn-small", {"dropout": "half"}, "dropout must be a number of at least 0 and below 1, found 'half'"),
+        ("pspnet-small", {"pooling": ["max"]}, r"unknown pooling \['max'\]; allowed: average, max"),
+        ("resnet18", {"width": "a"}, "resnet18: width must be a whole number of at least 1, found 'a'"),
+        ("resnet18", {"num_classes": -1}, "num_classes must be a whole number of at least 1, found -1"),
+        ("resnet-8", {"order": ["original"]}, r"unknown order \['original'\]; allowed: original"),
     ],
 )
 def test_what_cannot_be_is_refused(name: str, options: dict[str, Any], message: str) -> None:

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from resnotes import datasets, models, recording, runs
 from resnotes.datasets import Normalization, Sample, Segmentation, Split
 from resnotes.datasets.segmentation import Lazy, Stacked
-from resnotes.errors import UsageError
+from resnotes.errors import DatasetError, UsageError
 from resnotes.models.segmentation import Outputs, SegmentationNetwork
 from resnotes.recipes import Recipe
 from resnotes.recording import record, verify
@@ -262,6 +262,18 @@ def various(data: Segmentation) -> Segmentation:
 def test_images_of_various_sizes_need_a_crop(various: Segmentation) -> None:
     with pytest.raises(UsageError, match="the images of scenes are of various sizes; give the recipe a crop"):
         fit(various, dataclasses.replace(VARIOUS, crop=(0, 0)))
+
+
+def unreadable(name: str) -> Sample:
+    if name == "7":
+        raise DatasetError("image 7 is damaged; copy it again")
+    return drawn(name)
+
+
+def test_an_image_that_cannot_be_read_is_named_in_a_line(various: Segmentation) -> None:
+    broken = dataclasses.replace(various, train=Lazy(tuple(various.train.names), unreadable))
+    with pytest.raises(DatasetError, match=r"^image 7 is damaged; copy it again$"):
+        fit(broken, dataclasses.replace(VARIOUS, iterations=20))
 
 
 def test_images_of_various_sizes_are_trained_on(various: Segmentation) -> None:

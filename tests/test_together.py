@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 import resnotes
 from resnotes import datasets, distributed, models, profiles, runs
+from resnotes.distributed import joined
 from resnotes.errors import UsageError
 from resnotes.recipes import Recipe
 from resnotes.run_folder import initial_network
@@ -181,6 +182,21 @@ def two(monkeypatch: pytest.MonkeyPatch) -> None:
     """The second of two processes, as far as can be seen."""
     monkeypatch.setattr(distributed, "size", lambda: 2)
     monkeypatch.setattr(distributed, "rank", lambda: 1)
+
+
+def test_an_environment_that_is_not_torchruns_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.delenv("RANK", raising=False)
+    with pytest.raises(UsageError, match="is 2, but there is no RANK; start the processes with torchrun"), joined():
+        pass
+
+
+def test_processes_do_not_share_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.setenv(name, "2")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    with pytest.raises(UsageError, match="2 processes cannot share cuda:1; give --device auto"), joined("cuda:1"):
+        pass
 
 
 @pytest.mark.usefixtures("two")

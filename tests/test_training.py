@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import io
 import itertools
 import math
 import random
@@ -24,6 +25,7 @@ from resnotes.classification import augment, evaluate
 from resnotes.datasets import Classification
 from resnotes.devices import resolve_device, resolve_precision
 from resnotes.errors import RunError, TrainingDiverged, UsageError
+from resnotes.files import sealed, unsealed
 from resnotes.models import Network
 from resnotes.recipes import Recipe
 from resnotes.runs import Run, RunSpec, RunStore
@@ -346,6 +348,20 @@ def test_a_damaged_checkpoint_is_named_and_left_alone(
     assert f"{checkpoint} is damaged; the run is trained from its start" in caplog.text
     assert again[1].resumed == 0
     assert_same(again, whole)
+
+
+@pytest.mark.parametrize("part", ["network", "optimizer", "history"])
+def test_a_checkpoint_of_another_version_is_named(data: Classification, tmp_path: Path, part: str) -> None:
+    """Whole and of this data, but with weights, groups or columns that are not ours."""
+    fit(data, folder=tmp_path)
+    path = tmp_path / "checkpoint.pt"
+    state = torch.load(io.BytesIO(unsealed(path.read_bytes()) or b""), weights_only=True)
+    state[part] = {"network": {}, "optimizer": {"state": {}, "param_groups": []}, "history": [{"epochs": 1}]}[part]
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    path.write_bytes(sealed(buffer.getvalue()))
+    with pytest.raises(RunError, match="is no checkpoint .*; delete it to train the run from its start"):
+        fit(data, folder=tmp_path)
 
 
 def test_a_run_does_not_go_on_with_other_data(data: Classification, tmp_path: Path) -> None:

@@ -92,7 +92,7 @@ def main(folder: Path) -> None:
     runs.train, RunStore.sweep, workers.ProcessPoolExecutor = training_noted, swept_noted, refused
     for module in (files, runs, training):
         module.write_atomic = writing_noted
-    sys.argv = ["resnotes", "train", "--profile", "tiny", "--device", "cpu", "--workers", "2"]
+    sys.argv = ["resnotes", "train", "--profile", "tiny", "--device", "cpu"]
     try:
         cli.main()
     finally:

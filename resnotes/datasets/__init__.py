@@ -10,6 +10,7 @@ from inspect import signature
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeVar, overload
 
+from resnotes import typed
 from resnotes.datasets import ade20k, camvid, cifar10, digits, scenes
 from resnotes.datasets.availability import Availability
 from resnotes.datasets.classification import Classification, Normalization
@@ -121,7 +122,9 @@ def _load(
     for option in options:
         if option not in allowed:
             raise UsageError(f"{name} takes no option {option!r}; allowed: {', '.join(allowed) or 'none'}")
-    return loaders[name].load(_root(root), **options)
+    given = {option: tuple(value) if isinstance(value, list) else value for option, value in options.items()}
+    typed.check_arguments(loaders[name].load, given, name)
+    return loaders[name].load(_root(root), **given)
 
 
 def _root(root: Path | str | None) -> Path:

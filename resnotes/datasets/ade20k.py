@@ -86,7 +86,7 @@ def load(root: Path) -> Segmentation:
         train=train,
         test=test,
         val=None,
-        normalization=Normalization.per_channel(_MEAN, _STD),
+        normalization=Normalization.published(_MEAN, _STD),
         fingerprint=_fingerprint(pair for found in listed.values() for pair in found),
     )
 

@@ -16,12 +16,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from filelock import FileLock
 from torch import Tensor
 
 from resnotes.datasets.archives import Source
 from resnotes.datasets.classification import fingerprint
 from resnotes.errors import DatasetError
+from resnotes.files import lock
 from resnotes.paths import cache_root
 
 _log = logging.getLogger(__name__)
@@ -68,9 +68,8 @@ def cached(name: str, source: Source, arrays: Sequence[str], decode: Callable[[]
             return found
         signature = listing.result()
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(f"{folder}.lock")
-        lock.acquire()
+        held = lock(folder.with_name(f"{folder.name}.lock"))
+        held.acquire()
     except (OSError, NotImplementedError) as error:  # the latter: a file system without locks
         raise _unwritable(error) from error
     try:
@@ -80,7 +79,7 @@ def cached(name: str, source: Source, arrays: Sequence[str], decode: Callable[[]
         _store(folder, signature, decoded)
         return decoded
     finally:
-        lock.release()
+        held.release()
 
 
 def cached_variant(name: str, source: Source) -> str | None:

@@ -50,7 +50,7 @@ def load(root: Path, *, size: tuple[int, int] | None = None, trainval: bool = Fa
         UsageError: no such size is possible.
         DatasetError: the data is missing, incomplete, damaged or another edition; or the cache cannot be written.
     """
-    if size is not None and min(size) < 1:
+    if size is not None and (len(size) != 2 or min(size) < 1):
         raise UsageError(f"CamVid at size {size} is not possible; allowed: a height and a width of 1 and more")
     source = _source(root)
     if source is None:

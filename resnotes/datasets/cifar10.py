@@ -189,7 +189,7 @@ def _read_tree(source: Source) -> Decoded:
         if empty:
             folders = ", ".join(f"{split}/{name}" for name in empty)
             raise DatasetError(
-                f"{source.path} has no images in {folders}; expected PNG or JPEG files "
+                f"{source.path} has no images in {folders}; expected PNG or JPEG files"
                 " for every class in train/ and test/; copy or download it again"
             )
     train, test = (_tensors(splits[split]) for split in _SPLITS)

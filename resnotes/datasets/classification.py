@@ -45,7 +45,7 @@ class Normalization:
         return cls(torch.from_numpy(mean).float(), torch.from_numpy(np.sqrt(square - mean**2)).float())
 
     @classmethod
-    def per_channel(cls, mean: Sequence[float], std: Sequence[float]) -> Normalization:
+    def published(cls, mean: Sequence[float], std: Sequence[float]) -> Normalization:
         """Constants published beside pretrained weights: one mean and one std a channel, in 0..1 units."""
         return cls(*(torch.tensor(values, dtype=torch.float32).mul(255)[:, None, None] for values in (mean, std)))
 

@@ -142,6 +142,7 @@ def clustered(confusion: Tensor) -> Tensor:
         raise UsageError(f"expected a square confusion matrix [C, C], found {list(confusion.shape)}")
     if len(confusion) < 3:
         return torch.arange(len(confusion))  # nothing to order
+    confusion = confusion.cpu()
     rates = confusion.double() / confusion.sum(1, keepdim=True).clamp(min=1)
     distances = 1 - (rates + rates.T) / 2
     tree = linkage(squareform(distances.fill_diagonal_(0).numpy()), "average", optimal_ordering=True)

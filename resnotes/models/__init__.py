@@ -13,7 +13,7 @@ from resnotes.errors import UsageError
 from resnotes.models.deepening import deepen
 from resnotes.models.feedforward import FEEDFORWARD
 from resnotes.models.imagenet import LAYOUTS, imagenet_resnet
-from resnotes.models.network import Block, Network, batch_statistics, count_parameters
+from resnotes.models.network import Block, Network, batch_statistics, count_parameters, in_mode
 from resnotes.models.residual import FAMILIES, from_published, residual_network
 from resnotes.models.segmentation import NAMES as SEGMENTATION
 from resnotes.models.segmentation import SMALL, segmentation_network
@@ -27,6 +27,7 @@ __all__ = [
     "deepen",
     "from_label",
     "from_published",
+    "in_mode",
     "label",
 ]
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from resnotes.errors import UsageError
-from resnotes.models.network import Block, Network
+from resnotes.models.network import Block, Network, in_mode
 from resnotes.models.residual import residual_network
 
 
@@ -58,7 +58,7 @@ def deepen(network: Network, depth: int, inputs: Tensor) -> Network:
         The deeper network, in eval mode, on the device and in the dtype of `network`.
 
     Raises:
-        UsageError: another family, another order than the original, or a depth that adds no block.
+        UsageError: another family, another order than the original, or a depth that is not 6n + 2 or adds no block.
     """
     family, _, shallow_depth = network.name.partition("-")
     options = {"order": "original", "shortcut": "A", "batch_norm": True, **network.options}
@@ -74,18 +74,16 @@ def deepen(network: Network, depth: int, inputs: Tensor) -> Network:
     deep.stem.load_state_dict(network.stem.state_dict())
     deep.head.load_state_dict(network.head.state_dict())
 
-    was_training = network.training
-    network.eval()
-    x = network.stem(inputs)
     old, new = iter(network.blocks), iter(deep.blocks)
-    for n_old, n_new in zip(network.stages, deep.stages, strict=True):
-        for _ in range(n_old):
-            block = next(old)
-            next(new).load_state_dict(block.state_dict())
-            x = block(x)
-        for _ in range(n_new - n_old):
-            added = next(new)
-            assert isinstance(added, Block)
-            _become_identity(added, x)
-    network.train(was_training)
+    with in_mode(network, training=False):
+        x = network.stem(inputs)
+        for n_old, n_new in zip(network.stages, deep.stages, strict=True):
+            for _ in range(n_old):
+                block = next(old)
+                next(new).load_state_dict(block.state_dict())
+                x = block(x)
+            for _ in range(n_new - n_old):
+                added = next(new)
+                assert isinstance(added, Block)
+                _become_identity(added, x)
     return deep

@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from resnotes.errors import unknown
+from resnotes.models.network import check_options
 
 OUTPUT_STRIDES = (8, 16, 32)
 
@@ -270,16 +271,13 @@ def imagenet_resnet(
         The network, in training mode.
 
     Raises:
-        UsageError: unknown `name` or `output_stride`; the message lists what is allowed.
+        UsageError: unknown `name` or `output_stride`, or a count that is none; the message says what is allowed.
     """
     if name not in LAYOUTS:
         raise unknown("network", name, LAYOUTS)
-    options = {
-        "num_classes": num_classes,
-        "in_channels": in_channels,
-        "width": width,
-        "output_stride": output_stride,
-    }
+    options = {"num_classes": num_classes, "in_channels": in_channels, "width": width}
+    check_options(name, options, True)
+    options["output_stride"] = output_stride
     network = ImageNetResNet(LAYOUTS[name], **options)
     network.name, network.options = name, options
     return network

@@ -72,6 +72,10 @@ class Network(nn.Module):
         self.name = name
         self.options = dict(options)
 
+    def with_blocks(self, blocks: Iterable[nn.Module]) -> Network:
+        """As many other blocks in place of these; stem and head are shared, and what else the network is called."""
+        return Network(self.stem, blocks, self.head, stages=self.stages, name=self.name, options=self.options)
+
     def forward(self, x: Tensor) -> Tensor:
         """Logits ``[N, num_classes]`` of normalised images ``[N, in_channels, H, W]``."""
         x = self.stem(x)
@@ -96,16 +100,22 @@ def kept_statistics(*modules: nn.Module) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def batch_statistics(network: nn.Module) -> Iterator[None]:
-    """In train mode for a while, with BN on the statistics of the batch; modes and running statistics are kept."""
+def in_mode(network: nn.Module, *, training: bool) -> Iterator[None]:
+    """In train or eval mode for a while; afterwards every module is in its own mode again."""
     modes = [(module, module.training) for module in network.modules()]
     try:
-        network.train()
-        with kept_statistics(network):
-            yield
+        network.train(training)
+        yield
     finally:
         for module, mode in modes:
             module.training = mode
+
+
+@contextlib.contextmanager
+def batch_statistics(network: nn.Module) -> Iterator[None]:
+    """In train mode for a while, with BN on the statistics of the batch; modes and running statistics are kept."""
+    with in_mode(network, training=True), kept_statistics(network):
+        yield
 
 
 def count_parameters(network: nn.Module) -> int:

@@ -45,7 +45,7 @@ def unit_layers(order: str, convolutions: int = 2, *, batch_norm: bool = True) -
     Raises:
         UsageError: an unknown order.
     """
-    if order not in ORDERS:
+    if order not in list(ORDERS):  # which compares, as not everything has a hash
         raise unknown("order", order, ORDERS)
     branch, after = ORDERS[order]
     opening, between, closing = branch.split("conv")

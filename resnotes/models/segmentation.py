@@ -7,6 +7,7 @@ is the paper's baseline.
 
 from __future__ import annotations
 
+import math
 import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, cast
@@ -266,15 +267,16 @@ def _check(name: str, options: Mapping[str, Any]) -> None:
         check_options(name, {f"{option}[{i}]": value for i, value in enumerate(values)}, True)
     if not isinstance(given.get("reduction", True), bool):
         raise UsageError(f"{name}: reduction must be True or False, found {given['reduction']!r}")
-    if given.get("pooling", "average") not in POOLINGS:
+    if given.get("pooling", "average") not in list(POOLINGS):  # which compares, as not everything has a hash
         raise unknown("pooling", given["pooling"], POOLINGS)
     strides = (4, 8) if encoder == SMALL else OUTPUT_STRIDES
     if given.get("output_stride", 8) not in strides:
         raise unknown("output stride", given["output_stride"], strides)
-    if not given["auxiliary"] >= 0:
-        raise UsageError(f"{name}: auxiliary must not be negative, found {given['auxiliary']!r}")
-    if not 0 <= given["dropout"] < 1:
-        raise UsageError(f"{name}: dropout must be at least 0 and below 1, found {given['dropout']!r}")
+    for option, below in (("auxiliary", math.inf), ("dropout", 1)):
+        value = options[option]
+        if type(value) not in (int, float) or not 0 <= value < below:
+            limit = "" if below == math.inf else f" and below {below}"
+            raise UsageError(f"{name}: {option} must be a number of at least 0{limit}, found {value!r}")
 
 
 def segmentation_network(

@@ -56,6 +56,9 @@ class Study:
 
     def __post_init__(self) -> None:
         typed.check(self, "study")
+        known = {*self.models, *self.deepen, *self.deepen.values()}
+        if strange := [model for model in self.recipes if model not in known]:
+            raise UsageError(f"recipes for {strange[0]!r}, which is none of the models; allowed: {', '.join(known)}")
 
     def spec(self, model: str, seed: int) -> RunSpec:
         """The run of `model`, a name with or without options, with `seed`, not deepened from another."""

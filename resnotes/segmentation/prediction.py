@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from resnotes.datasets import Normalization
 from resnotes.devices import autocast
+from resnotes.models import in_mode
 
 SCALES = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)  # the paper's, for multi-scale testing
 OVERLAP = 1 / 3  # of neighbouring crops, as in the authors' code
@@ -82,15 +83,13 @@ def probabilities(
         ``[N, K, H, W]``, float32 or as precise as the network.
     """
     size = tuple(inputs.shape[2:])
-    was_training = network.training
-    network.eval()
     views = []
-    for scale in scales:
-        scaled = tuple(max(1, round(scale * side)) for side in size)
-        resized = inputs if scaled == size else F.interpolate(inputs, scaled, mode="bilinear", align_corners=False)
-        view = _cropped(network, resized, crop, flip, precision)
-        views.append(view if scaled == size else F.interpolate(view, size, mode="bilinear", align_corners=False))
-    network.train(was_training)
+    with in_mode(network, training=False):
+        for scale in scales:
+            scaled = tuple(max(1, round(scale * side)) for side in size)
+            resized = inputs if scaled == size else F.interpolate(inputs, scaled, mode="bilinear", align_corners=False)
+            view = _cropped(network, resized, crop, flip, precision)
+            views.append(view if scaled == size else F.interpolate(view, size, mode="bilinear", align_corners=False))
     return views[0] if len(views) == 1 else torch.stack(views).mean(0)
 
 

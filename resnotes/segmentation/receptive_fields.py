@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from resnotes.errors import UsageError
+from resnotes.models import in_mode
 from resnotes.models.encoder import Encoder
 from resnotes.models.segmentation import SegmentationNetwork
 
@@ -95,16 +96,14 @@ def effective_receptive_field(
     height, width = images.shape[2:]
     centre = height // 2, width // 2
     energy = torch.zeros(height, width, dtype=torch.float64)
-    was_training = network.training
-    network.eval()
-    for part in images.split(_BATCH):
-        inputs = part.detach().requires_grad_()
-        with torch.enable_grad():
-            logits = network(inputs)[:, :, *centre]
-        signs = torch.randint(2, logits.shape, generator=generator).to(logits) * 2 - 1
-        (gradient,) = torch.autograd.grad(logits, inputs, signs)
-        energy += gradient.double().square().sum((0, 1)).cpu()
-    network.train(was_training)
+    with in_mode(network, training=False):
+        for part in images.split(_BATCH):
+            inputs = part.detach().requires_grad_()
+            with torch.enable_grad():
+                logits = network(inputs)[:, :, *centre]
+            signs = torch.randint(2, logits.shape, generator=generator).to(logits) * 2 - 1
+            (gradient,) = torch.autograd.grad(logits, inputs, signs)
+            energy += gradient.double().square().sum((0, 1)).cpu()
     if not energy.any():
         raise UsageError("the logits of the central pixel do not depend on the image")
 

@@ -9,13 +9,14 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, default_collate
 
 from resnotes import distributed
 from resnotes.datasets import Normalization, Sample, Segmentation, Split
 from resnotes.datasets.segmentation import Stacked
 from resnotes.devices import autocast, send
-from resnotes.errors import UsageError
+from resnotes.errors import DatasetError, UsageError
+from resnotes.models import in_mode
 from resnotes.models.segmentation import SegmentationNetwork, new_layers
 from resnotes.recipes import Recipe
 from resnotes.segmentation.augmentation import augment
@@ -43,17 +44,28 @@ def _augmented(
     )
 
 
-class _Decoded(Dataset[tuple[Tensor, Tensor]]):
-    """Samples of various sizes, each read and augmented on its own, by a generator of its own."""
+class _Decoded(Dataset[tuple[Tensor, Tensor] | DatasetError]):
+    """Samples of various sizes, each read and augmented on its own, by a generator of its own.
+
+    One that cannot be read is given as the error: raised here, it would arrive with another process's traceback.
+    """
 
     def __init__(self, split: Split, recipe: Recipe, seed: int, ignore_index: int) -> None:
         self.split, self.recipe, self.seed, self.ignore_index = split, recipe, seed, ignore_index
 
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        sample = self.split[index]
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor] | DatasetError:
+        try:
+            sample = self.split[index]
+        except DatasetError as error:
+            return error
         generator = torch.Generator().manual_seed(self.seed + index)
         image, label = _augmented(sample.image[None], sample.label[None], self.recipe, generator, self.ignore_index)
         return image[0], label[0]
+
+
+def _collated(samples: list[tuple[Tensor, Tensor] | DatasetError]) -> Any:
+    """A batch, or the first error of its samples."""
+    return next((sample for sample in samples if isinstance(sample, DatasetError)), None) or default_collate(samples)
 
 
 def groups(split: Split, batch: int = _BATCH) -> Iterator[tuple[Tensor, Tensor]]:
@@ -88,21 +100,19 @@ def evaluate(
     Raises:
         UsageError: no samples, or not one labelled pixel.
     """
-    was_training = network.training
-    network.eval()
     device = next(network.parameters()).device
     confusion = torch.zeros(num_classes, num_classes, dtype=torch.int64)
     loss = 0.0
-    for images, labels in groups(cast(Split, samples)):
-        inputs = normalization(images.to(device)).contiguous(memory_format=torch.channels_last)
-        target = labels.to(device).long()
-        with autocast(device, precision):
-            logits = network(inputs).float()
-        # Classes last, as the logits lie in memory: otherwise they are copied for each of the two.
-        pixels, wanted = logits.permute(0, 2, 3, 1).flatten(0, 2), target.flatten()
-        loss += F.cross_entropy(pixels, wanted, ignore_index=ignore_index, reduction="sum").item()
-        confusion += confusion_matrix(pixels.argmax(1), wanted, num_classes, ignore_index=ignore_index).cpu()
-    network.train(was_training)
+    with in_mode(network, training=False):
+        for images, labels in groups(cast(Split, samples)):
+            inputs = normalization(images.to(device)).contiguous(memory_format=torch.channels_last)
+            target = labels.to(device).long()
+            with autocast(device, precision):
+                logits = network(inputs).float()
+            # Classes last, as the logits lie in memory: otherwise they are copied for each of the two.
+            pixels, wanted = logits.permute(0, 2, 3, 1).flatten(0, 2), target.flatten()
+            loss += F.cross_entropy(pixels, wanted, ignore_index=ignore_index, reduction="sum").item()
+            confusion += confusion_matrix(pixels.argmax(1), wanted, num_classes, ignore_index=ignore_index).cpu()
     if not (pixels := int(confusion.sum())):
         raise UsageError(f"cannot evaluate on {len(samples)} samples without a labelled pixel")
     return Scores(loss / pixels, 100 * (1 - pixel_accuracy(confusion)), 100 * mean_iou(confusion))
@@ -165,8 +175,12 @@ class SegmentationTask:
             _Decoded(self._data.train, self._recipe, seed, self._data.ignore_index),
             batch_sampler=[distributed.part(batch).tolist() for batch in chosen],
             num_workers=min(8, os.cpu_count() or 1),
+            collate_fn=_collated,
         )
-        for images, labels in loader:
+        for batch in loader:
+            if isinstance(batch, DatasetError):
+                raise batch
+            images, labels = batch
             yield send(images, self._device), send(labels, self._device)
 
     def parameters(self, network: nn.Module) -> list[dict[str, Any]]:

@@ -50,9 +50,7 @@ def lesioned(network: Network, lesion: Lesion) -> Network:
             shortcut = nn.Identity() if block.shortcut is None else block.shortcut
             block = Block(_Silence(shortcut), shortcut, block.after)
         blocks.append(block)
-    return Network(
-        network.stem, blocks, network.head, stages=network.stages, name=network.name, options=network.options
-    )
+    return network.with_blocks(blocks)
 
 
 def swapped(lesion: Lesion, first: int, second: int, groups: Iterable[Sequence[int]]) -> Lesion:
