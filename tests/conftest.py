@@ -9,9 +9,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
 
 from resnotes import cli, datasets, training
 from resnotes.datasets import Classification, Segmentation, ade20k, camvid
+
+# How long an example takes says how busy the machine is, and what had been imported before.
+settings.register_profile("resnotes", deadline=None)
+settings.load_profile("resnotes")
 
 
 @pytest.fixture(scope="session", autouse=True)

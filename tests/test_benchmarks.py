@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks import __main__ as command
@@ -115,7 +115,6 @@ def test_references_compute_what_ours_does() -> None:
 sizes = st.lists(st.floats(1, 1e4), min_size=3, max_size=8, unique=True).filter(lambda x: max(x) > 1.5 * min(x))
 
 
-@settings(deadline=None)
 @given(sizes, st.floats(-3, 4), st.floats(1e-6, 1e3))
 def test_a_power_law_is_recovered(x: list[float], exponent: float, factor: float) -> None:
     found = fit(x, [factor * size**exponent for size in x])
@@ -124,7 +123,6 @@ def test_a_power_law_is_recovered(x: list[float], exponent: float, factor: float
     assert found.low <= found.exponent <= found.high < found.low + 1e-4
 
 
-@settings(deadline=None)
 @given(sizes, st.floats(0.1, 10), st.floats(0.1, 10))
 def test_units_do_not_change_the_exponent(x: list[float], per_size: float, per_cost: float) -> None:
     y = [size**1.5 * (1 + (i % 3) / 10) for i, size in enumerate(x)]

@@ -187,7 +187,7 @@ def test_impossible_sizes(root: Path, size: tuple[int, int]) -> None:
         load(tree(root / "camvid").parent, size=size)
 
 
-@settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.integers(0, 4000), st.integers(0, 255))
 def test_any_damaged_byte_is_an_error_or_harmless(tmp_path: Path, at: int, value: int) -> None:
     from resnotes.datasets.pairs import Pair, read

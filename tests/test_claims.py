@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import assume, example, given, settings
+from hypothesis import assume, example, given
 from hypothesis import strategies as st
 from scipy import stats
 
@@ -286,7 +286,6 @@ def compared(draw, fewest=2, most=4):
 
 
 @given(compared(1, 4))
-@settings(deadline=None)
 def test_rank_correlation_is_scipys_of_the_means(drawn):
     ours, theirs = drawn
     expected = stats.spearmanr([np.mean(values) for values in ours], theirs).statistic
@@ -298,7 +297,6 @@ def test_rank_correlation_is_scipys_of_the_means(drawn):
 @given(compared())
 @example(([[float(i)] * 2 for i in range(17)], list(range(17))))
 @example(([[float(i)] * 2 for i in range(17)], list(range(17))[::-1]))
-@settings(deadline=None)
 def test_rank_correlations_lie_between_minus_one_and_one(drawn):
     found = rank_correlation(*drawn, draws=200)
     assert -1 <= found.low <= found.high <= 1
@@ -324,7 +322,6 @@ def test_ties_share_a_rank():
 
 
 @given(compared(1, 1), st.integers(2, 6))
-@settings(deadline=None)
 def test_seeds_that_agree_leave_no_doubt(drawn, seeds):
     ours, theirs = drawn
     found = rank_correlation([values * seeds for values in ours], theirs, draws=50)
@@ -333,7 +330,6 @@ def test_seeds_that_agree_leave_no_doubt(drawn, seeds):
 
 
 @given(compared(1, 1))
-@settings(deadline=None)
 def test_one_seed_bounds_no_correlation(drawn):
     ours, theirs = drawn
     found = rank_correlation(ours, theirs)

@@ -61,7 +61,7 @@ def random_cooccurrence(seed: int, of_scenes: bool) -> tuple[Cooccurrence, list[
 # Presence
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(seeds, st.sampled_from([11, 255]), st.sampled_from([0.0, 0.1, 0.25, 0.5]))
 def test_presence_by_counting_pixels(seed: int, ignored: int, share: float) -> None:
     rng = np.random.default_rng(seed)
@@ -103,7 +103,7 @@ def test_impossible_labels(labels: Sequence[Tensor], share: float, message: str)
 # Counts and what follows from them
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(seeds, st.booleans())
 def test_measures_by_counting_images(seed: int, of_scenes: bool) -> None:
     found, present, having = random_cooccurrence(seed, of_scenes)
@@ -141,7 +141,7 @@ def test_contexts_are_in_alphabetical_order() -> None:
     assert found.counts.tolist() == [[0, 2]] and found.context_images.tolist() == [1, 2]
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(seeds, st.booleans())
 def test_p_values_are_fishers(seed: int, of_scenes: bool) -> None:
     found, _, _ = random_cooccurrence(seed, of_scenes)
@@ -158,7 +158,7 @@ def test_p_values_are_fishers(seed: int, of_scenes: bool) -> None:
         np.testing.assert_array_equal(p, p.T)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(seeds, st.booleans())
 def test_beyond_the_bounds_of_chance_a_pair_is_significant(seed: int, of_scenes: bool) -> None:
     found, _, _ = random_cooccurrence(seed, of_scenes)
@@ -171,7 +171,7 @@ def test_beyond_the_bounds_of_chance_a_pair_is_significant(seed: int, of_scenes:
     assert (low <= high)[tested].all()
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(seeds, st.booleans(), st.sampled_from([0.01, 0.05, 0.3]))
 def test_significance_by_the_procedure_of_benjamini_and_hochberg(seed: int, of_scenes: bool, level: float) -> None:
     found, _, _ = random_cooccurrence(seed, of_scenes)
@@ -238,7 +238,7 @@ def test_scenes_as_contexts(made: Stacked) -> None:
     assert not street["car"] and not street["bus"] and not street["tree"]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(seeds, seeds, st.sampled_from([0.01, 0.2, 0.6]))
 def test_contradiction_by_its_definition(seed: int, other: int, rare: float) -> None:
     found, _, _ = random_cooccurrence(seed, of_scenes=False)
@@ -319,7 +319,7 @@ def apart(*pairs: tuple[int, int], classes: int = 4) -> Cooccurrence:
     return Cooccurrence.between_classes(present, [f"class {i}" for i in range(classes)])
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(seeds, st.sampled_from([1, 3, 6]))
 def test_violations_by_flooding(seed: int, min_pixels: int) -> None:
     contrary = apart((0, 1), (1, 2))

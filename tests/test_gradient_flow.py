@@ -316,7 +316,6 @@ def test_an_input_is_its_own_neighbour_at_no_distance(name: str, options: dict[s
 
 
 @given(st.floats(0, 1), st.integers(0, 99))
-@settings(deadline=None)
 def test_gradients_of_a_linear_classifier_never_change(distance: float, seed: int) -> None:
     assert gradient_correlation(linear(seed), IMAGES, LABELS, distance) == pytest.approx(1, abs=1e-12)
 
@@ -355,7 +354,7 @@ def build_again(network: Network) -> Network:
 
 
 @given(st.floats(0, 1), st.integers(0, 999), st.sampled_from(["plain-8", "resnet-8", "preresnet-8"]))
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 def test_correlations_lie_between_minus_one_and_one(distance: float, seed: int, name: str) -> None:
     torch.manual_seed(seed)
     network = build(name)

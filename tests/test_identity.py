@@ -3,7 +3,7 @@
 import pandas as pd
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
@@ -34,7 +34,6 @@ def units(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Block, dict[str, Tensor
 
 
 @given(st.floats(0, 3), st.integers(0, 100))
-@settings(deadline=None)
 def test_targets_are_the_input_and_a_perturbation_of_known_strength(strength: float, seed: int) -> None:
     maps = torch.rand(4, 3, 5, 5, generator=torch.Generator().manual_seed(seed))
     targets = near_identity(maps, strength)

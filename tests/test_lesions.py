@@ -128,7 +128,7 @@ def lesions(draw: st.DrawFn) -> Lesion:
 
 
 @given(st.lists(lesions(), min_size=1, max_size=8))
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 def test_any_lesions_in_any_sweep(sweep: list[Lesion]) -> None:
     assert_same(NETWORK, sweep)
 
@@ -149,6 +149,14 @@ def test_a_plan_holds_every_program_and_shares_what_begins_alike(drawn: list[lis
     prefixes = {program[:length] for program in programs for length in range(1, len(program) + 1)}
     assert tree.count() == len(prefixes)
     assert tree.alive <= math.log2(len(programs)) + 1
+
+    def most(branch: engine.Branch, kept: int) -> int:
+        """Activations at any time of a walk, of which `kept` wait at forks before: the last takes its fork's over."""
+        *others, last = branch.branches or [None]
+        there = [most(each, kept + 1) for each in others if each]
+        return max([kept + 1, *there, *([most(last, kept)] if last else [])])
+
+    assert tree.alive == most(tree, 0)
 
 
 def test_shortcuts_remain_where_blocks_are_deleted() -> None:
@@ -236,10 +244,89 @@ def test_published_network(real_cifar10: Classification) -> None:
 
 def test_bfloat16_changes_little() -> None:
     network = build("preresnet-14").float()
-    images = torch.randn(300, 1, 8, 8)
+    images, labels = torch.randn(300, 1, 8, 8), torch.arange(300) % 10
     lesions = single_deletions(range(6))
     whole = lesion_predictions(network, lesions, images)
-    assert (lesion_predictions(network, lesions, images, torch.bfloat16) != whole).double().mean() < 0.05
+    half = lesion_predictions(network, lesions, images, torch.bfloat16)
+    assert 0 < (half != whole).double().mean() < 0.05
+    errors = lesion_errors(network, lesions, images, labels, torch.bfloat16)
+    assert errors.tolist() == pytest.approx((100 * (half != labels).double().mean(1)).tolist())
+    logits = [lesion_logits(network, lesions, images, dtype) for dtype in (torch.float32, torch.bfloat16)]
+    assert 1e-4 < (logits[1] - logits[0]).abs().max() / logits[0].abs().max() < 0.1
+
+
+def test_images_are_taken_to_the_precision_of_the_network() -> None:
+    network = build("resnet-14")
+    logits = lesion_logits(network, [[0]], IMAGES.float())
+    assert logits.dtype == torch.float64
+    torch.testing.assert_close(logits, lesion_logits(network, [[0]], IMAGES), rtol=1e-5, atol=1e-5)
+
+
+class Negative(nn.Module):
+    """A stem whose maps are not rectified."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.expand(-1, 3, -1, -1)
+
+
+@pytest.mark.parametrize("stem", [Negative(), nn.Sequential(Negative(), nn.ReLU())], ids=["as it is", "rectified"])
+@pytest.mark.parametrize("afters", [(nn.ReLU, nn.ReLU), (nn.Identity, nn.ReLU), (nn.ReLU, nn.Identity)])
+def test_what_is_left_of_a_block_may_still_rectify(stem: nn.Module, afters: Sequence[type[nn.Module]]) -> None:
+    """A deleted block with ReLU after its addition is no identity where what comes before it is negative."""
+    blocks = [Block(nn.Conv2d(3, 3, 3, padding=1), nn.Identity(), after()) for after in afters]
+    head = nn.Sequential(nn.Flatten(), nn.Linear(3 * 64, 10))
+    network = Network(stem, blocks, head, stages=(2,), name="test", options={}).double()
+    lesions = [Lesion(), Lesion(frozenset({0})), Lesion(frozenset({1})), Lesion(frozenset({0, 1}))]
+    expected = torch.stack([straightforward(network, lesion, IMAGES) for lesion in lesions])
+    torch.testing.assert_close(lesion_logits(network, lesions, IMAGES), expected)
+
+
+# The copy that is swept
+
+
+@pytest.mark.parametrize("name", ["resnet-14", "plain-14", "preresnet-14", "resnet18"])
+def test_the_copy_has_bn_folded_and_works_in_place(name: str) -> None:
+    network = models.build(name, in_channels=3 if name == "resnet18" else 1, num_classes=10).eval()
+    randomise_bn(network)
+    copied = engine.inference_copy(network)
+    kinds = [type(layer) for module in copied.modules() for layer in [*module.children()] if not list(layer.children())]
+    norms = kinds.count(nn.BatchNorm2d)
+    # With pre-activation, the BN that opens a branch follows no convolution; neither does that of the head.
+    assert norms == (6 if name == "preresnet-14" else 0)
+    branches = [block.residual for block in copied.blocks if isinstance(block.residual, nn.Module)]
+    rectifiers = [layer for branch in branches for layer in branch.modules() if isinstance(layer, nn.ReLU)]
+    assert all(layer.inplace for layer in rectifiers)
+    weights = [module.weight for module in copied.modules() if isinstance(module, nn.Conv2d)]
+    assert all(weight.is_contiguous(memory_format=torch.channels_last) for weight in weights)
+    assert not any(layer.inplace for layer in network.modules() if isinstance(layer, nn.ReLU)), "it is a copy"
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("shortcut", [None, nn.Identity()], ids=["plain", "residual"])
+@pytest.mark.parametrize("after", [nn.ReLU(), nn.Identity()], ids=repr)
+def test_a_block_writes_its_sum_over_its_branch(shortcut: nn.Module | None, after: nn.Module) -> None:
+    class Noted(nn.Conv2d):
+        def forward(self, x: Tensor) -> Tensor:
+            self.out = super().forward(x)
+            return self.out
+
+    branch = Noted(1, 1, 1)
+    x = torch.randn(2, 1, 3, 3)
+    before = x.clone()
+    y = engine.keep(Block(branch, shortcut, after), x)
+    assert y.data_ptr() == branch.out.data_ptr()
+    assert torch.equal(x, before)
+
+
+def test_an_estimate_of_memory_counts_what_is_kept_and_a_step() -> None:
+    copied = engine.inference_copy(build("resnet-14").float())
+    with torch.inference_mode():
+        one, two, three = (engine._bytes_per_image(copied, IMAGES[:1], alive) for alive in (1, 2, 3))
+    largest = 4 * 8 * 8 * copied.stem[0].out_channels  # float32 maps of the first stage
+    assert one[1] == two[1] == three[1] == largest
+    assert two[0] - one[0] == three[0] - two[0] == largest
+    # What two convolutions, ReLU between them, BN that was folded and the shortcut put out, the sum, and a map kept.
+    assert one[0] == (2 + 1 + 2 + 1 + 1 + 1) * largest
 
 
 # Work, memory
@@ -331,8 +418,12 @@ def test_memory_is_bounded(name: str, memory: int, precision: str) -> None:
 
 
 def test_too_little_memory_is_refused() -> None:
-    with pytest.raises(UsageError, match=r"a memory of 1,000 bytes is too little: one image takes \d+,\d+"):
-        lesion_predictions(NETWORK, [[0]], IMAGES, memory=1000)
+    for use in (
+        lambda memory: lesion_predictions(NETWORK, [[0]], IMAGES, memory=memory),
+        lambda memory: lesion_errors(NETWORK, [[0]], IMAGES, LABELS, memory=memory),
+    ):
+        with pytest.raises(UsageError, match=r"a memory of 1,000 bytes is too little: one image takes \d+,\d+"):
+            use(1000)
 
 
 # No trace
@@ -449,6 +540,7 @@ def with_other_blocks() -> nn.Module:
     ("model", "message"),
     [
         (lambda: nn.Linear(2, 2), "need a network with stem, blocks and head, found Linear"),
+        (lambda: nn.ModuleDict({"blocks": nn.Identity()}), "with stem, blocks and head, found ModuleDict"),
         (without_blocks, "at least one block, found Network with none"),
         (with_other_blocks, "need blocks with residual, shortcut and after; block 0 of Network is a ReLU"),
     ],

@@ -70,7 +70,7 @@ tables = st.dictionaries(st.text(max_size=5), numbers | texts | mixed, max_size=
 leaves = st.none() | st.booleans() | st.integers() | st.floats() | st.text()
 
 
-@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(table=tables, start=st.integers(-3, 3))
 def test_a_table_is_what_it_was(notebook: Notebook, table: pd.DataFrame, start: int) -> None:
     table.index = pd.RangeIndex(start, start + len(table), name="row") if start else table.index
@@ -78,7 +78,6 @@ def test_a_table_is_what_it_was(notebook: Notebook, table: pd.DataFrame, start: 
     pd.testing.assert_frame_equal(restored, table, check_exact=True, check_index_type="equiv", check_column_type=False)
 
 
-@settings(deadline=None)
 @given(st.recursive(leaves, lambda inner: st.lists(inner) | st.tuples(inner, inner) | st.dictionaries(leaves, inner)))
 def test_a_value_is_what_it_was(value: Any) -> None:
     assert repr(measurements._restored(measurements._stored(value))) == repr(value)  # in which NaN is NaN, 1 is not 1.0

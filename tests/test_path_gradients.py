@@ -138,7 +138,7 @@ def test_how_many_go_back_at_once_does_not_matter(
     st.sampled_from(["A", "B", "C", "scaling:0.3", "scaling:-1,0.5", "exclusive-gating:1", "shortcut-gating:-2"]),
     st.booleans(),
 )
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 def test_tiny_random_networks(name: str, width: int, images: int, seed: int, shortcut: str, training: bool) -> None:
     torch.manual_seed(seed)
     network = build(name, width=width, shortcut=shortcut).train(training)
@@ -422,7 +422,6 @@ def test_mean_length_is_the_growth_with_scaled_branches(name: str) -> None:
 
 
 @given(st.lists(st.integers(0, 9), min_size=1, max_size=12).filter(any), st.fractions(Fraction(1, 100), 1))
-@settings(deadline=None)
 def test_the_shortest_interval_is_the_first_found_by_trying_all(weights: list[int], mass: Fraction) -> None:
     first, last = shortest_interval(weights, float(mass))
     fits = {

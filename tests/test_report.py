@@ -121,7 +121,7 @@ def test_escaped_text_is_shown_as_it_is(text):
         assert (document.paragraphs, document.headings, document.rows) == ([shown], [], [])
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.lists(TEXT, min_size=6, max_size=6), st.sampled_from(["en", "zh"]))
 @example(["# <script>", "- **", "a|b\\|c", "_x_ `y` $z$", "1. &lt;\n{{ w }}", '"*'], "zh")
 def test_reports_show_any_text_as_it_is(results, texts, lang):

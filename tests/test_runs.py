@@ -409,7 +409,7 @@ def read_all(run: Run) -> tuple[Network, Network, pd.DataFrame, RunSpec]:
 
 
 @given(st.data(), st.sampled_from(FILES), st.booleans())
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_damage_is_never_read(finished: Run, tmp_path: Path, drawn: st.DataObject, file: str, cut: bool) -> None:
     original = (finished.folder / file).read_bytes()
     at = drawn.draw(st.integers(0, len(original) - 1))

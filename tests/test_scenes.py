@@ -112,7 +112,7 @@ def test_it_is_fast() -> None:
     assert time.process_time() - start < 3
 
 
-@settings(max_examples=15, deadline=None, derandomize=True)
+@settings(max_examples=15, derandomize=True)
 @given(st.integers(0, 2**32), st.integers(64, 130), st.sampled_from(KINDS))
 def test_any_seed_and_size_gives_a_scene(seed: int, size: int, kind: str) -> None:
     [sample] = scenes.generate(1, seed, size, kinds=[kind])
@@ -289,7 +289,7 @@ def test_small_things_are_overlooked_first(some: Stacked) -> None:
     assert np.mean(areas[True]) < np.mean(areas[False])
 
 
-@settings(max_examples=10, deadline=None, derandomize=True)
+@settings(max_examples=10, derandomize=True)
 @given(st.floats(0, 0.07), st.floats(0, 0.15), st.floats(0, 0.05))
 def test_noise_adds_up(boundary: float, naming: float, missing: float) -> None:
     exact = scenes.generate(40, seed=2)

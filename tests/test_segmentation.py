@@ -58,7 +58,7 @@ def small(name: str, **options: object) -> SegmentationNetwork:
 
 
 @pytest.mark.filterwarnings("ignore:A single label was found")
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.integers(1, 6), st.integers(1, 40), st.integers(0, 2**31), st.booleans())
 def test_scores_are_scikit_learns(num_classes: int, pixels: int, seed: int, ignored: bool) -> None:
     rng = np.random.default_rng(seed)

@@ -12,7 +12,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 from test_runs import RECIPE, start_training
@@ -127,7 +127,6 @@ def test_a_recipe_that_cannot_be_is_refused(change: dict[str, object], message: 
 
 
 @given(st.data(), st.integers(1, 5), st.integers(1, 3), st.integers(1, 9), st.integers(1, 9), st.integers(0, 4))
-@settings(deadline=None)
 def test_augmentation_is_torchvisions_image_by_image(
     drawn: st.DataObject, n: int, channels: int, height: int, width: int, pad: int
 ) -> None:
@@ -360,7 +359,7 @@ def test_a_checkpoint_of_another_version_is_named(data: Classification, tmp_path
     buffer = io.BytesIO()
     torch.save(state, buffer)
     path.write_bytes(sealed(buffer.getvalue()))
-    with pytest.raises(RunError, match="is no checkpoint .*; delete it to train the run from its start"):
+    with pytest.raises(RunError, match=r"is no checkpoint .*; delete it to train the run from its start"):
         fit(data, folder=tmp_path)
 
 
