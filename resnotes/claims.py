@@ -184,6 +184,8 @@ def load(path: Path) -> list[dict[str, Any]]:
             raise ResnotesError(f"{claim} holds {entry['holds']!r}; expected true, false or null")
         if no_text := [name for name in _TEXTS if not isinstance(entry[name], str)]:
             raise ResnotesError(f"{claim} has {no_text[0]} {entry[no_text[0]]!r}; expected a text")
+        if not isinstance(entry["seeds"], list):
+            raise ResnotesError(f"{claim} has seeds {entry['seeds']!r}; expected a list")
         if not (isinstance(entry["measured"], dict) and {"text", "text_zh"} <= entry["measured"].keys()):
             raise ResnotesError(f"{claim} measured {entry['measured']!r}; expected an object with text and text_zh")
     return entries

@@ -124,8 +124,13 @@ def select(names: Sequence[str]) -> list[Notebook]:
 
     Raises:
         UsageError: there is no such notebook.
+        ResnotesError: there is none at all.
     """
-    found = discover()
+    if not (found := discover()):
+        raise ResnotesError(
+            f"no notebooks in {paths.project_root() / 'notebooks'}; they come with a checkout of the project, not with"
+            " the installed package"
+        )
     chosen = set()
     for name in names:
         matches = [book for book in found if name in (book.stem, *book.stem.split("_", 1))]

@@ -57,6 +57,11 @@ def book(tmp_path_factory):
     return write_notebook(tmp_path_factory.mktemp("book"), "01_a")
 
 
+def test_without_a_checkout_there_are_none(root):
+    with pytest.raises(ResnotesError, match=f"^no notebooks in {root / 'notebooks'}; they come with a checkout"):
+        select([])
+
+
 def test_select_by_number_stem_and_name(root):
     for stem in ("02_identity_mappings", "01_degradation", "scratch"):
         write_notebook(root / "notebooks", stem)

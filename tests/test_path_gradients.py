@@ -206,6 +206,12 @@ def test_a_plain_network_has_one_path() -> None:
     assert (samples.norm > 0).tolist() == [False] * 12 + [True] * 2
 
 
+def test_dropout_that_drops_nothing_is_none() -> None:
+    with_it, without = build("resnet-8", shortcut="dropout:0").train(), build("resnet-8").train()
+    without.load_state_dict(with_it.state_dict())
+    torch.testing.assert_close(path_gradients(with_it, IMAGES, LABELS), path_gradients(without, IMAGES, LABELS))
+
+
 def test_images_are_independent_in_eval_mode_only() -> None:
     network = build("resnet-14")
     for training in (False, True):
@@ -440,6 +446,12 @@ def test_the_whole_is_held_by_what_is_not_zero(weights: list[float]) -> None:
     assert shortest_interval(weights, 1) == (inner[0], inner[-1])
 
 
+@pytest.mark.parametrize("weights", [[], [0.0, 0.0], [1.0, -1.0], [1.0, float("nan")], [float("inf")]])
+def test_a_mean_length_needs_weights_to_divide_by(weights: list[float]) -> None:
+    with pytest.raises(UsageError, match="weights must be finite, and their sum not 0"):
+        mean_length(weights)
+
+
 def test_mean_length_of_paths_is_half_the_units() -> None:
     assert mean_length(length_distribution(54)) == pytest.approx(27, rel=1e-12)
     assert mean_length([0, 0, 5, 0]) == 2
@@ -501,6 +513,7 @@ def test_measuring_changes_nothing(name: str, measure: Callable[..., object], tr
         (build("resnet-8"), IMAGES, LABELS[:3], r"one label for each of 4 images, found shape \(3,\)"),
         (build("resnet-8"), IMAGES, LABELS[:, None], r"one label for each of 4 images, found shape \(4, 1\)"),
         (build("resnet-8"), IMAGES, LABELS + 7, "labels must be 0 to 9, found 8 to 11"),
+        (build("resnet-8"), IMAGES, LABELS + 6, "labels must be 0 to 9, found 7 to 10"),
         (build("resnet-8"), IMAGES[0], LABELS[:1], r"images as \[N, C, H, W\], found shape \[1, 8, 8\]"),
         (build("resnet-8", shortcut="dropout:0.5").train(), IMAGES, LABELS, r"no active dropout.*model.eval\(\)"),
     ],

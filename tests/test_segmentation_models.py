@@ -339,6 +339,7 @@ def test_options_survive_a_label() -> None:
     assert models.from_label(text) == ("pspnet-small", options)
     assert models.label("pspnet-small", options | {"bins": [1, 6], "depths": [1, 1, 2]}) == text, "as JSON has it"
     assert models.from_label("pspnet-small bins=()") == ("pspnet-small", {"bins": ()})
+    assert models.from_label("pspnet-small bins={1}") == ("pspnet-small", {"bins": "{1}"}), "a set is no option"
 
 
 @pytest.mark.parametrize(

@@ -102,7 +102,9 @@ def from_label(text: str) -> tuple[str, dict[str, Any]]:
         if not (option and equals and value):
             raise UsageError(f"network {text!r}: expected option=value after its name, found {setting!r}")
         try:
-            options[option] = ast.literal_eval(value)
+            read = ast.literal_eval(value)
         except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):  # the last two: nested too deeply
-            options[option] = value
+            read = value
+        # Of other kinds, such as sets, there are no options; whoever builds the network will say so.
+        options[option] = read if isinstance(read, bool | int | float | tuple | list | None) else value
     return name, options

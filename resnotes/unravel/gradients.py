@@ -317,8 +317,13 @@ def mean_length(weights: Iterable[float]) -> float:
 
     Under the ``share`` of `path_shares`, it is how fast the gradient grows, along its own direction and relative to
     its size, when all residual branches' Jacobians are scaled up together.
+
+    Raises:
+        UsageError: weights that are not finite, or have no sum that could be divided by.
     """
     values = np.array([float(weight) for weight in weights])
+    if not np.isfinite(values).all() or not values.sum():
+        raise UsageError(f"weights must be finite, and their sum not 0, found {values.tolist()}")
     return float(np.arange(len(values)) @ values / values.sum())
 
 
