@@ -517,7 +517,7 @@ def test_measuring_changes_nothing(name: str, measure: Callable[..., object], tr
         (build("resnet-8"), IMAGES[0], LABELS[:1], r"images as \[N, C, H, W\], found shape \[1, 8, 8\]"),
         (build("resnet-8", shortcut="dropout:0.5").train(), IMAGES, LABELS, r"no active dropout.*model.eval\(\)"),
     ],
-    ids=["model", "empty", "count", "shape", "classes", "image", "dropout"],
+    ids=["model", "empty", "count", "shape", "classes", "one class", "image", "dropout"],
 )
 def test_what_cannot_be_measured_is_refused(
     measure: Callable[..., object], network: nn.Module, images: Tensor, labels: Tensor, message: str
