@@ -1,6 +1,7 @@
 """Processes that train: killed, orphaned, interrupted; and runs that diverge among others."""
 
 import dataclasses
+import json
 import os
 import signal
 import subprocess
@@ -121,8 +122,15 @@ def test_they_have_one_thread() -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere every process imports for itself")
 def test_on_linux_none_imports_what_another_has_imported() -> None:
-    with Workers(1) as executor:
-        modules = executor.submit(calls.imported_before).result()
+    """In a process of its own, as the tests of faults fork from a process that has imported more."""
+    program = (
+        "import calls, json; from resnotes.workers import Workers\n"
+        "with Workers(1) as executor: print(json.dumps(executor.submit(calls.imported_before).result()))"
+    )
+    search = [str(Path(__file__).parent), str(Path(runs.__file__).parents[1])]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(search)}
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
+    modules = json.loads(done.stdout)
     assert {"torch._dynamo", "pandas"} <= set(modules)
     assert not any(module.startswith("resnotes.run") for module in modules), "it might be another checkout's"
 
