@@ -50,12 +50,23 @@ def tidied(notebook: Any, replacements: Mapping[str, str]) -> Any:
             del cell.metadata["tags"]
         if cell.cell_type != "code":
             continue
-        cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
+        cell.outputs = _joined([output for output in cell.outputs if output.get("name") != "stderr"])
         for holder, key, text in _texts(cell.outputs):
             for found, instead in replacements.items():
                 text = text.replace(found, instead)
             holder[key] = text
     return notebook
+
+
+def _joined(outputs: list[Any]) -> list[Any]:
+    """What was printed in one go as one output: in how many it arrives depends on how busy the machine is."""
+    joined: list[Any] = []
+    for output in outputs:
+        if output.output_type == "stream" and joined and joined[-1].output_type == "stream":
+            joined[-1].text += output.text
+        else:
+            joined.append(output)
+    return joined
 
 
 def _layout_problems(notebook: Any) -> Iterator[str]:

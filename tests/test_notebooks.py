@@ -232,7 +232,10 @@ def test_a_notebook_that_was_cut_while_it_was_written_fails_alone(root, monkeypa
 
 
 def test_refresh_leaves_clean_outputs_and_stable_ids(root):
-    code = "import os, sys; print(os.getcwd() + '/data'); print('warning', file=sys.stderr); profile"
+    code = (
+        "import os, sys; print(os.getcwd(), end='', flush=True); print('warning', file=sys.stderr, flush=True);"
+        "print('/data'); profile"
+    )
     book = write_notebook(root / "notebooks", "01_a", code)
     before = nbformat.read(book.path, 4)
     refresh()
