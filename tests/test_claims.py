@@ -71,7 +71,8 @@ def test_a_single_seed_has_no_bounds_and_decides_nothing():
 
 def test_pairing_removes_what_seeds_share():
     a, b = [10.0, 20.0, 30.0], [9.0, 19.0, 29.0]
-    assert paired_difference(a, b) == Interval(1.0, 1.0, 1.0, 3)
+    assert paired_difference(a, b) == Interval(1.0, 1.0, 1.0, 3, "")
+    assert paired_difference(a, b, "points").unit == "points"
     with pytest.raises(UsageError, match="3 and 2"):
         paired_difference(a, b[:2])
 
@@ -91,6 +92,11 @@ def test_interval_refuses(values):
         (-0.04, 0.3, "", "0.0 ± 0.3 (n = 3)"),
         (1.24e-7, 3e-8, "", "(1.2 ± 0.3)e-7 (n = 3)"),
         (2.5e8, 3e7, "", "(2.5 ± 0.3)e+8 (n = 3)"),
+        (12.0, 2.0, "", "12 ± 2 (n = 3)"),
+        (1.0, 0.19, "", "1.00 ± 0.19 (n = 3)"),
+        (1e-3, 3e-4, "", "0.0010 ± 0.0003 (n = 3)"),
+        (9e5, 3e4, "", "900000 ± 30000 (n = 3)"),
+        (1e6, 3e4, "", "(1.00 ± 0.03)e+6 (n = 3)"),
         (0.1, 0.0, "s", "0.1 ± 0 s (n = 3)"),
         (0.1, 1e-17, "s", "0.1 ± 0 s (n = 3)"),
         (0.0, 0.0, "%", "0 ± 0 % (n = 3)"),
@@ -98,6 +104,29 @@ def test_interval_refuses(values):
 )
 def test_text_has_sensible_digits(mean, half, unit, text):
     assert str(Interval(mean, mean - half, mean + half, 3, unit)) == text
+
+
+@pytest.mark.parametrize(
+    ("bound", "above", "below"),
+    [(0, True, False), (0.999, True, False), (1, None, False), (2, None, None), (3, False, None), (4, False, True)],
+)
+def test_verdict_of_an_interval_from_1_to_3(bound, above, below):
+    """It lies above a bound if all of it does, and does not if nothing of it does."""
+    measured = Interval(2.0, 1.0, 3.0, 3)
+    assert verdict(measured, above=bound) is above
+    assert verdict(measured, below=bound) is below
+
+
+@given(samples, numbers)
+def test_verdict_is_that_of_every_point(values, bound):
+    measured = interval(values)
+    points = [measured.low, measured.mean, measured.high]
+    for holds, side in (
+        (lambda point: point > bound, {"above": bound}),
+        (lambda point: point < bound, {"below": bound}),
+    ):
+        answers = {holds(point) for point in points}
+        assert verdict(measured, **side) is (answers.pop() if len(answers) == 1 else None)
 
 
 @given(samples, numbers)
