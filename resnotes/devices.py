@@ -42,10 +42,7 @@ def resolve_precision(precision: str, device: torch.device) -> str:
 
 
 def send(tensor: Tensor, device: torch.device) -> Tensor:
-    """`tensor` on `device`; on the way to a GPU, nobody waits until that has done what it was given before.
-
-    A copy from memory that the system may move is such a wait, and the GPU has nothing to do after it.
-    """
+    """`tensor` on `device`, without the host waiting for a GPU, as it does for a copy from pageable memory."""
     if device.type == "cuda" and tensor.device.type == "cpu":
         return tensor.pin_memory().to(device, non_blocking=True)
     return tensor.to(device)

@@ -22,7 +22,7 @@ _PATIENCE = 10.0  # seconds in which papermill can notice that its kernel is gon
 
 
 class Lifeline:
-    """Starts papermill, and ends it with its kernel, and what that started, where it is cut or this process ends."""
+    """Starts papermill; once it is cut, or this process ends, papermill, its kernel and their children end."""
 
     def __enter__(self) -> Self:
         reading, writing = os.pipe()

@@ -40,7 +40,7 @@ def measured_once(
 ) -> Measurement:
     """What `compute` gives; in a notebook, kept in the run store, and not computed again while it would be the same.
 
-    Random numbers that it draws from PyTorch's generator are not missed there: the generator is left as it was.
+    PyTorch's generator is left as it was, so that a computation which is skipped changes no later draw.
 
     Args:
         name: of the measurement, such as ``"03-pairs"``; part of a file name.

@@ -35,7 +35,7 @@ class Recipe:
     precision: Literal["auto", "float32", "bfloat16"] = "auto"  # bfloat16 autocast where hardware has it
     probe_images: int | None = None  # evaluate on so many of each split between epochs, on all after the last
     snapshots: tuple[int, ...] = ()  # epochs after which the weights are kept
-    recompute: int = 0  # keep activations of every so-many-th block only, recompute the others; 0 keeps all
+    recompute: int = 0  # blocks per segment, of which the input alone is kept, the rest recomputed; 0 keeps all
     blocks: str = "all"  # in each batch train all, exactly:k or, by chance, stochastic-depth:p; see `resnotes.thinning`
     # For segmentation alone, which has no use for `pad`; see `resnotes.segmentation.augmentation.augment`.
     crop: tuple[int, int] = (0, 0)  # height and width that are trained on; (0, 0) for those of the images

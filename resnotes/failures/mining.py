@@ -27,9 +27,9 @@ from resnotes.segmentation import confusion_matrix
 Numbers: TypeAlias = NDArray[np.intp]
 
 KINDS = ("relationship", "confusion", "inconspicuous", "boundary", "other")
-MISSED = 0.5  # of an object is right, or it is missed
-PART = 0.25  # of an object has each of two classes, or it is not split between them
-BROKEN = 3  # pieces an object has come out in, or it is not broken up: two are a split
+MISSED = 0.5  # an object is missed if more than this share of it is wrong
+PART = 0.25  # an object is split between two classes if each has at least this share of it
+BROKEN = 3  # an object is broken up if it comes out in so many pieces or more: two are a split
 _STEPS = tuple(  # pixels and their neighbours on each side
     (here, there)
     for one, other in ((np.s_[1:], np.s_[:-1]), (np.s_[:, 1:], np.s_[:, :-1]))

@@ -101,7 +101,7 @@ def augment(
         points[..., 0] *= torch.where(mirrored < 0.5, -1, 1)[:, None, None]
     points = send(points, images.device)
 
-    # Beyond the edge both take the outermost pixel, and then what is meant for the outside.
+    # Samples beyond the edge repeat the outermost pixel; they are overwritten below.
     pixels = images if images.is_floating_point() else images.float()
     points = points.to(pixels.dtype)
     new_images = F.grid_sample(pixels, points, mode="bilinear", padding_mode="border", align_corners=False)

@@ -191,7 +191,7 @@ def _as_input(model: nn.Module, images: Tensor) -> Tensor:
 def _bytes_per_image(model: nn.Module, image: Tensor, alive: int) -> tuple[int, int]:
     """What a sweep takes per image, at most, and the largest map between blocks; measured on one.
 
-    That is the activations kept, and at one step its result and all its layers' outputs, though some go before it ends.
+    Counted are the activations kept, and one step's result with all its layers' outputs: an upper bound.
     """
     network = cast(Any, model)
     maps, work, outputs = list[int](), list[int](), list[int]()
