@@ -117,6 +117,37 @@ def test_verdict_of_an_interval_from_1_to_3(bound, above, below):
     assert verdict(measured, below=bound) is below
 
 
+@pytest.mark.parametrize("bounds", [(None, 3.0), (1.0, None)])
+def test_a_bound_that_is_unknown_decides_nothing(bounds):
+    measured = Interval(2.0, *bounds, 1, "%")
+    assert str(measured) == "2 % (n = 1)"
+    for bound in (0, 2, 4):
+        assert verdict(measured, above=bound) is verdict(measured, below=bound) is None
+
+
+def test_what_is_drawn_unless_asked_for_otherwise():
+    rng = np.random.default_rng(5)
+    ours, theirs = rng.normal(size=(6, 4)) + np.arange(6)[:, None], np.arange(6)
+    assert rank_correlation(ours, theirs) == rank_correlation(ours, theirs, draws=2000)
+    assert rank_correlation(ours, theirs) != rank_correlation(ours, theirs, draws=500)
+    one, other = rng.random((2, 2, 20))
+    assert (
+        bootstrap_ratio(*one) == bootstrap_ratio(*one, draws=2000, level=0.95, seed=0) != bootstrap_ratio(*one, seed=1)
+    )
+    difference = bootstrap_ratio_difference(one, other)
+    assert difference == bootstrap_ratio_difference(one, other, draws=2000, level=0.95, seed=0)
+    assert difference != bootstrap_ratio_difference(one, other, draws=2001)
+    assert bootstrap_ratio(*one) != bootstrap_ratio(*one, draws=2001)
+
+
+@pytest.mark.parametrize("numerator", [[1, 0], [1, 1]], ids=["0 / 0", "1 / 0"])
+def test_samples_without_a_denominator_are_left_out_in_silence(numerator):
+    with np.errstate(all="raise"):
+        found = bootstrap_ratio(numerator, [1, 0], "%")
+    assert np.isfinite([found.low, found.high]).all()
+    assert bootstrap_ratio([3], [4], "%") == Interval(0.75, None, None, 1, "%")
+
+
 @given(samples, numbers)
 def test_verdict_is_that_of_every_point(values, bound):
     measured = interval(values)
