@@ -137,6 +137,7 @@ def test_what_is_drawn_unless_asked_for_otherwise():
     difference = bootstrap_ratio_difference(one, other)
     assert difference == bootstrap_ratio_difference(one, other, draws=2000, level=0.95, seed=0)
     assert difference != bootstrap_ratio_difference(one, other, draws=2001)
+    assert interval([1, 2]).unit == difference.unit == ""
     assert bootstrap_ratio(*one) != bootstrap_ratio(*one, draws=2001)
 
 
