@@ -216,9 +216,7 @@ def execute(
 
         try:
             for overview in (False, True):
-                chosen = [book for book in notebooks if book.overview is overview]
-                # Later studies take longer, so they start first, and none is alone in the end.
-                futures = [pool.submit(one, book) for book in (reversed(chosen) if jobs > 1 else chosen)]
+                futures = [pool.submit(one, book) for book in notebooks if book.overview is overview]
                 for future in as_completed(futures):
                     execution = future.result()
                     done[execution.notebook] = execution

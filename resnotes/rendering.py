@@ -8,10 +8,16 @@ from typing import Any
 
 from jinja2 import PackageLoader, pass_context
 from jinja2.runtime import Context
+from latex2mathml import exceptions
 from latex2mathml.converter import convert
 from latex2mathml.exceptions import NoAvailableTokensError
 from nbconvert import HTMLExporter
 from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
+
+# The converter's own errors, which have no class in common.
+_NO_FORMULA = tuple(
+    error for error in vars(exceptions).values() if isinstance(error, type) and issubclass(error, Exception)
+)
 
 
 class _MathML(IPythonRenderer):
@@ -49,5 +55,5 @@ def _mathml(latex: str, display: str) -> str:
         return convert(latex, display=display)
     except NoAvailableTokensError:  # of an empty formula
         return ""
-    except Exception:  # of one that is no formula, or of TeX that it does not know; its errors have nothing in common
+    except _NO_FORMULA:
         return f"<code>{escape(latex)}</code>"
