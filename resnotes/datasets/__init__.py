@@ -55,7 +55,7 @@ _LOADERS: dict[str, _Loader[Classification | Segmentation]] = {**_CLASSIFICATION
 
 
 @overload
-def load(name: Literal["digits", "cifar10"], root: Path | str | None = None) -> Classification: ...
+def load(name: Literal["digits", "cifar10"], root: Path | str | None = None, **options: Any) -> Classification: ...
 @overload
 def load(
     name: Literal["scenes", "camvid", "ade20k"], root: Path | str | None = None, **options: Any
@@ -68,7 +68,7 @@ def load(name: str, root: Path | str | None = None, **options: Any) -> Data:
     Args:
         name: of the data set.
         root: folder of the data sets; default `RESNOTES_DATA`, else `data/cache`.
-        options: of its loader, see `resnotes.datasets.scenes.load` and `resnotes.datasets.camvid.load`.
+        options: of its loader, such as `holdout`: see `load` of `resnotes.datasets.cifar10`, `scenes` and `camvid`.
 
     Raises:
         UsageError: no data set has this name, or it has no such option or value.
@@ -77,9 +77,9 @@ def load(name: str, root: Path | str | None = None, **options: Any) -> Data:
     return _load(_LOADERS, "data set", name, root, options)
 
 
-def load_classification(name: str, root: Path | str | None = None) -> Classification:
+def load_classification(name: str, root: Path | str | None = None, **options: Any) -> Classification:
     """`load`, for those who need one label an image; any other data set is a `UsageError`."""
-    return _load(_CLASSIFICATION, "data set for classification", name, root, {})
+    return _load(_CLASSIFICATION, "data set for classification", name, root, options)
 
 
 def load_segmentation(name: str, root: Path | str | None = None, **options: Any) -> Segmentation:

@@ -2,10 +2,15 @@
 
 Read from the first of these that lies in `root/cifar10` or `root`:
 
-1. the original `cifar-10-batches-py/` or `cifar-10-python.tar.gz`: variant `cifar10`;
+1. the original `cifar-10-batches-py/` or `cifar-10-python.tar.gz`;
 2. an image tree `{train,test}/<class>/*` of PNG or JPEG, as a folder or as `cifar10.{zip,tar,tar.xz,...}`,
-   with at most one folder around it; a subset will do: variant `cifar10`, with any JPEG `cifar10-jpeg`;
+   with at most one folder around it; a subset will do;
 3. a download of the original, unless `RESNOTES_OFFLINE=1` is set.
+
+However they were packed, images are ordered by class, then by the SHA-256 of their `[C, H, W]` bytes: the same images
+give the same arrays, the same fingerprint and the same runs. The variant is `cifar10`, with any JPEG `cifar10-jpeg`,
+and names what is not the official split: `cifar10, test 1000` where the test set is incomplete, `cifar10, holdout 500`
+where it was cut out of the training images.
 """
 
 from __future__ import annotations
@@ -14,7 +19,7 @@ import hashlib
 import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path, PurePosixPath
 
@@ -28,13 +33,15 @@ from resnotes.datasets.archives import Source, damage_reported, decode_rgb
 from resnotes.datasets.availability import Availability
 from resnotes.datasets.batches import read_batch
 from resnotes.datasets.cache import Decoded, cached, cached_variant
-from resnotes.datasets.classification import Classification
+from resnotes.datasets.classification import Classification, fingerprinted
 from resnotes.datasets.download import download
-from resnotes.errors import DatasetError
+from resnotes.errors import DatasetError, UsageError
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
 _SPLITS = ("train", "test")
+_SIZES = {"train": 50_000, "test": 10_000}  # of the official split
+_DECODED = "cifar10-by-hash"  # names the cache: earlier versions kept another order under another name
 _ARRAYS = ("train_images", "train_labels", "test_images", "test_labels")
 _SIZE = (32, 32)
 _SUFFIXES = frozenset({".png", ".jpg", ".jpeg"})
@@ -47,17 +54,52 @@ _MAX_IMAGE_BYTES = 2**20
 _MAX_BATCH_BYTES = 2**26
 
 
-def load(root: Path) -> Classification:
+def load(root: Path, holdout: int = 0) -> Classification:
     """Training and test images, uint8 `[N, 3, 32, 32]`; decoded once, from then on mapped from the cache.
 
+    Args:
+        root: folder of the data sets.
+        holdout: so many training images of each class, the first ones in the order of hashes, become the test set, and
+            the official test set is left out. 500 gives the 45,000 and 5,000 images of He et al. 2015, Sec. 4.2, and
+            anyone with CIFAR-10 the very same ones. 0 keeps the official split.
+
     Raises:
+        UsageError: `holdout` is negative, or leaves a class without training images.
         DatasetError: the data is missing and cannot be downloaded, damaged, or not laid out as expected; or
             the cache cannot be written.
     """
     source = _original(root) or _image_tree(root) or _downloaded(root)
     decode = _read_original if _is_original(source) else _read_tree
-    decoded = cached("cifar10", source, _ARRAYS, partial(decode, source))
+    decoded = cached(_DECODED, source, _ARRAYS, partial(decode, source))
+    if holdout != 0:
+        return _held_out(decoded, holdout)
     return Classification(**decoded.arrays, classes=CLASSES, variant=decoded.variant, fingerprint=decoded.fingerprint)
+
+
+def _held_out(decoded: Decoded, holdout: int) -> Classification:
+    images, labels = decoded.arrays["train_images"], decoded.arrays["train_labels"]
+    counts = labels.bincount(minlength=len(CLASSES))
+    smallest = int(counts.min())
+    if not 0 < holdout < smallest:
+        raise UsageError(
+            f"cifar10: holdout must be 0 or a number of images a class below {smallest}, which is what the smallest"
+            f" class has for training; found {holdout}"
+        )
+    place = torch.arange(len(labels)) - (counts.cumsum(0) - counts)[labels]  # of an image within its class
+    held = place < holdout
+    return fingerprinted(
+        images[~held],
+        labels[~held],
+        images[held],
+        labels[held],
+        classes=CLASSES,
+        variant=_variant(decoded.variant.partition(",")[0], {"train": len(labels)}, f"holdout {holdout}"),
+    )
+
+
+def _variant(edition: str, sizes: Mapping[str, int], *more: str) -> str:
+    """The edition with the splits that are incomplete, and `more`."""
+    return ", ".join([edition, *(f"{split} {size}" for split, size in sizes.items() if size != _SIZES[split]), *more])
 
 
 def status(root: Path) -> Availability:
@@ -65,7 +107,7 @@ def status(root: Path) -> Availability:
     source = _original(root) or _image_tree(root)
     if source is None:
         return Availability("cifar10", False, None, f"missing: {_expected(root)}", _how(root))
-    variant = "cifar10" if _is_original(source) else cached_variant("cifar10", source)
+    variant = "cifar10" if _is_original(source) else cached_variant(_DECODED, source)
     return Availability("cifar10", True, variant, str(source.path), "nothing to do")
 
 
@@ -159,15 +201,14 @@ def _read_original(source: Source) -> Decoded:
         raise DatasetError(
             f"{source.path} lacks {', '.join(sorted(missing))}; expected {', '.join(published)}; get it again"
         )
-    train, test = (
+    splits = (
         [torch.cat(parts) for parts in zip(*(batches[name] for name, _ in listed), strict=True)]
         for listed in (CIFAR10.train_list, CIFAR10.test_list)
     )
-    return Decoded(dict(zip(_ARRAYS, (*train, *test), strict=True)), "cifar10")
+    return _decoded([(images.numpy(), labels.tolist()) for images, labels in splits], "cifar10")
 
 
 def _read_tree(source: Source) -> Decoded:
-    # Keyed by (class, file name) and sorted below: the order does not depend on how the tree is packed.
     splits: dict[str, dict[tuple[int, str], NDArray[np.uint8]]] = {split: {} for split in _SPLITS}
     lossless = True
     wrapper: tuple[str, ...] | None = None
@@ -192,8 +233,8 @@ def _read_tree(source: Source) -> Decoded:
                 f"{source.path} has no images in {folders}; expected PNG or JPEG files"
                 " for every class in train/ and test/; copy or download it again"
             )
-    train, test = (_tensors(splits[split]) for split in _SPLITS)
-    return Decoded(dict(zip(_ARRAYS, (*train, *test), strict=True)), "cifar10" if lossless else "cifar10-jpeg")
+    stacked = [(np.stack(list(images.values())), [label for label, _ in images]) for images in splits.values()]
+    return _decoded(stacked, "cifar10" if lossless else "cifar10-jpeg")
 
 
 def _place(source: Source, path: PurePosixPath) -> tuple[str, ...]:
@@ -207,7 +248,15 @@ def _place(source: Source, path: PurePosixPath) -> tuple[str, ...]:
     return parts
 
 
-def _tensors(images: dict[tuple[int, str], NDArray[np.uint8]]) -> tuple[Tensor, Tensor]:
-    keys = sorted(images)
-    pixels = np.stack([images[key] for key in keys])
-    return torch.from_numpy(pixels), torch.tensor([label for label, _ in keys], dtype=torch.int64)
+def _decoded(splits: Sequence[tuple[NDArray[np.uint8], Sequence[int]]], edition: str) -> Decoded:
+    """Images `[N, 3, 32, 32]` and labels of training and test set, in canonical order."""
+    train, test = (_ordered(images, labels) for images, labels in splits)
+    variant = _variant(edition, {split: len(labels) for split, (_, labels) in zip(_SPLITS, splits, strict=True)})
+    return Decoded(dict(zip(_ARRAYS, (*train, *test), strict=True)), variant)
+
+
+def _ordered(images: NDArray[np.uint8], labels: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Images `[N, 3, 32, 32]` and labels by class, then by the SHA-256 of an image's bytes."""
+    hashes = [hashlib.sha256(image.tobytes()).digest() for image in images]
+    order = sorted(range(len(labels)), key=lambda i: (labels[i], hashes[i]))
+    return torch.from_numpy(images[order]), torch.tensor(labels, dtype=torch.int64)[order]
