@@ -55,6 +55,11 @@ def papers_root() -> Path:
     return project_root() / "data" / "papers"
 
 
+def published_root() -> Path:
+    """Folder of what is known of networks that others trained: their curves, their splits, and what we measured."""
+    return project_root() / "data" / "published"
+
+
 def out_root() -> Path:
     """Folder that receives claims and figures."""
     return _located("RESNOTES_OUT", "out")

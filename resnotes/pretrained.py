@@ -7,15 +7,13 @@ run holds the name of the file, and torchvision's names hold the first digits of
 
 from __future__ import annotations
 
-import hashlib
-import io
 import re
 from pathlib import Path
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from resnotes.errors import RunError, UsageError
+from resnotes.errors import UsageError
+from resnotes.models.published import read_weights
 from resnotes.models.segmentation import SegmentationNetwork, load_encoder
 from resnotes.paths import weights_root
 
@@ -35,30 +33,18 @@ def load_pretrained(network: nn.Module, file: str) -> str:
 
     Raises:
         UsageError: a path in place of a name, a network without an encoder, or one that the weights do not fit.
-        RunError: the file is missing or damaged; one with a checksum in its name must have that.
+        DatasetError: the file is missing or damaged; one with a checksum in its name must have that.
     """
     if Path(file).name != file:
         raise UsageError(f"pretrained must be the name of a file in {weights_root()}, found {file!r}")
     if not isinstance(network, SegmentationNetwork):
         name = getattr(network, "name", type(network).__name__)
         raise UsageError(f"{name} cannot start from {file}: only encoders of segmentation networks are pretrained")
-    path = weights_root() / file
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise RunError(
-            f"cannot read the pretrained weights {path} ({error.strerror}); get {PUBLISHED}/{file}, if they are"
-            " torchvision's, and put them there, or set RESNOTES_DATA to the folder that has weights/"
-        ) from error
-    digest = hashlib.sha256(content).hexdigest()
-    if (named := re.search(r"-([0-9a-f]{8,})\.", file)) and not digest.startswith(named[1]):
-        raise RunError(f"{path} is damaged: its SHA-256 begins with {digest[:8]}, not {named[1]}; download it again")
-    try:
-        state = dict(torch.load(io.BytesIO(content), map_location="cpu", weights_only=True))
-        if not all(isinstance(key, str) and isinstance(value, Tensor) for key, value in state.items()):
-            raise TypeError("something other than tensors by name")
-    except Exception as error:  # a damaged file raises nearly anything
-        # PyTorch's own words would advise to load it without the protection against foreign code.
-        raise RunError(f"{path} holds no state dict, or is damaged ({type(error).__name__}); get it again") from error
+    named = re.search(r"-([0-9a-f]{8,})\.", file)
+    how = (
+        f"get {PUBLISHED}/{file}, if it is torchvision's, and put it there, or set RESNOTES_DATA to the folder that has"
+        " weights/"
+    )
+    state, digest = read_weights(weights_root() / file, named[1] if named else "", how)
     load_encoder(network, state)
     return digest

@@ -34,7 +34,7 @@ class Recipe:
     flip: bool = True  # mirror half of the images
     precision: Literal["auto", "float32", "bfloat16"] = "auto"  # bfloat16 autocast where hardware has it
     probe_images: int | None = None  # evaluate on so many of each split between epochs, on all after the last
-    snapshots: tuple[int, ...] = ()  # epochs after which the weights are kept
+    snapshots: tuple[int, ...] = ()  # iterations after which the weights are kept
     recompute: int = 0  # blocks per segment, of which the input alone is kept, the rest recomputed; 0 keeps all
     blocks: str = "all"  # in each batch train all, exactly:k or, by chance, stochastic-depth:p; see `resnotes.thinning`
     # For segmentation alone, which has no use for `pad`; see `resnotes.segmentation.augmentation.augment`.

@@ -3,7 +3,7 @@
     spec.json           what was asked for
     history.csv         one row per epoch, see `resnotes.training.Epoch`
     model.safetensors   weights after the last iteration
-    epoch-NNNN.safetensors  weights after other epochs, where the recipe asks for snapshots
+    iteration-NNNNNN.safetensors  weights after other iterations, where the recipe asks for snapshots
     run.json            data variant and fingerprint, versions, device, precision, threads, wall time, commit, and the
                         checksum of the pretrained weights that it started from
     checkpoint.pt       only while the run is unfinished
@@ -31,6 +31,7 @@ from resnotes import models
 from resnotes.errors import RunError, UsageError
 from resnotes.files import write_json
 from resnotes.specs import RunSpec
+from resnotes.training import snapshot_name
 
 FORMAT = 1  # of the run folder
 NO_WEIGHTS = "none"  # what run.json says of a run that was recorded without them
@@ -129,18 +130,18 @@ class Run:
         """Fingerprint of the data that was read."""
         return str(self.facts["dataset"]["fingerprint"])
 
-    def model(self, epoch: int | None = None) -> models.Network:
-        """The network in eval mode, float32, on the CPU: final weights, or those after snapshot `epoch`.
+    def model(self, iteration: int | None = None) -> models.Network:
+        """The network in eval mode, float32, on the CPU: final weights, or those of the snapshot after `iteration`.
 
-        Epoch 0 gives the initial weights, drawn again from the seed, if that is where they came from.
+        Iteration 0 gives the initial weights, drawn again from the seed, if that is where they came from.
 
         Raises:
             RunError: no such snapshot, or damaged weights.
         """
-        file = "model.safetensors" if epoch is None else f"epoch-{epoch:04d}.safetensors"
+        file = "model.safetensors" if iteration is None else snapshot_name(iteration)
         try:
             network = initial_network(self.spec, self.facts["dataset"])
-            if epoch == 0 and self.spec.start is None and self.spec.pretrained is None:
+            if iteration == 0 and self.spec.start is None and self.spec.pretrained is None:
                 return network.eval()
             network.load_state_dict(load_tensors(self.read(file)))
         except (SafetensorError, RuntimeError, UsageError) as error:

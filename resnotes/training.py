@@ -205,7 +205,7 @@ def train(
         recipe: schedule, augmentation and precision.
         seed: seeds order, augmentation, blocks and dropout (initial weights are the caller's).
         device: ``"auto"``, or as PyTorch names it.
-        folder: where ``checkpoint.pt``, ``history.csv`` and snapshots ``epoch-NNNN.safetensors`` are kept;
+        folder: where ``checkpoint.pt``, ``history.csv`` and snapshots ``iteration-NNNNNN.safetensors`` are kept;
             training goes on from a checkpoint found there, unless it is damaged. None keeps nothing.
         label: shown before the progress bar.
 
@@ -275,6 +275,10 @@ def train(
                 labelled += count
                 iteration += 1
                 bar.update()
+                if iteration in recipe.snapshots:
+                    distributed.share_buffers(network)
+                    if folder:
+                        save_weights(whole(network, recipe.blocks), folder / snapshot_name(iteration))
             losses, wrong, labelled = distributed.total(torch.stack([losses, wrong, labelled]))
             distributed.share_buffers(network)
             evaluated = whole(network, recipe.blocks)
@@ -302,8 +306,6 @@ def train(
                         f"{label}: the loss is {value} in epoch {epoch} at lr {row.lr:g}; lower the lr or warm up"
                     )
             bar.set_postfix(clean=f"{row.clean_error:.1f} %", test=f"{row.test_error:.1f} %", refresh=False)
-            if folder and epoch in recipe.snapshots:
-                save_weights(evaluated, folder / f"epoch-{epoch:04d}.safetensors")
             if time.monotonic() - saved >= CHECKPOINT_SECONDS:
                 checkpoint.save(network, optimizer)
                 saved = time.monotonic()
@@ -317,6 +319,11 @@ def _freeze_bn(network: nn.Module) -> None:
     for module in network.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             module.eval()
+
+
+def snapshot_name(iteration: int) -> str:
+    """The file that holds the weights after so many iterations, in a run's folder."""
+    return f"iteration-{iteration:06d}.safetensors"
 
 
 def save_weights(network: nn.Module, path: Path) -> None:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
+import struct
 import tarfile
 import zipfile
 import zlib
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from hypothesis import HealthCheck, settings
@@ -17,6 +21,7 @@ from resnotes.datasets import Classification
 from resnotes.datasets.cifar10 import CLASSES
 
 Tree = dict[str, bytes]
+Originals = Callable[..., Tree]
 
 # One image that is in every tree of two and more images a class.
 IMAGE = "train/cat/0001.png"
@@ -76,8 +81,34 @@ def as_tar(files: Tree, path: Path, mode: str = "w", top: str = "", extra: tuple
     return path
 
 
-def load(root: Path) -> Classification:
-    return datasets.load("cifar10", root)
+def python2_batch(images: np.ndarray, labels: list[int]) -> bytes:
+    """A batch as the publisher pickled it: Python 2, protocol 2, byte strings and a NumPy array."""
+
+    def text(value: bytes) -> bytes:
+        return b"U" + bytes([len(value)]) + value
+
+    def integer(value: int) -> bytes:
+        return b"J" + struct.pack("<i", value)
+
+    raw = images.tobytes()
+    array = (
+        b"cnumpy.core.multiarray\n_reconstruct\n" + b"cnumpy\nndarray\n" + b"K\x00\x85" + text(b"b") + b"\x87R"
+        b"(K\x01" + integer(len(images)) + integer(3072) + b"\x86"
+        b"cnumpy\ndtype\n" + text(b"u1") + b"K\x00K\x01\x87R(K\x03" + text(b"|") + b"NNN" + integer(-1) * 2 + b"K\x00tb"
+        b"\x89T" + struct.pack("<i", len(raw)) + raw + b"tb"
+    )
+    listed = b"](" + b"".join(integer(label) for label in labels) + b"e"
+    return b"\x80\x02}(" + text(b"labels") + listed + text(b"data") + array + b"u."
+
+
+def load(root: Path, **options: Any) -> Classification:
+    return datasets.load("cifar10", root, **options)
+
+
+def by_hash(images: Iterable[np.ndarray]) -> list[np.ndarray]:
+    """Images `[32, 32, 3]` of one class in the canonical order, as `[3, 32, 32]`."""
+    turned = [np.ascontiguousarray(image.transpose(2, 0, 1)) for image in images]
+    return sorted(turned, key=lambda image: hashlib.sha256(image.tobytes()).hexdigest())
 
 
 def decoded_folders(cache: Path) -> list[str]:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+import torchvision
+from cifar10_files import Originals, Tree, python2_batch
 from hypothesis import settings
 
 from resnotes import cli, datasets, training
@@ -90,3 +94,23 @@ def root(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.delenv("RESNOTES_CIFAR10_MIRRORS", raising=False)
     (tmp_path / "data" / "cifar10").mkdir(parents=True)
     return tmp_path / "data"
+
+
+@pytest.fixture
+def originals(monkeypatch: pytest.MonkeyPatch) -> Originals:
+    """Makes the six batch files, ten images each, and has torchvision publish their checksums."""
+
+    def make(**replaced: bytes) -> Tree:
+        names = [f"data_batch_{i}" for i in range(1, 6)] + ["test_batch"]
+        files = {}
+        for seed, name in enumerate(names):
+            images = np.random.default_rng(seed).integers(0, 256, (10, 3072), dtype=np.uint8)
+            files[name] = replaced.get(name) or python2_batch(images, [(seed + i) % 10 for i in range(10)])
+        listed = [[name, hashlib.md5(content).hexdigest()] for name, content in files.items()]
+        monkeypatch.setattr(torchvision.datasets.CIFAR10, "train_list", listed[:5])
+        monkeypatch.setattr(torchvision.datasets.CIFAR10, "test_list", listed[5:])
+        return {f"cifar-10-batches-py/{name}": content for name, content in files.items()} | {
+            "cifar-10-batches-py/readme.html": b"<html>"
+        }
+
+    return make

@@ -51,7 +51,7 @@ def test_images_are_decoded_once(root: Path, cache: Path, decodings: list[str]) 
         assert torch.equal(getattr(first, field), getattr(second, field))
     assert (first.variant, first.fingerprint, first.classes) == (second.variant, second.fingerprint, second.classes)
     assert len(decoded_folders(cache)) == 1
-    assert datasets.status(root)[1].variant == "cifar10"
+    assert datasets.status(root)[1].variant == first.variant == "cifar10, train 20, test 10"
 
 
 def test_writing_to_the_images_leaves_the_cache_as_it_is(root: Path, decodings: list[str]) -> None:
@@ -154,7 +154,7 @@ def test_a_changed_archive_is_decoded_again(root: Path) -> None:
     before = load(root)
     as_zip(tree("jpg"), path)
     after = load(root)
-    assert (before.variant, after.variant) == ("cifar10", "cifar10-jpeg")
+    assert (before.variant, after.variant) == ("cifar10, train 20, test 10", "cifar10-jpeg, train 20, test 10")
     # What was mapped before stays valid.
     assert before.fingerprint == datasets.classification.fingerprint(
         before.train_images, before.train_labels, before.test_images, before.test_labels

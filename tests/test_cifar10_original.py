@@ -4,7 +4,6 @@ import gzip
 import hashlib
 import os
 import pickle
-import struct
 from collections.abc import Callable, Iterator
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -16,55 +15,17 @@ import pytest
 import torch
 import torchvision
 from cifar10_files import (
-    Tree,
+    Originals,
     as_folder,
     as_tar,
+    by_hash,
     load,
+    python2_batch,
     tree,
 )
 
 from resnotes import datasets
 from resnotes.errors import DatasetError
-
-
-def python2_batch(images: np.ndarray, labels: list[int]) -> bytes:
-    """A batch as the publisher pickled it: Python 2, protocol 2, byte strings and a NumPy array."""
-
-    def text(value: bytes) -> bytes:
-        return b"U" + bytes([len(value)]) + value
-
-    def integer(value: int) -> bytes:
-        return b"J" + struct.pack("<i", value)
-
-    raw = images.tobytes()
-    array = (
-        b"cnumpy.core.multiarray\n_reconstruct\n" + b"cnumpy\nndarray\n" + b"K\x00\x85" + text(b"b") + b"\x87R"
-        b"(K\x01" + integer(len(images)) + integer(3072) + b"\x86"
-        b"cnumpy\ndtype\n" + text(b"u1") + b"K\x00K\x01\x87R(K\x03" + text(b"|") + b"NNN" + integer(-1) * 2 + b"K\x00tb"
-        b"\x89T" + struct.pack("<i", len(raw)) + raw + b"tb"
-    )
-    listed = b"](" + b"".join(integer(label) for label in labels) + b"e"
-    return b"\x80\x02}(" + text(b"labels") + listed + text(b"data") + array + b"u."
-
-
-@pytest.fixture
-def originals(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Tree]:
-    """Makes the six batch files, ten images each, and has torchvision publish their checksums."""
-
-    def make(**replaced: bytes) -> Tree:
-        names = [f"data_batch_{i}" for i in range(1, 6)] + ["test_batch"]
-        files = {}
-        for seed, name in enumerate(names):
-            images = np.random.default_rng(seed).integers(0, 256, (10, 3072), dtype=np.uint8)
-            files[name] = replaced.get(name) or python2_batch(images, [(seed + i) % 10 for i in range(10)])
-        listed = [[name, hashlib.md5(content).hexdigest()] for name, content in files.items()]
-        monkeypatch.setattr(torchvision.datasets.CIFAR10, "train_list", listed[:5])
-        monkeypatch.setattr(torchvision.datasets.CIFAR10, "test_list", listed[5:])
-        return {f"cifar-10-batches-py/{name}": content for name, content in files.items()} | {
-            "cifar-10-batches-py/readme.html": b"<html>"
-        }
-
-    return make
 
 
 def test_the_made_batches_are_what_numpy_would_unpickle() -> None:
@@ -76,7 +37,7 @@ def test_the_made_batches_are_what_numpy_would_unpickle() -> None:
 
 @pytest.mark.parametrize("where", ["cifar10", "."])
 @pytest.mark.parametrize("packed", [False, True])
-def test_original_batches(root: Path, originals: Callable[..., Tree], where: str, packed: bool) -> None:
+def test_original_batches(root: Path, originals: Originals, where: str, packed: bool) -> None:
     if packed:
         as_tar(originals(), root / where / "cifar-10-python.tar.gz", "w:gz")
     else:
@@ -85,18 +46,19 @@ def test_original_batches(root: Path, originals: Callable[..., Tree], where: str
     assert datasets.status(root)[1].variant == "cifar10"
     data = load(root)
     assert (data.variant, data.train_images.shape, data.test_images.shape) == (
-        "cifar10",
+        "cifar10, train 50, test 10",
         (50, 3, 32, 32),
         (10, 3, 32, 32),
     )
-    assert data.train_labels.tolist() == [(seed + i) % 10 for seed in range(5) for i in range(10)]
-    first = np.random.default_rng(0).integers(0, 256, (10, 3072), dtype=np.uint8)[0]
-    np.testing.assert_array_equal(data.train_images[0].numpy().ravel(), first)
+    assert data.train_labels.tolist() == [label for label in range(10) for _ in range(5)]
+    rows = [np.random.default_rng(seed).integers(0, 256, (10, 3072), dtype=np.uint8) for seed in range(5)]
+    planes = [rows[seed][-seed % 10].reshape(3, 32, 32).transpose(1, 2, 0) for seed in range(5)]  # those of label 0
+    np.testing.assert_array_equal(data.train_images[:5].numpy(), np.stack(by_hash(planes)))
     torch.testing.assert_close(load(root).train_images, data.train_images)
 
 
 def test_a_batch_with_another_checksum_is_never_unpickled(
-    root: Path, originals: Callable[..., Tree], monkeypatch: pytest.MonkeyPatch
+    root: Path, originals: Originals, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     files = originals()
     files["cifar-10-batches-py/data_batch_3"] += b"\0"
@@ -115,7 +77,7 @@ class _Runs:
 
 @pytest.mark.parametrize("protocol", [0, 2, 5])
 def test_a_pickle_that_runs_code_is_refused_even_with_the_right_checksum(
-    root: Path, originals: Callable[..., Tree], protocol: int, monkeypatch: pytest.MonkeyPatch
+    root: Path, originals: Originals, protocol: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(root)
     as_folder(originals(data_batch_2=pickle.dumps(_Runs(), protocol)), root / "cifar10")
@@ -139,13 +101,13 @@ ZEROS = np.zeros((10, 3072), np.uint8)
     ],
     ids=["garbage", "empty", "no array", "a label short", "label 10", "short rows"],
 )
-def test_something_else_than_a_batch(root: Path, originals: Callable[..., Tree], batch: bytes) -> None:
+def test_something_else_than_a_batch(root: Path, originals: Originals, batch: bytes) -> None:
     as_folder(originals(data_batch_1=batch), root / "cifar10")
     with pytest.raises(DatasetError, match=r"data_batch_1' is damaged .*expected a batch of CIFAR-10"):
         load(root)
 
 
-def test_missing_batches_are_named(root: Path, originals: Callable[..., Tree]) -> None:
+def test_missing_batches_are_named(root: Path, originals: Originals) -> None:
     files = originals()
     del files["cifar-10-batches-py/data_batch_4"], files["cifar-10-batches-py/test_batch"]
     as_tar(files, root / "cifar-10-python.tar.gz", "w:gz")
@@ -159,7 +121,7 @@ class _Quiet(SimpleHTTPRequestHandler):
 
 
 @pytest.fixture
-def published(tmp_path: Path, originals: Callable[..., Tree], monkeypatch: pytest.MonkeyPatch) -> Path:
+def published(tmp_path: Path, originals: Originals, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with an archive that torchvision's checksum matches; its own URL leads nowhere."""
     folder = tmp_path / "published"
     folder.mkdir()
@@ -227,7 +189,7 @@ def test_load_downloads_what_is_missing_and_says_so(
 ) -> None:
     monkeypatch.setenv("RESNOTES_OFFLINE", "0")
     monkeypatch.setenv("RESNOTES_CIFAR10_MIRRORS", f"http://127.0.0.1:9, {mirror}")
-    assert load(root).variant == "cifar10"
+    assert load(root).variant == "cifar10, train 50, test 10"
     assert f"downloading it to {root / 'cifar10'}" in capsys.readouterr().err
 
 

@@ -39,11 +39,11 @@ SPEC = RunSpec(
     model="plain-8",
     dataset="digits",
     seed=0,
-    recipe=Recipe(iterations=48, batch_size=64, schedule="one-cycle", snapshots=(7,), precision="float32"),
+    recipe=Recipe(iterations=48, batch_size=64, schedule="one-cycle", snapshots=(14,), precision="float32"),
     options={"width": 4},
     train_images=128,
 )
-SHORT = dataclasses.replace(SPEC, recipe=dataclasses.replace(SPEC.recipe, iterations=5, snapshots=(2,)))
+SHORT = dataclasses.replace(SPEC, recipe=dataclasses.replace(SPEC.recipe, iterations=5, snapshots=(4,)))
 FILES = ["history.csv", "model.safetensors", "run.json", "spec.json"]
 
 
@@ -117,7 +117,7 @@ def test_twenty_kills_at_random_moments_change_nothing(tmp_path: Path, whole: Ca
 
 def test_killed_before_any_change_of_a_file_a_run_goes_on(tmp_path: Path, whole: Callable[[RunSpec], Run]) -> None:
     """A file may then be whole but without its name; the next process clears that."""
-    changed = ["spec", "history", "checkpoint", "history", "epoch-0002", "checkpoint", "history", "checkpoint"]
+    changed = ["spec", "history", "checkpoint", "iteration-000004", "history", "checkpoint", "history", "checkpoint"]
     changed += ["model", "run"]
     roots = [tmp_path / str(number) for number in range(len(changed) + 2)]
     killed = [crashes.start(SHORT, root, dies_at=number) for number, root in enumerate(roots)]
@@ -134,7 +134,7 @@ def test_killed_before_any_change_of_a_file_a_run_goes_on(tmp_path: Path, whole:
         assert_same(RunStore(root, tmp_path / "recorded").get(SHORT, device="cpu"), whole(SHORT))
 
 
-@pytest.mark.parametrize("file", ["history.csv", "checkpoint.pt", "epoch-0002.safetensors", *FILES[1:]])
+@pytest.mark.parametrize("file", ["history.csv", "checkpoint.pt", "iteration-000004.safetensors", *FILES[1:]])
 def test_a_disk_that_is_full_ends_a_run_and_costs_nothing_of_it(
     tmp_path: Path, whole: Callable[[RunSpec], Run], monkeypatch: pytest.MonkeyPatch, file: str
 ) -> None:
@@ -311,9 +311,7 @@ def test_a_data_folder_that_changes_between_runs_is_named_and_never_mixed(
     now = datasets.load("cifar10").fingerprint
     message = rf"belongs to data with fingerprint {was}, .* has {now}; delete it"
     if not unfinished:
-        message = (
-            rf"was made on cifar10 \({was}\), but the data at hand is cifar10 \({now}\); set RESNOTES_RUNS .*delete"
-        )
+        message = rf"was made on cifar10, train 20, test 10 \({was}\), but the data at hand is cifar10, train 20, test 10 \({now}\); set RESNOTES_RUNS .*delete"
     with pytest.raises(RunError, match=message):
         store.get(spec, device="cpu")
     assert content(store.root) == before

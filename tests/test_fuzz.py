@@ -25,12 +25,11 @@ import pytest
 import test_ade20k
 import test_camvid
 import torch
-from cifar10_files import Tree, as_folder, as_tar, as_zip, decoded_folders, load, tree
+from cifar10_files import Originals, Tree, as_folder, as_tar, as_zip, decoded_folders, load, tree
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pair_files import labels, picture, save
 from PIL import Image
-from test_cifar10_original import originals
 from test_cli import TINY
 from test_pretrained import FILE, weights
 from test_pretrained import SPEC as PRETRAINED
@@ -47,7 +46,7 @@ from resnotes.recording import record, verify
 from resnotes.runs import Run, RunStore
 from resnotes.specs import RunSpec
 
-__all__ = ["finished", "originals", "state", "weights"]  # fixtures
+__all__ = ["finished", "state", "weights"]  # fixtures
 
 ROOT = Path(profiles.__file__).parents[2]
 MANY = int(os.environ.get("RESNOTES_FUZZ", "0"))
@@ -176,7 +175,7 @@ def reads_as_a_run_or_not(run: Run) -> None:
         lambda: run.final.test_error,
         lambda: (run.variant, run.fingerprint),
         lambda: run.model(),
-        lambda: run.model(epoch=1),
+        lambda: run.model(1),
     ):
         try:
             reads()
@@ -404,7 +403,7 @@ SMALL_TREE: Tree = tree("png", 1)
 @fuzzed(60)
 @given(changes)
 def test_a_damaged_archive_of_the_original(
-    root: Path, cache: Path, originals: Callable[..., Tree], changes: list[tuple[str, int, bytes]]
+    root: Path, cache: Path, originals: Originals, changes: list[tuple[str, int, bytes]]
 ) -> None:
     """Each batch has a published checksum: what can be read is what was published."""
     path = as_tar(originals(), root / "cifar-10-python.tar.gz", "w:gz")
@@ -414,7 +413,7 @@ def test_a_damaged_archive_of_the_original(
     except DatasetError as error:
         assert "\n" not in str(error)
     else:
-        assert data.train_labels.tolist() == [(seed + i) % 10 for seed in range(5) for i in range(10)]
+        assert data.train_labels.tolist() == [label for label in range(10) for _ in range(5)]
         forget(cache)
 
 
@@ -567,7 +566,7 @@ def test_code_in_a_file_is_never_run(
 def test_no_reader_unpickles(
     root: Path,
     tmp_path: Path,
-    originals: Callable[..., Tree],
+    originals: Originals,
     weights: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -602,7 +601,7 @@ def test_no_reader_unpickles(
     recorded = record(run, store.recorded)
     for found in (run, recorded):
         assert verify(found)[1] == pytest.approx(found.final.test_error, abs=1)
-        assert found.model(epoch=1).name == "plain-8"
+        assert found.model(1).name == "plain-8"
 
 
 def interrupt(*_: object) -> None:

@@ -95,8 +95,8 @@ def test_a_run_starts_from_them_and_is_read_without(
     # The rest is drawn from the seed, as without them.
     random: Any = initial_network(SPEC, {"classes": 25, "channels": 3})
     assert torch.equal(initial[0]["head.0.weight"], random.head[0].weight)
-    with pytest.raises(RunError, match="epoch-0000"):
-        run.model(epoch=0)  # these weights are not drawn from the seed
+    with pytest.raises(RunError, match="iteration-000000"):
+        run.model(0)  # these weights are not drawn from the seed
     assert verify(run)[1] == pytest.approx(run.final.test_error, abs=1e-4)
 
     other = dataclasses.replace(SPEC, pretrained=None)

@@ -62,11 +62,30 @@ def test_quick_needs_no_data_but_what_is_always_at_hand() -> None:
     assert used == {"digits", "scenes"}
 
 
-def test_desk_and_quick_train_whole_epochs() -> None:
-    images = {"digits": len(datasets.load("digits").train_images), "cifar10": 50_000}
-    for spec in [spec for name in ("quick", "desk") for spec in profiles.load(name).study("degradation").all_specs()]:
-        per_epoch = (spec.train_images or images[spec.dataset]) // spec.recipe.batch_size
-        assert spec.recipe.iterations % per_epoch == 0
+def test_quick_trains_whole_epochs() -> None:
+    images = len(datasets.load("digits").train_images)
+    for spec in profiles.load("quick").study("degradation").all_specs():
+        assert spec.recipe.iterations % (images // spec.recipe.batch_size) == 0
+
+
+def test_desk_is_an_eighth_of_the_papers_iterations_on_45_000_images() -> None:
+    desk, paper = (profiles.load(name).study("degradation") for name in ("desk", "paper"))
+    protocol = Recipe(iterations=8000, schedule="one-cycle", probe_images=2000)
+    assert 8 * protocol.iterations == paper.spec("plain-20", 0).recipe.iterations
+    for spec in desk.all_specs():
+        assert (spec.recipe, spec.data, spec.options, spec.train_images) == (protocol, {"holdout": 500}, {}, None)
+    for study in profiles.load("desk").studies.values():
+        if study.dataset == "cifar10":
+            assert study.data == {"holdout": 500}
+            assert study.train_images is None
+
+
+def test_snapshots_are_evenly_spaced_in_the_logarithm_of_the_iterations() -> None:
+    for study, model in (("lesions-110", "preresnet-110"), ("lesions", "preresnet-56")):
+        recipe = profiles.load("desk").study(study).spec(model, 0).recipe
+        kept = [*recipe.snapshots, recipe.iterations]
+        assert len(kept) == 10
+        assert kept == [round(float(8000 ** (i / 9))) for i in range(10)]
 
 
 def test_the_paper_profile_is_the_papers_protocol() -> None:
@@ -100,12 +119,13 @@ def test_the_paper_profile_is_the_papers_protocol() -> None:
 
 
 @pytest.mark.parametrize("profile", profiles.names())
-def test_ablations_are_all_rows_of_tables_1_and_2(profile: str) -> None:
-    """He et al. 2016; the profiles differ in depth, not in rows."""
+def test_ablations_are_rows_of_tables_1_and_2(profile: str) -> None:
+    """He et al. 2016; the profiles differ in depth, and desk takes some of the rows."""
     table = papers.numbers("he2016")
     rows = table[table["where"].isin(["Table 1", "Table 2"]) & table.network.str.contains("-110")].network
     study = profiles.load(profile).study("ablations")
-    assert sorted(re.sub(r"-\d+", "-110", label, count=1) for label in study.models) == sorted(rows)
+    taken = [re.sub(r"-\d+", "-110", label, count=1) for label in study.models]
+    assert sorted(taken) == sorted(set(rows) if profile != "desk" else set(rows) & set(taken))
     assert len({models.from_label(label)[0].rpartition("-")[2] for label in study.models}) == 1
     assert len(study.seeds) >= 3
 

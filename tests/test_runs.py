@@ -42,7 +42,7 @@ SPEC = RunSpec(
     train_images=128,
 )
 DEEPENED = dataclasses.replace(SPEC, model="plain-14", start=SPEC)
-FILES = ["epoch-0001.safetensors", "history.csv", "model.safetensors", "run.json", "spec.json"]
+FILES = ["history.csv", "iteration-000001.safetensors", "model.safetensors", "run.json", "spec.json"]
 
 
 def start_training(spec: RunSpec, root: Path) -> "subprocess.Popen[str]":
@@ -251,7 +251,7 @@ def test_a_finished_run_holds_all_that_there_is_to_know(finished: Run) -> None:
 
 def test_a_run_is_what_training_by_hand_gives(finished: Run) -> None:
     data = datasets.load("digits").train_subset(128)
-    by_hand = finished.model(epoch=0).train()
+    by_hand = finished.model(0).train()
     record = train(by_hand, data, SPEC.recipe, seed=0, device="cpu")
     assert_same_weights(finished.model(), by_hand)
     pd.testing.assert_frame_equal(finished.history.drop(columns="seconds"), record.frame().drop(columns="seconds"))
@@ -268,9 +268,9 @@ def test_initial_weights_are_those_that_training_began_with(store: RunStore, mon
     monkeypatch.setattr(runs, "train", noting)
     torch.manual_seed(99)  # has no say
     run = store.get(SPEC, device="cpu")
-    torch.testing.assert_close(dict(run.model(epoch=0).state_dict()), initial[0], rtol=0, atol=0)
+    torch.testing.assert_close(dict(run.model(0).state_dict()), initial[0], rtol=0, atol=0)
     other = store.get(dataclasses.replace(SPEC, seed=1), device="cpu")
-    assert not torch.equal(other.model(epoch=0).stem.conv.weight, run.model(epoch=0).stem.conv.weight)
+    assert not torch.equal(other.model(0).stem.conv.weight, run.model(0).stem.conv.weight)
 
 
 def test_models_come_ready_for_measurements(finished: Run) -> None:
@@ -282,8 +282,8 @@ def test_models_come_ready_for_measurements(finished: Run) -> None:
     weights = [finished.model(epoch).head.fc.weight for epoch in (0, 1, None)]
     assert not torch.equal(weights[0], weights[1])
     assert not torch.equal(weights[1], weights[2])
-    with pytest.raises(RunError, match=r"has no epoch-0002\.safetensors"):
-        finished.model(epoch=2)
+    with pytest.raises(RunError, match=r"has no iteration-000002\.safetensors"):
+        finished.model(2)
 
 
 def test_histories_are_put_below_each_other(finished: Run) -> None:
@@ -397,15 +397,15 @@ def test_a_deepened_run_starts_from_what_the_shallow_one_learned(
         expected = store.get(SPEC).model()(normalization(images))
     torch.testing.assert_close(initial[DEEPENED.name], expected, rtol=1e-3, atol=1e-4)
     assert run.model().name == "plain-14"
-    with pytest.raises(RunError, match="epoch-0000"):
-        run.model(epoch=0)  # these weights are not drawn from the seed
+    with pytest.raises(RunError, match="iteration-000000"):
+        run.model(0)  # these weights are not drawn from the seed
 
 
 # Damage and other data
 
 
 def read_all(run: Run) -> tuple[Network, Network, pd.DataFrame, RunSpec]:
-    return run.model(), run.model(epoch=1), run.history, run.spec
+    return run.model(), run.model(1), run.history, run.spec
 
 
 @given(st.data(), st.sampled_from(FILES), st.booleans())
@@ -544,7 +544,7 @@ def test_weights_are_halved_only_where_the_error_stays(
     [halved] = judged
     assert all(torch.equal(value, value.half().float()) for value in halved.parameters() if value.ndim > 1)
     assert recorded.facts["weights"] == str(dtype).removeprefix("torch.")
-    for file in ("model.safetensors", "epoch-0001.safetensors"):
+    for file in ("model.safetensors", "iteration-000001.safetensors"):
         tensors = load_file(recorded.folder / file)
         assert {value.dtype for value in tensors.values() if value.ndim > 1} == {dtype}
         assert {value.dtype for value in tensors.values() if value.ndim == 1} == {torch.float32}

@@ -458,7 +458,7 @@ def finished(store: RunStore) -> Run:
 
 def test_a_run_is_what_training_by_hand_gives(store: RunStore, finished: Run) -> None:
     loaded = runs.load_data(finished.spec)
-    by_hand = finished.model(epoch=0).train()
+    by_hand = finished.model(0).train()
     assert isinstance(by_hand, SegmentationNetwork)
     record = train(by_hand, loaded, finished.spec.recipe, seed=0, device="cpu")
     pd.testing.assert_frame_equal(timeless(finished.history), timeless(record.frame()))
@@ -466,7 +466,7 @@ def test_a_run_is_what_training_by_hand_gives(store: RunStore, finished: Run) ->
     assert again is not None
     assert (again.spec, again.variant, again.fingerprint) == (finished.spec, "scenes", loaded.fingerprint)
     torch.testing.assert_close(again.model().state_dict(), by_hand.state_dict(), rtol=0, atol=0)
-    assert not torch.equal(again.model(epoch=1).head[0].weight, by_hand.head[0].weight)
+    assert not torch.equal(again.model(1).head[0].weight, by_hand.head[0].weight)
     described = again.facts["dataset"]
     assert [described[key] for key in ("train_images", "test_images", "channels", "classes")] == [24, 10, 3, 25]
     assert again.facts["processes"] == 1

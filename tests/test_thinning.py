@@ -229,10 +229,12 @@ def test_training_is_torchs_sgd_on_the_thinned_networks(data: Classification, bl
 
 def test_what_is_evaluated_is_what_is_returned_and_kept(data: Classification, tmp_path: Path) -> None:
     """In every epoch: a shorter training ends in the snapshot of a longer one."""
-    recipe = dataclasses.replace(SHORT, blocks="exactly:2", snapshots=(2,))
+    recipe = dataclasses.replace(SHORT, blocks="exactly:2", snapshots=(8,))
     _, record = fit(data, recipe, folder=tmp_path)
     ends, _ = fit(data, dataclasses.replace(recipe, iterations=8))
-    torch.testing.assert_close(load_file(tmp_path / "epoch-0002.safetensors"), dict(ends.state_dict()), rtol=0, atol=0)
+    torch.testing.assert_close(
+        load_file(tmp_path / "iteration-000008.safetensors"), dict(ends.state_dict()), rtol=0, atol=0
+    )
     loss, error, _ = evaluate(ends, data.test_images, data.test_labels, data.normalization)
     assert (record.history[1].test_loss, record.history[1].test_error) == (pytest.approx(loss), error)
 

@@ -99,7 +99,7 @@ def test_two_processes_train_as_one_does(pair: Pair, alone: Run) -> None:
     pd.testing.assert_frame_equal(timeless(run.history), timeless(alone.history), rtol=1e-4)
     assert len(run.history) == 4
     torch.testing.assert_close(run.model().state_dict(), alone.model().state_dict(), rtol=1e-3, atol=1e-5)
-    moved = (run.model().head[0].weight - run.model(epoch=0).head[0].weight).abs().max()
+    moved = (run.model().head[0].weight - run.model(0).head[0].weight).abs().max()
     assert moved > 1e-3  # compared with what they may differ by
 
 
@@ -107,7 +107,7 @@ def test_the_mean_of_the_processes_means_would_be_another_loss(pair: Pair, alone
     """As their parts of a batch have unequal numbers of labelled pixels."""
     data: Any = runs.load_data(pair.specs[0])
     task = SegmentationTask(data, alone.spec.recipe, seed=0, device=torch.device("cpu"), precision="float32")
-    network: Any = alone.model(epoch=3)
+    network: Any = alone.model(3)
     [(images, labels)] = task.batches(4)
     network.train()
     for module in network.modules():
@@ -140,7 +140,7 @@ def test_a_run_that_one_process_began_goes_on_in_two(pair: Pair) -> None:
     run = pair.store.find(pair.specs[2])
     assert run is not None
     assert run.facts["resumed"] == 1
-    straight: Any = run.model(epoch=0)
+    straight: Any = run.model(0)
     record = train(straight, runs.load_data(run.spec), run.spec.recipe, seed=1, device="cpu")
     pd.testing.assert_frame_equal(timeless(run.history), timeless(record.frame()), rtol=1e-3)
     torch.testing.assert_close(run.model().state_dict(), straight.state_dict(), rtol=1e-3, atol=1e-5)
@@ -161,7 +161,7 @@ def test_the_first_process_writes_and_speaks(pair: Pair) -> None:
     assert second["written"] == []
     assert {name: first["written"].count(name) for name in sorted(set(first["written"]))} == {
         "checkpoint.pt": 14,  # after each of four epochs of three runs, and of the two that were left of one
-        "epoch-0003.safetensors": 4,
+        "iteration-000003.safetensors": 4,
         "history.csv": 14,
         "model.safetensors": 4,
         "run.json": 4,
@@ -257,6 +257,6 @@ def test_synchronised_bn_is_the_same_network() -> None:
 
 
 def test_synchronised_bn_is_frozen_like_bn(alone: Run) -> None:
-    network: Any = nn.SyncBatchNorm.convert_sync_batchnorm(alone.model(epoch=0))
+    network: Any = nn.SyncBatchNorm.convert_sync_batchnorm(alone.model(0))
     train(network, runs.load_data(alone.spec), alone.spec.recipe, seed=0, device="cpu")
     torch.testing.assert_close(dict(network.state_dict()), dict(alone.model().state_dict()), rtol=0, atol=0)

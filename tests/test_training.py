@@ -392,17 +392,16 @@ def test_a_killed_process_goes_on_to_the_same_bits(tmp_path: Path) -> None:
     assert (folder / "model.safetensors").read_bytes() == (straight.folder / "model.safetensors").read_bytes()
 
 
-def test_snapshots_are_the_weights_at_the_end_of_their_epochs(data: Classification, tmp_path: Path) -> None:
-    final, _ = fit(data, dataclasses.replace(SHORT, snapshots=(2, 4, 9)), folder=tmp_path)
+def test_snapshots_are_the_weights_after_their_iterations(data: Classification, tmp_path: Path) -> None:
+    kept = (1, 8, SHORT.iterations)  # within an epoch, at the end of one, and of the training
+    fit(data, dataclasses.replace(SHORT, snapshots=(*kept, 999)), folder=tmp_path)
     assert sorted(path.name for path in tmp_path.glob("*.safetensors")) == [
-        "epoch-0002.safetensors",
-        "epoch-0004.safetensors",
+        f"iteration-{iteration:06d}.safetensors" for iteration in kept
     ]
-    shorter, _ = fit(data, dataclasses.replace(SHORT, iterations=8))
-    for name, expected in (("epoch-0002", shorter), ("epoch-0004", final)):
-        torch.testing.assert_close(
-            load_file(tmp_path / f"{name}.safetensors"), dict(expected.state_dict()), rtol=0, atol=0
-        )
+    for iteration in kept:
+        shorter, _ = fit(data, dataclasses.replace(SHORT, iterations=iteration))
+        found = load_file(tmp_path / f"iteration-{iteration:06d}.safetensors")
+        torch.testing.assert_close(found, dict(shorter.state_dict()), rtol=0, atol=0)
 
 
 # Divergence

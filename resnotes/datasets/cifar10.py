@@ -40,7 +40,7 @@ from resnotes.errors import DatasetError, UsageError
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
 _SPLITS = ("train", "test")
-_SIZES = {"train": 50_000, "test": 10_000}  # of the official split
+SIZES = {"train": 50_000, "test": 10_000}  # of the official split
 _DECODED = "cifar10-by-hash"  # names the cache: earlier versions kept another order under another name
 _ARRAYS = ("train_images", "train_labels", "test_images", "test_labels")
 _SIZE = (32, 32)
@@ -99,7 +99,12 @@ def _held_out(decoded: Decoded, holdout: int) -> Classification:
 
 def _variant(edition: str, sizes: Mapping[str, int], *more: str) -> str:
     """The edition with the splits that are incomplete, and `more`."""
-    return ", ".join([edition, *(f"{split} {size}" for split, size in sizes.items() if size != _SIZES[split]), *more])
+    return ", ".join([edition, *(f"{split} {size}" for split, size in sizes.items() if size != SIZES[split]), *more])
+
+
+def hashes(images: NDArray[np.uint8]) -> list[str]:
+    """SHA-256 of the bytes of each of the images `[N, C, H, W]`, 64 hex digits."""
+    return [hashlib.sha256(image.tobytes()).hexdigest() for image in images]
 
 
 def status(root: Path) -> Availability:
@@ -257,6 +262,6 @@ def _decoded(splits: Sequence[tuple[NDArray[np.uint8], Sequence[int]]], edition:
 
 def _ordered(images: NDArray[np.uint8], labels: Sequence[int]) -> tuple[Tensor, Tensor]:
     """Images `[N, 3, 32, 32]` and labels by class, then by the SHA-256 of an image's bytes."""
-    hashes = [hashlib.sha256(image.tobytes()).digest() for image in images]
-    order = sorted(range(len(labels)), key=lambda i: (labels[i], hashes[i]))
+    digests = hashes(images)
+    order = sorted(range(len(labels)), key=lambda i: (labels[i], digests[i]))
     return torch.from_numpy(images[order]), torch.tensor(labels, dtype=torch.int64)[order]

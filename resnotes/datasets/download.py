@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 import tempfile
 import urllib.request
@@ -17,20 +18,30 @@ from resnotes.errors import DatasetError
 _STALLED_AFTER = 30.0
 
 
-def download(urls: Sequence[str], target: Path, md5: str) -> None:
-    """Brings the file with checksum `md5` to `target`, with a progress bar; nothing to do if it is there.
+def has_checksum(path: Path, checksum: str) -> bool:
+    """Whether there is such a file, with that MD5 (32 hex digits), or a SHA-256 that begins so (any other number)."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, _kind(checksum)).hexdigest().startswith(checksum)
+
+
+def _kind(checksum: str) -> str:
+    return "md5" if len(checksum) == 32 else "sha256"
+
+
+def download(urls: Sequence[str], target: Path, checksum: str) -> None:
+    """Brings the file with this checksum to `target`, with a progress bar; nothing to do if it is there.
 
     Args:
         urls: tried in this order; http, https, ftp or file.
         target: appears whole or not at all.
-        md5: hex digest of the published file.
+        checksum: of the published file, see `has_checksum`.
 
     Raises:
         DatasetError: the folder cannot be written, or every URL failed; the message lists each failure.
     """
-    from torchvision.datasets.utils import check_integrity
-
-    if check_integrity(target, md5):
+    if has_checksum(target, checksum):
         return
     failures = []
     try:
@@ -44,10 +55,12 @@ def download(urls: Sequence[str], target: Path, md5: str) -> None:
                 except Exception as error:  # a mirror can fail in any way; the next one is tried whatever it was
                     failures.append(f"{url} ({type(error).__name__}: {error})")
                     continue
-                if check_integrity(part, md5):
+                if has_checksum(part, checksum):
                     part.replace(target)
                     return
-                failures.append(f"{url} ({part.stat().st_size} bytes whose MD5 is not the published {md5})")
+                failures.append(
+                    f"{url} ({part.stat().st_size} bytes whose {_kind(checksum).upper()} is not the published {checksum})"
+                )
     except OSError as error:
         raise DatasetError(
             f"cannot write {target} ({error}); expected a writable folder; set RESNOTES_DATA to one"

@@ -14,13 +14,15 @@ from resnotes.models.deepening import deepen
 from resnotes.models.feedforward import FEEDFORWARD
 from resnotes.models.imagenet import LAYOUTS, imagenet_resnet
 from resnotes.models.network import Block, Network, batch_statistics, count_parameters, in_mode
-from resnotes.models.residual import FAMILIES, from_published, residual_network
+from resnotes.models.published import Published, from_published, published
+from resnotes.models.residual import FAMILIES, residual_network
 from resnotes.models.segmentation import NAMES as SEGMENTATION
 from resnotes.models.segmentation import SMALL, segmentation_network
 
 __all__ = [
     "Block",
     "Network",
+    "Published",
     "batch_statistics",
     "build",
     "count_parameters",
@@ -29,6 +31,7 @@ __all__ = [
     "from_published",
     "in_mode",
     "label",
+    "published",
 ]
 
 _NAMES = ", ".join(

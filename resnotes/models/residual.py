@@ -8,11 +8,10 @@ parameters with option A.
 
 from __future__ import annotations
 
-import re
 from collections import OrderedDict
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from resnotes.errors import UsageError, unknown
 from resnotes.models.network import Block, Network, check_options, initialize
@@ -176,39 +175,4 @@ def residual_network(
     for module in network.modules():
         if isinstance(module, Gate):
             module.reset_bias()
-    return network
-
-
-# A residual network as published for PyTorch keys its layers layer{1,2,3}.{i}.{conv,bn}{1,2}.
-_PUBLISHED_BLOCK = re.compile(r"layer(\d)\.(\d+)\.((?:conv|bn)\d\..+)")
-
-
-def from_published(state: dict[str, Tensor]) -> Network:
-    """The ``resnet-N`` whose weights a public checkpoint holds (akamaster/pytorch_resnet_cifar10's naming).
-
-    Args:
-        state: the checkpoint's state dict, ``[module.]conv1.weight``, ``layer1.0.conv1.weight``,
-            ``linear.weight``, ...
-
-    Raises:
-        UsageError: keys or shapes that are not those of such a network.
-    """
-    state = {key.removeprefix("module."): value for key, value in state.items()}
-    n = sum(bool(re.fullmatch(r"layer1\.\d+\.conv1\.weight", key)) for key in state)
-    if not n:
-        raise UsageError(f"no residual network: expected keys like layer1.0.conv1.weight, found {list(state)[:3]}")
-    network = residual_network("resnet", 6 * n + 2)
-
-    def renamed(key: str) -> str:
-        if match := _PUBLISHED_BLOCK.fullmatch(key):
-            stage, i, rest = match.groups()
-            return f"blocks.{(int(stage) - 1) * n + int(i)}.residual.{rest}"
-        if key.startswith(("conv1.", "bn1.")):
-            return f"stem.{key.replace('1.', '.', 1)}"
-        return key.replace("linear.", "head.fc.")
-
-    try:
-        network.load_state_dict({renamed(key): value for key, value in state.items()})
-    except RuntimeError as error:
-        raise UsageError(f"the weights do not fit resnet-{6 * n + 2}: {error}") from error
     return network

@@ -1,0 +1,296 @@
+"""Networks that others trained on CIFAR-10 as He et al. 2015 did, read into the shape of ours.
+
+`published.toml` lists them. Their files are not part of this project: `resnotes data fetch published` gets them from
+their authors' repositories at a fixed commit, and they are looked for in ``RESNOTES_DATA/weights``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import re
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from resnotes.datasets import Availability, Classification, Normalization, cifar10
+from resnotes.datasets.download import download, has_checksum
+from resnotes.errors import DatasetError, UsageError, unknown
+from resnotes.models.network import Network
+from resnotes.models.residual import residual_network
+from resnotes.paths import published_root, weights_root
+
+UPSTREAM = "https://raw.githubusercontent.com"
+MIRRORS = "RESNOTES_PUBLISHED_MIRRORS"
+_HOW = (
+    "get it with `resnotes data fetch published`, from mirrors of your own with "
+    f"{MIRRORS}=URL,URL, or set RESNOTES_DATA to the folder that has weights/"
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Entry:
+    """One network of `published.toml`, with what it has in common with its author's others."""
+
+    model: str
+    repository: str  # on GitHub
+    commit: str
+    path: str  # of the file in the repository
+    sha256: str  # of the file, as many hex digits as are known
+    training: str
+    licence: str
+    file: str = ""  # our name for it, where upstream's says too little
+    remark: str = ""
+    split: str = ""
+    mean: str = ""
+
+    @property
+    def address(self) -> str:
+        return f"{self.repository}/{self.commit}/{self.path}"
+
+    @property
+    def target(self) -> Path:
+        return weights_root() / (self.file or Path(self.path).name)
+
+    def at_hand(self) -> Path | None:
+        """The file under our name, or under upstream's, with or without the outermost folder."""
+        upstream = [weights_root() / self.path, weights_root() / self.path.partition("/")[2]]
+        return next((path for path in (self.target, *upstream) if path.is_file()), None)
+
+
+@cache
+def _entries() -> dict[str, _Entry]:
+    listed = tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))
+    return {
+        f"{author}/{model}": _Entry(model=model, **{key: common[key] for key in common if key != "networks"}, **own)
+        for author, common in listed.items()
+        for model, own in common["networks"].items()
+    }
+
+
+def names() -> list[str]:
+    """The networks that `published` knows, such as ``wooyeolBaek/plain-56``."""
+    return list(_entries())
+
+
+@dataclass(frozen=True, eq=False)
+class Published:
+    """A network that others trained.
+
+    Attributes:
+        name: as `published` takes it.
+        network: in eval mode, float32, on the CPU.
+        normalization: turns uint8 images ``[N, 3, 32, 32]`` into what it was trained on.
+        source: repository, commit and file.
+        training: in words, with what sets this network apart.
+        sha256: of the file, 64 hex digits.
+    """
+
+    name: str
+    network: Network
+    normalization: Normalization
+    source: str
+    training: str
+    sha256: str
+    _split: frozenset[str] = field(repr=False)
+
+    def heldout(self, data: Classification) -> tuple[Tensor, Tensor]:
+        """Images uint8 ``[M, 3, 32, 32]`` and labels ``[M]`` that the network never trained on.
+
+        Those are the 5,000 training images that its author kept out, in the order of CIFAR-10 here; the test set,
+        where it was trained on all others.
+
+        Args:
+            data: CIFAR-10 with all training images; where the author kept some out, a holdout makes no difference.
+
+        Raises:
+            DatasetError: not all of the images are there, as in a lossy copy.
+        """
+        return self._divided(data)[0]
+
+    def trained_on(self, data: Classification) -> tuple[Tensor, Tensor]:
+        """Images and labels that the network was trained on; all else as for `heldout`."""
+        return self._divided(data)[1]
+
+    def _divided(self, data: Classification) -> list[tuple[Tensor, Tensor]]:
+        images, labels = data.train_images, data.train_labels
+        if not self._split and len(images) == cifar10.SIZES["train"]:
+            return [(data.test_images, data.test_labels), (images, labels)]
+        if self._split and len(images) < cifar10.SIZES["train"]:  # those of a holdout are training images, too
+            images, labels = torch.cat([images, data.test_images]), torch.cat([labels, data.test_labels])
+        hashes = cifar10.hashes(images.numpy())
+        order = sorted(range(len(hashes)), key=lambda i: (int(labels[i]), hashes[i]))
+        held = torch.tensor([hashes[i][:16] in self._split for i in order])
+        if len(images) != cifar10.SIZES["train"] or int(held.sum()) != len(self._split):
+            raise DatasetError(
+                f"{self.name} was trained on {self.training}: expected CIFAR-10 with all {cifar10.SIZES['train']:,}"
+                f" training images, lossless{'' if self._split else ', and without a holdout'}; found {data.variant},"
+                f" with {int(held.sum()):,} of the {len(self._split):,} images that were kept out"
+            )
+        chosen = [torch.tensor(order)[part] for part in (held, ~held)]
+        return [(images[part], labels[part]) for part in chosen]
+
+
+def published(name: str) -> Published:
+    """A network that others trained on CIFAR-10, by author and network.
+
+    Args:
+        name: ``"wooyeolBaek/plain-N"`` or ``"wooyeolBaek/resnet-N"`` with N = 20, 32, 44 or 56, which come with the
+            5,000 images that they never trained on, or ``"akamaster/resnet-N"``, with N = 110 too.
+
+    Raises:
+        UsageError: no network has this name.
+        DatasetError: its file is missing, cut, or not the one that was published.
+    """
+    if name not in _entries():
+        raise unknown("published network", name, _entries())
+    entry = _entries()[name]
+    file = entry.at_hand()
+    if file is None:
+        raise DatasetError(f"found no weights of {name}; expected {entry.target}, from {entry.address}; {_HOW}")
+    state, digest = read_weights(file, entry.sha256, _HOW)
+    return Published(
+        name=name,
+        network=from_published(state, entry.model.partition("-")[0]).eval(),
+        normalization=_normalization(entry),
+        source=f"{entry.repository} at {entry.commit[:8]}, {entry.path}",
+        training=entry.training + (f", {entry.remark}" if entry.remark else ""),
+        sha256=digest,
+        _split=frozenset((published_root() / entry.split).read_text("ascii").split()) if entry.split else frozenset(),
+    )
+
+
+def _normalization(entry: _Entry) -> Normalization:
+    if not entry.mean:
+        return Normalization.published((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    mean = torch.from_numpy(np.load(published_root() / entry.mean, allow_pickle=False))
+    return Normalization(mean, torch.tensor(255.0))
+
+
+def read_weights(path: Path, sha256: str, how: str) -> tuple[dict[str, Tensor], str]:
+    """The state dict in a file of PyTorch, on the CPU, and the file's SHA-256; no code in it is run.
+
+    Args:
+        path: the file; the state dict may lie in it under ``"state_dict"``.
+        sha256: how its checksum must begin, in hex digits; empty for any.
+        how: what to do where it is not, for the error.
+
+    Raises:
+        DatasetError: it cannot be read, has another checksum, or holds no state dict.
+    """
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise DatasetError(f"cannot read the weights {path} ({error.strerror}); {how}") from error
+    digest = hashlib.sha256(content).hexdigest()
+    if not digest.startswith(sha256):
+        raise DatasetError(
+            f"{path} is damaged, or another file: its {len(content):,} bytes have the SHA-256 {digest}, expected"
+            f" {sha256}{'' if len(sha256) == 64 else '...'}; remove it, and {how}"
+        )
+    try:
+        loaded = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+        state = dict(loaded.get("state_dict", loaded))
+        if not all(isinstance(key, str) and isinstance(value, Tensor) for key, value in state.items()):
+            raise TypeError("something other than tensors by name")
+    except Exception as error:  # a damaged file raises nearly anything
+        # PyTorch's own words would advise to load it without the protection against foreign code.
+        raise DatasetError(f"{path} holds no state dict, or is damaged ({type(error).__name__}); {how}") from error
+    return state, digest
+
+
+# Where the layers of a block are in the modules that upstream keeps them in
+_AKAMASTER = re.compile(r"layer(?P<stage>\d)\.(?P<block>\d+)\.(?P<layer>conv1|bn1|conv2|bn2)\.(?P<rest>.+)")
+_BAEK = re.compile(r"conv(?P<stage>\d)_x\.conv\d_x\.(?P<block>\d+)\.f\.(?P<layer>[0134])\.(?P<rest>.+)")
+_BAEK_LAYERS = {"0": "conv1", "1": "bn1", "3": "conv2", "4": "bn2"}
+
+
+def from_published(state: Mapping[str, Tensor], family: str = "resnet") -> Network:
+    """The ``resnet-N`` or ``plain-N`` whose weights a state dict holds.
+
+    Biases of convolutions, which ours do not have, are taken from the running means of the BN that follows: the
+    network is the same.
+
+    Args:
+        state: named as by akamaster/pytorch_resnet_cifar10 (``[module.]conv1.weight``, ``layer1.0.conv1.weight``,
+            ``linear.weight``) or by wooyeolBaek/deep-residual-learning (``conv2_x.conv2_x.0.f.0.weight``).
+        family: ``"resnet"`` or ``"plain"``; a state dict does not tell, as shortcuts have no weights.
+
+    Raises:
+        UsageError: keys or shapes that are not those of such a network.
+    """
+    state = {_common(key): value for key, value in state.items()}
+    n = sum(bool(re.fullmatch(r"blocks\.1\.\d+\.conv1\.weight", key)) for key in state)
+    if not n:
+        raise UsageError(f"no residual network: expected keys like layer1.0.conv1.weight, found {list(state)[:3]}")
+    network = residual_network(family, 6 * n + 2)
+
+    def ours(key: str) -> str:
+        if match := re.fullmatch(r"blocks\.(\d)\.(\d+)\.(.+)", key):
+            return f"blocks.{(int(match[1]) - 1) * n + int(match[2])}.residual.{match[3]}"
+        return key
+
+    renamed = {ours(key): value for key, value in state.items()}
+    for bias in [key for key in renamed if re.search(r"conv\d?\.bias$", key)]:
+        mean = re.sub(r"conv(\d?)\.bias$", r"bn\1.running_mean", bias)
+        if mean in renamed:
+            renamed[mean] = renamed[mean] - renamed.pop(bias)
+    try:
+        network.load_state_dict(renamed)
+    except RuntimeError as error:
+        raise UsageError(f"the weights do not fit {family}-{6 * n + 2}: {error}") from error
+    return network
+
+
+def _common(key: str) -> str:
+    """A key of either upstream as ``blocks.STAGE.BLOCK.LAYER.rest`` (counted from 1 and 0), or ours."""
+    key = key.removeprefix("module.")
+    if match := _AKAMASTER.fullmatch(key):
+        return f"blocks.{match['stage']}.{match['block']}.{match['layer']}.{match['rest']}"
+    if match := _BAEK.fullmatch(key):
+        layer = _BAEK_LAYERS[match["layer"]]
+        return f"blocks.{int(match['stage']) - 1}.{match['block']}.{layer}.{match['rest']}"
+    if match := re.fullmatch(r"(?:conv1\.)?(conv|bn)1\.(\w+)", key):
+        return f"stem.{match[1]}.{match[2]}"
+    if match := re.fullmatch(r"(?:linear|fc|fc\.fc)\.(\w+)", key):
+        return f"head.fc.{match[1]}"
+    return key
+
+
+def status() -> Availability:
+    """Which published networks are at hand; their files are not read."""
+    missing = [name for name, entry in _entries().items() if entry.at_hand() is None]
+    count = len(_entries()) - len(missing)
+    where = str(weights_root()) + (f"; missing: {', '.join(missing)}" if missing else "")
+    return Availability("published", not missing, f"{count} of {len(_entries())} networks", where, _HOW)
+
+
+def fetch(mirrors: Sequence[str] = ()) -> None:
+    """Downloads the files of all published networks that are not there to ``RESNOTES_DATA/weights``.
+
+    Args:
+        mirrors: base URLs that hold the files as GitHub does, ``REPOSITORY/COMMIT/PATH``, tried in order before
+            GitHub; empty for those in ``RESNOTES_PUBLISHED_MIRRORS``, separated by commas.
+
+    Raises:
+        DatasetError: the folder cannot be written, or some files came from no URL intact; all others are there.
+    """
+    listed = list(mirrors) or os.environ.get(MIRRORS, "").split(",")
+    bases = [*filter(None, (mirror.strip().rstrip("/") for mirror in listed)), UPSTREAM]
+    failures = []
+    for entry in _entries().values():
+        if (path := entry.at_hand()) and has_checksum(path, entry.sha256):
+            continue
+        try:
+            download([f"{base}/{entry.address}" for base in bases], entry.target, entry.sha256)
+        except DatasetError as error:
+            failures.append(str(error))
+    if failures:
+        raise DatasetError("; ".join([*failures, _HOW]))
