@@ -311,7 +311,11 @@ def test_a_data_folder_that_changes_between_runs_is_named_and_never_mixed(
     now = datasets.load("cifar10").fingerprint
     message = rf"belongs to data with fingerprint {was}, .* has {now}; delete it"
     if not unfinished:
-        message = rf"was made on cifar10, train 20, test 10 \({was}\), but the data at hand is cifar10, train 20, test 10 \({now}\); set RESNOTES_RUNS .*delete"
+        variant = "cifar10, train 20, test 10"
+        message = (
+            rf"was made on {variant} \({was}\), but the data at hand is {variant} \({now}\);"
+            " set RESNOTES_RUNS .*delete"
+        )
     with pytest.raises(RunError, match=message):
         store.get(spec, device="cpu")
     assert content(store.root) == before
