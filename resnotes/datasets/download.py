@@ -58,9 +58,8 @@ def download(urls: Sequence[str], target: Path, checksum: str) -> None:
                 if has_checksum(part, checksum):
                     part.replace(target)
                     return
-                failures.append(
-                    f"{url} ({part.stat().st_size} bytes whose {_kind(checksum).upper()} is not the published {checksum})"
-                )
+                found = f"{part.stat().st_size} bytes whose {_kind(checksum).upper()}"
+                failures.append(f"{url} ({found} is not the published {checksum})")
     except OSError as error:
         raise DatasetError(
             f"cannot write {target} ({error}); expected a writable folder; set RESNOTES_DATA to one"
