@@ -273,16 +273,19 @@ def record(
         typer.echo(recording.record(run, store.recorded, weights=weights).folder)
 
 
-data_app = typer.Typer(no_args_is_help=True, help="The data sets: what is at hand, and getting the rest.")
+data_app = typer.Typer(
+    no_args_is_help=True, help="Data sets, and networks that others published: what is at hand, and getting the rest."
+)
 app.add_typer(data_app, name="data")
 
 
 @data_app.command()
 def status() -> None:
-    """Say of every data set whether it is at hand, and how to get it if not."""
+    """Say of every data set, and of networks that others published, whether it is at hand, and how to get it if not."""
     from resnotes import datasets
+    from resnotes.models.published_networks import status as status_of_published
 
-    for entry in datasets.status():
+    for entry in [*datasets.status(), status_of_published()]:
         found = f"found    {entry.variant or ''}".rstrip() if entry.found else "missing"
         typer.echo(
             f"{entry.name:<10} {found}\n{'':<10} {entry.where}" + ("" if entry.found else f"\n{'':<10} {entry.how}")
@@ -291,15 +294,21 @@ def status() -> None:
 
 @data_app.command()
 def fetch(
-    name: Annotated[str, typer.Argument(help="Name of a data set.")],
+    name: Annotated[str, typer.Argument(help="Name of a data set, or published, for networks that others trained.")],
     mirror: Annotated[
         list[str] | None, typer.Option(help="URL to try before the publisher's; may be repeated.")
     ] = None,
 ) -> None:
-    """Download a data set to $RESNOTES_DATA, unless it is there."""
+    """Download a data set, or the published networks, to $RESNOTES_DATA, unless they are there."""
     from resnotes import datasets
+    from resnotes.models.published_networks import fetch as fetch_published
 
-    datasets.fetch(name, mirrors=mirror or [])
+    if name == "published":
+        fetch_published(mirror or [])
+    elif name in datasets.names():
+        datasets.fetch(name, mirrors=mirror or [])
+    else:
+        raise unknown("data set", name, [*datasets.names(), "published"])
 
 
 def main() -> None:

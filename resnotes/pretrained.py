@@ -13,7 +13,7 @@ from pathlib import Path
 from torch import nn
 
 from resnotes.errors import UsageError
-from resnotes.models.published import read_weights
+from resnotes.models.published_networks import read_weights
 from resnotes.models.segmentation import SegmentationNetwork, load_encoder
 from resnotes.paths import weights_root
 

@@ -172,7 +172,6 @@ def test_grey_and_palette_pngs_are_read_as_rgb(root: Path) -> None:
 def test_the_real_copy_is_lossless(real_cifar10: Classification) -> None:
     assert real_cifar10.train_images.shape == (50_000, 3, 32, 32)
     assert real_cifar10.train_labels.bincount().tolist() == [5_000] * 10
-    assert len(set(real_cifar10.test_labels.bincount().tolist())) == 1
     total = len(real_cifar10.test_images)
     assert real_cifar10.variant == ("cifar10" if total == 10_000 else f"cifar10, test {total}")
     # The channel means everyone knows

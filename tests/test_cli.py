@@ -293,7 +293,7 @@ def test_recording_copies_the_runs_of_a_profile(root, trained, resnotes):
         (["runs", "record", "--profile", "huge"], "allowed: tiny"),
         (["runs", "show", "vgg"], "unknown run 'vgg'; allowed: none, the store is empty"),
         (["runs", "verify", "vgg"], "unknown run 'vgg'"),
-        (["data", "fetch", "imagenet"], "unknown data set 'imagenet'; allowed: digits, cifar10"),
+        (["data", "fetch", "imagenet"], "unknown data set 'imagenet'; allowed: digits, cifar10, scenes, camvid"),
     ],
 )
 def test_unknown_runs_and_data_are_refused_in_one_line(tiny, resnotes, arguments, names):

@@ -31,6 +31,7 @@ __all__ = [
     "load",
     "load_classification",
     "load_segmentation",
+    "names",
     "status",
 ]
 
@@ -85,6 +86,11 @@ def load_classification(name: str, root: Path | str | None = None, **options: An
 def load_segmentation(name: str, root: Path | str | None = None, **options: Any) -> Segmentation:
     """`load`, for those who need one label a pixel; any other data set is a `UsageError`."""
     return _load(_SEGMENTATION, "data set for segmentation", name, root, options)
+
+
+def names() -> list[str]:
+    """The data sets that `load` knows."""
+    return list(_LOADERS)
 
 
 def status(root: Path | str | None = None) -> list[Availability]:

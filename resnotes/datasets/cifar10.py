@@ -85,13 +85,13 @@ def _held_out(decoded: Decoded, holdout: int) -> Classification:
             f"cifar10: holdout must be 0 or a number of images a class below {smallest}, which is what the smallest"
             f" class has for training; found {holdout}"
         )
-    place = torch.arange(len(labels)) - (counts.cumsum(0) - counts)[labels]  # of an image within its class
-    held = place < holdout
+    train, test = (
+        [torch.cat([members[part] for members in tensor.split(counts.tolist())]) for tensor in (images, labels)]
+        for part in (slice(holdout, None), slice(holdout))
+    )
     return fingerprinted(
-        images[~held],
-        labels[~held],
-        images[held],
-        labels[held],
+        *train,
+        *test,
         classes=CLASSES,
         variant=_variant(decoded.variant.partition(",")[0], {"train": len(labels)}, f"holdout {holdout}"),
     )

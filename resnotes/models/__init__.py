@@ -14,7 +14,7 @@ from resnotes.models.deepening import deepen
 from resnotes.models.feedforward import FEEDFORWARD
 from resnotes.models.imagenet import LAYOUTS, imagenet_resnet
 from resnotes.models.network import Block, Network, batch_statistics, count_parameters, in_mode
-from resnotes.models.published import Published, from_published, published
+from resnotes.models.published_networks import Published, from_published, published
 from resnotes.models.residual import FAMILIES, residual_network
 from resnotes.models.segmentation import NAMES as SEGMENTATION
 from resnotes.models.segmentation import SMALL, segmentation_network

@@ -1,7 +1,7 @@
 """Networks that others trained on CIFAR-10 as He et al. 2015 did, read into the shape of ours.
 
-`published.toml` lists them. Their files are not part of this project: `resnotes data fetch published` gets them from
-their authors' repositories at a fixed commit, and they are looked for in ``RESNOTES_DATA/weights``.
+`published_networks.toml` lists them. Their files are not part of this project: `resnotes data fetch published` gets
+them from their authors' repositories at a fixed commit, and they are looked for in ``RESNOTES_DATA/weights``.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _HOW = (
 
 @dataclass(frozen=True, kw_only=True)
 class _Entry:
-    """One network of `published.toml`, with what it has in common with its author's others."""
+    """One network of `published_networks.toml`, with what it has in common with its author's others."""
 
     model: str
     repository: str  # on GitHub
@@ -268,8 +268,10 @@ def status() -> Availability:
     """Which published networks are at hand; their files are not read."""
     missing = [name for name, entry in _entries().items() if entry.at_hand() is None]
     count = len(_entries()) - len(missing)
-    where = str(weights_root()) + (f"; missing: {', '.join(missing)}" if missing else "")
-    return Availability("published", not missing, f"{count} of {len(_entries())} networks", where, _HOW)
+    where = f"{count} of {len(_entries())} networks in {weights_root()}"
+    if count and missing:
+        where += f"; missing: {', '.join(missing)}; {_HOW}"
+    return Availability("published", count > 0, None, where, _HOW)
 
 
 def fetch(mirrors: Sequence[str] = ()) -> None:
