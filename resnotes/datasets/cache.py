@@ -151,5 +151,6 @@ def _store(folder: Path, signature: str, decoded: Decoded) -> None:
 def _unwritable(error: Exception) -> DatasetError:
     return DatasetError(
         f"the cache of decoded data {cache_root()} cannot be written ({error}); expected a writable folder "
-        "with room for the data set (CIFAR-10: 185 MB, CamVid: 490 MB); set RESNOTES_CACHE to one"
+        "with room for the data set (CIFAR-10: 185 MB, with a holdout 155 MB more, CamVid: 490 MB); set RESNOTES_CACHE"
+        " to one"
     )

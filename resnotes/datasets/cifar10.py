@@ -33,7 +33,7 @@ from resnotes.datasets.archives import Source, damage_reported, decode_rgb
 from resnotes.datasets.availability import Availability
 from resnotes.datasets.batches import read_batch
 from resnotes.datasets.cache import Decoded, cached, cached_variant
-from resnotes.datasets.classification import Classification, fingerprinted
+from resnotes.datasets.classification import Classification
 from resnotes.datasets.download import download
 from resnotes.errors import DatasetError, UsageError
 
@@ -69,15 +69,17 @@ def load(root: Path, holdout: int = 0) -> Classification:
             the cache cannot be written.
     """
     source = _original(root) or _image_tree(root) or _downloaded(root)
-    decode = _read_original if _is_original(source) else _read_tree
-    decoded = cached(_DECODED, source, _ARRAYS, partial(decode, source))
-    if holdout != 0:
-        return _held_out(decoded, holdout)
+    read = _read_original if _is_original(source) else _read_tree
+    official = partial(cached, _DECODED, source, _ARRAYS, partial(read, source))
+    if holdout == 0:
+        decoded = official()
+    else:
+        decoded = cached(f"{_DECODED}-holdout-{holdout}", source, _ARRAYS, lambda: _held_out(official(), holdout))
     return Classification(**decoded.arrays, classes=CLASSES, variant=decoded.variant, fingerprint=decoded.fingerprint)
 
 
-def _held_out(decoded: Decoded, holdout: int) -> Classification:
-    images, labels = decoded.arrays["train_images"], decoded.arrays["train_labels"]
+def _held_out(official: Decoded, holdout: int) -> Decoded:
+    images, labels = official.arrays["train_images"], official.arrays["train_labels"]
     counts = labels.bincount(minlength=len(CLASSES))
     smallest = int(counts.min())
     if not 0 < holdout < smallest:
@@ -85,16 +87,13 @@ def _held_out(decoded: Decoded, holdout: int) -> Classification:
             f"cifar10: holdout must be 0 or a number of images a class below {smallest}, which is what the smallest"
             f" class has for training; found {holdout}"
         )
-    train, test = (
-        [torch.cat([members[part] for members in tensor.split(counts.tolist())]) for tensor in (images, labels)]
+    arrays = [
+        torch.cat([members[part] for members in tensor.split(counts.tolist())])
         for part in (slice(holdout, None), slice(holdout))
-    )
-    return fingerprinted(
-        *train,
-        *test,
-        classes=CLASSES,
-        variant=_variant(decoded.variant.partition(",")[0], {"train": len(labels)}, f"holdout {holdout}"),
-    )
+        for tensor in (images, labels)
+    ]
+    variant = _variant(official.variant.partition(",")[0], {"train": len(labels)}, f"holdout {holdout}")
+    return Decoded(dict(zip(_ARRAYS, arrays, strict=True)), variant)
 
 
 def _variant(edition: str, sizes: Mapping[str, int], *more: str) -> str:
