@@ -110,6 +110,8 @@ class Cost(NamedTuple):
 
 def images_of(spec: RunSpec) -> Images:
     images = IMAGES[spec.dataset]
+    if held := spec.data.get("holdout", 0) * images.classes:
+        images = images._replace(train=images.train - held, test=held)
     return images._replace(train=spec.train_images or images.train, size=tuple(spec.data.get("size", images.size)))
 
 

@@ -90,10 +90,18 @@ def run(
         raise typer.Exit(1)
 
 
+Studies = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="A study of the profile; may be repeated, first things first. All in their order if none is given."
+    ),
+]
+
+
 @app.command()
 def train(
     profile: Annotated[str, typer.Option(help="Scale of the experiments, such as desk.")],
-    study: Annotated[str | None, typer.Option(help="One study of the profile; all if none is given.")] = None,
+    study: Studies = None,
     workers: Annotated[
         int | None,
         typer.Option(min=1, help="Runs at once, a thread each; on a CPU by default $RESNOTES_WORKERS or all threads."),
@@ -258,7 +266,7 @@ def verify(
 @runs_app.command()
 def record(
     profile: Annotated[str, typer.Option(help="Scale of the runs, such as desk.")],
-    study: Annotated[str | None, typer.Option(help="One study of the profile; all if none is given.")] = None,
+    study: Studies = None,
     weights: Annotated[bool, typer.Option(help="With the weights, or only the errors.")] = True,
 ) -> None:
     """Copy the finished runs of a profile to data/recorded, to be committed."""
@@ -335,13 +343,13 @@ def _executor(store: RunStore, device: str, workers: int | None, cluster: str | 
         yield executor
 
 
-def _specs(profile: str, study: str | None) -> list[RunSpec]:
-    """The runs of one study of a profile, or of all."""
+def _specs(profile: str, studies: Sequence[str] | None) -> list[RunSpec]:
+    """The runs of some studies of a profile, in this order, or of all in the profile's; each run once."""
     from resnotes import profiles
 
     loaded = profiles.load(profile)
-    studies = loaded.studies if study is None else {study: loaded.study(study)}
-    return [spec for one in studies.values() for spec in one.all_specs()]
+    specs = [spec for name in studies or loaded.studies for spec in loaded.study(name).all_specs()]
+    return list({spec.name: spec for spec in specs}.values())
 
 
 def _matching(names: list[str], recorded: bool) -> list[Run]:
@@ -361,7 +369,8 @@ def _summary(run: Run) -> str:
     except ResnotesError as error:
         return f"{run.name:<44} {error}"
     iou = f"  mean IoU {row.test_iou:6.2f} %" if "test_iou" in row else ""
-    return f"{run.name:<44} {run.variant:<13} training {row.clean_error:6.2f} %  test {row.test_error:6.2f} %{iou}"
+    errors = f"training {row.clean_error:6.2f} %  {run.held:<8} {row.test_error:6.2f} %"
+    return f"{run.name:<44} {run.variant:<20} {errors}{iou}"
 
 
 def _list(notebooks: Sequence[Notebook], folder: Path) -> None:

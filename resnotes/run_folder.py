@@ -126,6 +126,11 @@ class Run:
         return str(self.facts["dataset"]["variant"])
 
     @property
+    def held(self) -> str:
+        """What its test images are: ``held-out``, where they were cut out of the training images, or ``test``."""
+        return "held-out" if self.spec.data.get("holdout") else "test"
+
+    @property
     def fingerprint(self) -> str:
         """Fingerprint of the data that was read."""
         return str(self.facts["dataset"]["fingerprint"])
