@@ -76,11 +76,11 @@ def bands(ax: Axes, frame: pd.DataFrame, *, x: str, y: str, by: str, geometric: 
         y: column of the vertical axis.
         by: column whose values get a line each, named in the legend; networks get the look of `style_for`.
         geometric: take the geometric mean, as suits a logarithmic axis; `y` must be positive.
-        style: takes the place of that look, so it has a `color`; needed where `by` does not name networks.
+        style: added to that look; with a `color` it takes its place, as is needed where `by` does not name networks.
     """
     for name, group in frame.groupby(by, sort=False):
         seeds = group.groupby(x)[y]
-        look = {**(style_for(str(name)) if not style else {}), **style}
+        look = {**(style_for(str(name)) if "color" not in style else {}), **style}
         middle = np.exp(np.log(group[y]).groupby(group[x]).mean()) if geometric else seeds.mean()
         low, high = seeds.min(), seeds.max()
         ax.plot(middle.index, middle, label=str(name), **look)
