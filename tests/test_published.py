@@ -403,6 +403,17 @@ def test_curves_end_where_their_authors_say() -> None:
     assert curves.heldout_error.dropna().between(0, 100).all()
 
 
+def test_what_was_measured_on_them_is_kept_with_their_checksums() -> None:
+    errors = pd.read_csv(paths.published_root() / "errors.csv", index_col="network")
+    for (family, depth), (heldout, _) in KNOWN.items():
+        row = errors.loc[f"wooyeolBaek/{family}-{depth}"]
+        assert row["held-out error"] == pytest.approx(heldout, abs=0.05)
+        assert (row["training images"], row["held-out images"]) == (45_000, 5000)
+        assert row["sha256"] == _entries()[f"wooyeolBaek/{family}-{depth}"].sha256
+    assert errors.commit.str.fullmatch("[0-9a-f]{40}").all()
+    assert not errors.dirty.any()
+
+
 def test_the_kept_split_and_mean_are_whole() -> None:
     listed = (paths.published_root() / "wooyeolBaek-validation.txt").read_text("ascii").split()
     assert len(set(listed)) == len(listed) == 5000
