@@ -4,7 +4,7 @@ The loop deletes one block after the other and sends all images through what is 
 pass per lesion, in inference mode.
 
 1. All single deletions of resnet-56, with published weights on CIFAR-10 test images where `RESNOTES_DATA` has
-   cifar10/ and weights/resnet56-*.th, else with random weights on random images.
+   cifar10/ and the weights of akamaster/resnet-56, else with random weights on random images.
 2. All pairs of blocks of a resnet-110 with random weights on test images of digits. The loop is timed on evenly
    spaced pairs, and its time for all is extrapolated from these.
 """
