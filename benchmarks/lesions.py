@@ -4,7 +4,7 @@ The loop deletes one block after the other and sends all images through what is 
 pass per lesion, in inference mode.
 
 1. All single deletions of resnet-56, with published weights on CIFAR-10 test images where `RESNOTES_DATA` has
-   cifar10/ and weights/resnet56-*.th, else with random weights on random images.
+   cifar10/ and the weights of akamaster/resnet-56, else with random weights on random images.
 2. All pairs of blocks of a resnet-110 with random weights on test images of digits. The loop is timed on evenly
    spaced pairs, and its time for all is extrapolated from these.
 """
@@ -18,8 +18,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.timing import Peak, Row, Settings, Work, operations, turns
-from resnotes import datasets, models, paths
-from resnotes.datasets import Normalization
+from resnotes import datasets, models
 from resnotes.errors import DatasetError
 from resnotes.models import Network
 from resnotes.unravel import Lesion, lesion_predictions, pairs, single_deletions
@@ -91,17 +90,12 @@ def compare(
 
 def published(count: int) -> tuple[Network, Tensor, Tensor] | None:
     """resnet-56, `count` normalised test images of CIFAR-10 and their labels; None where they are missing."""
-    files = sorted(paths.weights_root().glob("resnet56-*.th"))
-    if not files:
-        return None
     try:
-        data = datasets.load("cifar10")
+        theirs = models.published("akamaster/resnet-56")
+        images, labels = datasets.load("cifar10").test_sample(count)
     except DatasetError:
         return None
-    normalization = Normalization.published((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-    state = torch.load(files[0], map_location="cpu", weights_only=True)["state_dict"]
-    images, labels = data.test_sample(count)
-    return models.from_published(state), normalization(images), labels
+    return theirs.network, theirs.normalization(images), labels
 
 
 def settled(network: Network, images: Tensor) -> Network:

@@ -17,6 +17,7 @@ from benchmarks import cost, gradients, growth, lesions, report, timing
 from benchmarks.growth import Curve, fit
 from benchmarks.timing import Peak, Row, Settings
 from resnotes import profiles
+from resnotes.datasets import Classification
 from resnotes.errors import ResnotesError, UsageError
 from resnotes.unravel import lesion_predictions, path_gradients, single_deletions
 
@@ -110,6 +111,20 @@ def test_references_compute_what_ours_does() -> None:
     deletions = single_deletions(range(6))
     predicted = lesions.loop(network, deletions, images)
     assert torch.equal(predicted, lesion_predictions(network, deletions, images))
+
+
+def test_the_published_network_is_measured_where_it_is_at_hand(real_cifar10: Classification) -> None:
+    if (part := lesions.published(50)) is None:
+        pytest.skip("RESNOTES_DATA has no weights of akamaster/resnet-56")
+    network, images, labels = part
+    assert (network.name, images.shape, len(labels.unique())) == ("resnet-56", (50, 3, 32, 32), 10)
+    [right] = (lesion_predictions(network, [()], images) == labels).double().mean(1)
+    assert right > 0.7
+
+
+def test_without_weights_or_images_there_is_no_published_network(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RESNOTES_DATA", str(root))
+    assert lesions.published(50) is None
 
 
 sizes = st.lists(st.floats(1, 1e4), min_size=3, max_size=8, unique=True).filter(lambda x: max(x) > 1.5 * min(x))
