@@ -16,6 +16,7 @@ _RUN_METADATA = ("papermill", "execution", "ExecuteTime", "widgets")
 _LAB_KERNEL = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}
 _ABSOLUTE_PATH = re.compile(r"(?<![\w./:<~\\-])/(?:[\w.~-]+/)+[\w.~-]+|\b[A-Za-z]:\\[\w.~-]+")
 _TIMESTAMP = re.compile(r"\b\d{4}-\d\d-\d\d[T ]\d\d:\d\d")
+_ADDRESS = re.compile(r"\bat 0x[0-9a-fA-F]+")
 _CHINESE = re.compile(r"[\u4e00-\u9fff]")
 
 
@@ -109,6 +110,8 @@ def _cell_problems(cell: Any) -> Iterator[str]:
             yield f"prints the absolute path {found[0]}"
         if found := _TIMESTAMP.search(text):
             yield f"prints the time {found[0]}"
+        if found := _ADDRESS.search(text):
+            yield f"prints where an object lies, {found[0]!r}, another place each time"
 
 
 def _texts(outputs: list[Any]) -> Iterator[tuple[Any, str, str]]:

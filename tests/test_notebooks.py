@@ -267,6 +267,7 @@ def stream(text, name="stdout"):
         (stream("saved /home/me/x.png\n"), "absolute path /home/me/x.png"),
         (stream("saved C:\\Users\\me\n"), "absolute path C:"),
         (stream("on 2026-01-31 12:00\n"), "the time 2026-01-31 12:00"),
+        (stream("<Styler object at 0x7f434bf07ad0>\n"), "prints where an object lies, 'at 0x7f434bf07ad0'"),
         (stream("warning\n", "stderr"), "stderr"),
         (lambda cell: cell.outputs.append(v4.new_output("error", ename="E")), "error"),
         (lambda cell: cell.metadata.update(papermill={}), "papermill metadata"),
