@@ -25,7 +25,10 @@ def numbers(paper: str) -> pd.DataFrame:
 
 
 def find(paper: str, network: str, metric: str) -> float | None:
-    """The first value that `paper` gives for `network` and `metric`; None where it has no row, NaN for a word."""
+    """The first value that `paper` gives for `network` and `metric`; None where it has no row, NaN for a word.
+
+    What independent replications found is not the paper's: `numbers` has it.
+    """
     table = numbers(paper)
-    found = table[(table.network == network) & (table.metric == metric)].value
+    found = table[(table.network == network) & (table.metric == metric) & (table.mark != "rep")].value
     return None if found.empty else float(found.iloc[0])
