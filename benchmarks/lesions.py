@@ -19,8 +19,8 @@ from torch import Tensor
 
 from benchmarks.timing import Peak, Row, Settings, Work, operations, turns
 from resnotes import datasets, models
-from resnotes.errors import DatasetError
 from resnotes.models import Network
+from resnotes.models.published_networks import is_at_hand
 from resnotes.unravel import Lesion, lesion_predictions, pairs, single_deletions
 
 BATCH = 250
@@ -90,11 +90,11 @@ def compare(
 
 def published(count: int) -> tuple[Network, Tensor, Tensor] | None:
     """resnet-56, `count` normalised test images of CIFAR-10 and their labels; None where they are missing."""
-    try:
-        theirs = models.published("akamaster/resnet-56")
-        images, labels = datasets.load("cifar10").test_sample(count)
-    except DatasetError:
+    at_hand = {each.name for each in datasets.status() if each.found}
+    if "cifar10" not in at_hand or not is_at_hand("akamaster/resnet-56"):
         return None
+    theirs = models.published("akamaster/resnet-56")
+    images, labels = datasets.load("cifar10").test_sample(count)
     return theirs.network, theirs.normalization(images), labels
 
 

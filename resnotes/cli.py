@@ -365,11 +365,11 @@ def _matching(names: list[str], recorded: bool) -> list[Run]:
 
 def _summary(run: Run) -> str:
     try:
-        row = run.final
+        row, held = run.final, run.held
     except ResnotesError as error:
         return f"{run.name:<44} {error}"
     iou = f"  mean IoU {row.test_iou:6.2f} %" if "test_iou" in row else ""
-    errors = f"training {row.clean_error:6.2f} %  {run.held:<8} {row.test_error:6.2f} %"
+    errors = f"training {row.clean_error:6.2f} %  {held:<8} {row.test_error:6.2f} %"
     return f"{run.name:<44} {run.variant:<20} {errors}{iou}"
 
 

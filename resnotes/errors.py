@@ -15,7 +15,7 @@ class UsageError(ResnotesError, ValueError):
 
 
 class DatasetError(ResnotesError):
-    """A data set is missing, damaged or not laid out as expected."""
+    """A data set, or a file of weights, is missing, damaged or not laid out as expected."""
 
 
 class RunError(ResnotesError):

@@ -16,13 +16,13 @@ from resnotes.datasets import Data
 from resnotes.files import write_atomic
 from resnotes.run_folder import NO_WEIGHTS, Run, finish
 from resnotes.runs import check_same_data, load_data
-from resnotes.training import scores_on_test, snapshot_name
+from resnotes.training import scores_on_test
 
 
 def record(run: Run, root: Path, *, weights: bool = True) -> Run:
     """Copy a finished run to the recorded ones; weights in half precision if the test error stays the same.
 
-    Snapshots stay behind: they are many, and what is recorded is kept small.
+    Snapshots stay behind: they are many, and what is recorded is kept small. `Run.snapshots` says which a run has.
 
     Args:
         run: a finished run.
@@ -35,9 +35,11 @@ def record(run: Run, root: Path, *, weights: bool = True) -> Run:
     """
     data = load_data(run.spec)
     check_same_data(run, data)
-    left_out = {snapshot_name(iteration) for iteration in run.spec.recipe.snapshots}
-    left_out |= set() if weights else {"model.safetensors"}
-    files = [file for file in run.facts["files"] if file not in left_out]
+    files = [
+        file
+        for file in run.facts["files"]
+        if not file.endswith(".safetensors") or (weights and file == "model.safetensors")
+    ]
     harmless = weights and _half_is_harmless(run, data)
     kind = str(_half_type(run)).removeprefix("torch.") if harmless else "float32" if weights else NO_WEIGHTS
     root.mkdir(parents=True, exist_ok=True)

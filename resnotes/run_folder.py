@@ -135,6 +135,11 @@ class Run:
         """Fingerprint of the data that was read."""
         return str(self.facts["dataset"]["fingerprint"])
 
+    @property
+    def snapshots(self) -> tuple[int, ...]:
+        """The iterations that there are weights of, besides the initial and the final ones; none of a recorded run."""
+        return tuple(i for i in self.spec.recipe.snapshots if snapshot_name(i) in self.facts["files"])
+
     def model(self, iteration: int | None = None) -> models.Network:
         """The network in eval mode, float32, on the CPU: final weights, or those of the snapshot after `iteration`.
 

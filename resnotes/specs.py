@@ -59,11 +59,16 @@ class RunSpec:
                     f"{self.model} cannot start from {self.start.model}: expected plain-N or resnet-N, and to start"
                     " from, a smaller N of the same family"
                 )
-        if self.start and (self.start.dataset, dict(self.start.options)) != (self.dataset, dict(self.options)):
+        if self.start and self._kind != self.start._kind:
             raise UsageError(
                 f"{self.model} cannot start from {self.start.model}: data set and options must be the same, found"
-                f" {self.dataset} {dict(self.options)} and {self.start.dataset} {dict(self.start.options)}"
+                f" {self._kind} and {self.start._kind}"
             )
+
+    @property
+    def _kind(self) -> tuple[str, dict[str, Any], dict[str, Any]]:
+        """What a run has in common with one that it starts from, which must not have seen its test images."""
+        return self.dataset, dict(self.data), dict(self.options)
 
     @property
     def source(self) -> str:

@@ -275,10 +275,8 @@ def train(
                 labelled += count
                 iteration += 1
                 bar.update()
-                if iteration in recipe.snapshots:
-                    distributed.share_buffers(network)
-                    if folder:
-                        save_weights(whole(network, recipe.blocks), folder / snapshot_name(iteration))
+                if folder and iteration in recipe.snapshots:
+                    save_weights(whole(network, recipe.blocks), folder / snapshot_name(iteration))
             losses, wrong, labelled = distributed.total(torch.stack([losses, wrong, labelled]))
             distributed.share_buffers(network)
             evaluated = whole(network, recipe.blocks)

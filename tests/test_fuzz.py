@@ -304,7 +304,7 @@ def published(root: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[bytes], 
         (root / "weights" / "some.th").write_bytes(content)
         try:
             load_pretrained(network, "some.th")
-        except (RunError, UsageError) as error:
+        except (DatasetError, UsageError) as error:
             assert "\n" not in str(error)
 
     return loads

@@ -247,58 +247,6 @@ def test_what_cannot_be_built_is_refused(name: str, options: dict[str, object], 
         models.build(name, **options)
 
 
-# Published weights
-
-
-def as_published(network: Network) -> dict[str, Tensor]:
-    """The state dict of a resnet-N in the naming of akamaster/pytorch_resnet_cifar10."""
-    n = network.stages[0]
-    state = {}
-    for key, value in network.state_dict().items():
-        part, _, rest = key.partition(".")
-        if part == "blocks":
-            index, _, layer = rest.partition(".residual.")
-            key = f"layer{int(index) // n + 1}.{int(index) % n}.{layer}"
-        else:
-            key = {"conv": "conv1", "bn": "bn1", "fc": "linear"}[rest.split(".")[0]] + "." + rest.split(".")[1]
-        state[f"module.{key}"] = value
-    return state
-
-
-@torch.no_grad()
-def test_published_names_lead_to_the_same_network() -> None:
-    network = models.build("resnet-14").eval()
-    randomise_bn(network)
-    images = torch.randn(2, 3, 32, 32)
-    torch.testing.assert_close(models.from_published(as_published(network)).eval()(images), network(images))
-
-
-def damaged(change: str) -> dict[str, Tensor]:
-    state = as_published(models.build("resnet-8", **({"num_classes": 100} if change == "other classes" else {})))
-    if change == "missing":
-        del state["module.layer2.0.bn1.running_var"]
-    elif change == "surplus":
-        state["module.layer2.0.shortcut.0.weight"] = torch.zeros(32, 16, 1, 1)
-    elif change == "cut":
-        state["module.layer3.0.conv2.weight"] = state["module.layer3.0.conv2.weight"][:5]
-    elif change == "uneven stages":
-        state["module.layer1.1.conv1.weight"] = state["module.layer1.0.conv1.weight"]
-    return state
-
-
-@pytest.mark.parametrize("change", ["missing", "surplus", "cut", "uneven stages", "other classes"])
-def test_damaged_weights_are_refused(change: str) -> None:
-    with pytest.raises(UsageError, match=r"the weights do not fit resnet-(8|14)"):
-        models.from_published(damaged(change))
-
-
-def test_foreign_weights_are_refused() -> None:
-    with pytest.raises(UsageError, match=r"expected keys like layer1.0.conv1.weight, found \['0.weight', '0.bias'\]"):
-        models.from_published(nn.Sequential(nn.Linear(2, 2)).state_dict())
-    with pytest.raises(UsageError, match="no residual network"):
-        models.from_published({})
-
-
 def test_a_block_without_shortcut_adds_nothing() -> None:
     x = torch.randn(1, 2, 3, 3)
     assert torch.equal(Block(nn.Identity(), None, nn.Identity())(x), x)

@@ -13,24 +13,26 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from cifar10_files import as_folder, load, tree
+from cifar10_files import as_folder
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from resnotes import datasets, models, paths
 from resnotes.classification import evaluate
 from resnotes.datasets import Classification, cifar10
+from resnotes.datasets import download as downloads
+from resnotes.datasets.download import _transfer as transfer
 from resnotes.errors import DatasetError, UsageError
 from resnotes.models import Published
 from resnotes.models.network import Network
-from resnotes.models.published_networks import _entries, fetch, from_published, names, read_weights, status
+from resnotes.models.published_networks import _entries, fetch, from_published, is_at_hand, names, read_weights, status
 
 DEPTHS = (20, 32, 44, 56)
 
 
 def real(name: str) -> Published:
     """The published network, where its file is at hand."""
-    if not os.environ.get("RESNOTES_DATA") or _entries()[name].at_hand() is None:
+    if not os.environ.get("RESNOTES_DATA") or not is_at_hand(name):
         pytest.skip(f"RESNOTES_DATA names no folder with the weights of {name}")
     return models.published(name)
 
@@ -194,6 +196,8 @@ def damaged(change: str) -> dict[str, Tensor]:
         del state["module.layer2.0.bn1.running_var"]
     elif change == "surplus":
         state["module.layer2.0.shortcut.0.weight"] = torch.zeros(32, 16, 1, 1)
+    elif change == "a bias of another size":
+        state["module.layer2.0.conv1.bias"] = torch.zeros(1)
     elif change == "a bias without BN":
         state["module.layer2.0.conv7.bias"] = torch.zeros(32)
     elif change == "cut":
@@ -203,7 +207,10 @@ def damaged(change: str) -> dict[str, Tensor]:
     return state
 
 
-@pytest.mark.parametrize("change", ["missing", "surplus", "a bias without BN", "cut", "uneven stages", "other classes"])
+@pytest.mark.parametrize(
+    "change",
+    ["missing", "surplus", "a bias without BN", "a bias of another size", "cut", "uneven stages", "other classes"],
+)
 def test_weights_that_do_not_fit_are_refused(change: str) -> None:
     with pytest.raises(UsageError, match=r"the weights do not fit resnet-(8|14)"):
         from_published(damaged(change))
@@ -237,6 +244,7 @@ def listed(monkeypatch: pytest.MonkeyPatch) -> dict[str, bytes]:
     torch.manual_seed(0)
     contents = {
         "wooyeolBaek/plain-20": Upstream(3, residual=False).state_dict(),
+        "wooyeolBaek/plain-56": Upstream(9, residual=False).state_dict(),
         "akamaster/resnet-20": {"state_dict": state_of(models.build("resnet-20")), "best_prec1": 91.0},
     }
     files, entries = {}, {}
@@ -271,9 +279,33 @@ def test_a_file_is_found_under_our_name_and_upstreams(folder: Path, listed: dict
     assert found.normalization(torch.zeros(1, 3, 32, 32, dtype=torch.uint8)).shape == (1, 3, 32, 32)
 
 
-def test_what_sets_a_network_apart_is_said() -> None:
-    entry = _entries()["wooyeolBaek/plain-56"]
-    assert entry.remark == "gradients clipped to a norm of 0.1"
+def test_what_sets_a_network_apart_is_said(folder: Path, listed: dict[str, bytes]) -> None:
+    (folder / "baek-plainnet56.pth").write_bytes(listed["wooyeolBaek/plain-56"])
+    found = models.published("wooyeolBaek/plain-56")
+    assert found.training == "64,000 iterations on 45,000 images, gradients clipped to a norm of 0.1"
+    assert found.licence.startswith("none given")
+
+
+def test_an_intact_file_goes_before_a_damaged_one(folder: Path, listed: dict[str, bytes]) -> None:
+    upstream = {"plainnet20_A_230623_001026/last.pth": listed["wooyeolBaek/plain-20"], "baek-plainnet20.pth": b"half"}
+    as_folder(upstream, folder)
+    assert models.published("wooyeolBaek/plain-20").network.name == "plain-20"
+
+
+def test_no_random_number_is_drawn(folder: Path, listed: dict[str, bytes]) -> None:
+    (folder / "baek-plainnet20.pth").write_bytes(listed["wooyeolBaek/plain-20"])
+    state = torch.get_rng_state()
+    models.published("wooyeolBaek/plain-20")
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_outside_a_checkout_what_is_missing_is_named(
+    folder: Path, listed: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (folder / "baek-plainnet20.pth").write_bytes(listed["wooyeolBaek/plain-20"])
+    monkeypatch.setattr("resnotes.models.published_networks.published_root", lambda: tmp_path / "none")
+    with pytest.raises(DatasetError, match=r"needs wooyeolBaek-mean\.npy and .*in .*none .*work in a checkout"):
+        models.published("wooyeolBaek/plain-20")
 
 
 def test_a_missing_file_is_one_clear_error(folder: Path, listed: dict[str, bytes]) -> None:
@@ -318,15 +350,34 @@ def test_what_holds_no_state_dict_is_refused_and_runs_nothing(
     assert not (tmp_path / "pwned").exists()
 
 
-def test_data_without_all_training_images_is_refused(root: Path, folder: Path, listed: dict[str, bytes]) -> None:
-    as_folder(tree(), root / "cifar10")
-    for name, file in (
-        ("wooyeolBaek/plain-20", "baek-plainnet20.pth"),
-        ("akamaster/resnet-20", "resnet20-12fca82f.th"),
-    ):
-        (folder / file).write_bytes(listed[name])
-        with pytest.raises(DatasetError, match=r"expected CIFAR-10 with all 50,000 .*found cifar10, train 20, test 10"):
-            models.published(name).heldout(load(root))
+FILES = {"wooyeolBaek/plain-20": "baek-plainnet20.pth", "akamaster/resnet-20": "resnet20-12fca82f.th"}
+
+
+def blank(train: int, test: int, variant: str) -> Classification:
+    """So many black images."""
+    images = [torch.zeros(count, 3, 32, 32, dtype=torch.uint8) for count in (train, test)]
+    labels = [torch.zeros(count, dtype=torch.int64) for count in (train, test)]
+    return Classification(images[0], labels[0], images[1], labels[1], cifar10.CLASSES, variant, "none")
+
+
+REFUSED = [
+    blank(20, 10, "cifar10, train 20, test 10"),
+    blank(50_000, 10, "cifar10-jpeg, test 10"),
+    blank(40_000, 10_000, "cifar10, train 40000"),  # with the official test images as many as there should be
+    blank(45_000, 5000, "cifar10, holdout 500"),  # other images than one author's; the other had all for training
+]
+
+
+@pytest.mark.parametrize("data", REFUSED, ids=lambda data: data.variant)
+@pytest.mark.parametrize("name", FILES)
+def test_images_that_it_may_not_be_measured_on_are_refused(
+    folder: Path, listed: dict[str, bytes], name: str, data: Classification
+) -> None:
+    (folder / FILES[name]).write_bytes(listed[name])
+    found = models.published(name)
+    for part in (found.heldout, found.trained_on):
+        with pytest.raises(DatasetError, match=rf"expected lossless CIFAR-10 with all .*found {data.variant}, with"):
+            part(data)
 
 
 # Downloads
@@ -347,8 +398,18 @@ def test_networks_are_fetched_from_mirrors_in_order(
     for name, content in listed.items():
         as_folder({upstream[name].address: content}, tmp_path / "mirror")
     as_folder({upstream["akamaster/resnet-20"].address: b"half"}, tmp_path / "bad")
-    fetch([f"{(tmp_path / 'bad').as_uri()}/", (tmp_path / "mirror").as_uri()])
-    assert sorted(path.name for path in folder.iterdir()) == ["baek-plainnet20.pth", "resnet20-12fca82f.th"]
+    asked = []
+
+    def noting(url: str, target: Path) -> None:
+        asked.append(url)
+        transfer(url, target)
+
+    monkeypatch.setattr(downloads, "_transfer", noting)
+    bases = [(tmp_path / "bad").as_uri(), (tmp_path / "mirror").as_uri()]
+    fetch([f"{bases[0]}/", bases[1]])
+    assert asked == [f"{base}/{entry.address}" for entry in upstream.values() for base in bases]
+    there = ["baek-plainnet20.pth", "baek-plainnet56.pth", "resnet20-12fca82f.th"]
+    assert sorted(path.name for path in folder.iterdir()) == there
     assert models.published("akamaster/resnet-20").network.name == "resnet-20"
     fetch(["http://127.0.0.1:9"])  # all are there: nobody is asked
 
@@ -369,16 +430,18 @@ def test_what_no_mirror_has_is_listed_and_the_rest_is_there(
     monkeypatch.setattr("resnotes.models.published_networks.UPSTREAM", (tmp_path / "nowhere").as_uri())
     mirror = repository(listed, tmp_path / "mirror")
     shutil.rmtree(tmp_path / "mirror" / "wooyeolBaek")
-    with pytest.raises(DatasetError, match=r"cannot download baek-plainnet20.pth; tried file:.*RESNOTES_PUBLISHED_"):
+    with pytest.raises(DatasetError, match=r"baek-plainnet20.pth; tried .*; nor could wooyeolBaek/plain-56; get it"):
         fetch([mirror])
     assert [path.name for path in folder.iterdir()] == ["resnet20-12fca82f.th"]
 
 
 def test_status_names_what_is_missing(folder: Path, listed: dict[str, bytes]) -> None:
-    assert (status().found, status().where) == (False, f"0 of 2 networks in {folder}")
+    assert (status().found, status().where) == (False, f"0 of 3 networks in {folder}")
     (folder / "baek-plainnet20.pth").write_bytes(listed["wooyeolBaek/plain-20"])
     assert status().found
-    assert status().where.startswith(f"1 of 2 networks in {folder}; missing: akamaster/resnet-20; get it with")
+    assert status().where.startswith(
+        f"1 of 3 networks in {folder}; missing: wooyeolBaek/plain-56, akamaster/resnet-20; get"
+    )
 
 
 # Curves

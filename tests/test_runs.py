@@ -111,7 +111,7 @@ def assert_same_weights(left: Network, right: Network) -> None:
 
 recipes = st.builds(
     Recipe,
-    iterations=st.integers(1, 10**6),
+    iterations=st.integers(100, 10**6),
     lr=st.floats(1e-6, 10),
     schedule=st.sampled_from(["steps", "one-cycle", "poly"]),
     milestones=st.lists(st.integers(0, 10**6), max_size=3).map(tuple),
@@ -140,7 +140,7 @@ deepened_specs = st.builds(
 specs = shallow_specs | deepened_specs
 
 
-@pytest.mark.parametrize("change", [{"dataset": "cifar10"}, {"options": {"width": 8}}])
+@pytest.mark.parametrize("change", [{"dataset": "cifar10"}, {"options": {"width": 8}}, {"data": {"holdout": 5}}])
 def test_a_start_of_another_shape_is_refused(change: dict[str, Any]) -> None:
     with pytest.raises(UsageError, match="must be the same"):
         dataclasses.replace(DEEPENED, start=dataclasses.replace(SPEC, **change))
@@ -274,12 +274,13 @@ def test_initial_weights_are_those_that_training_began_with(store: RunStore, mon
 
 
 def test_models_come_ready_for_measurements(finished: Run) -> None:
-    for epoch in (None, 0, 1):
-        network = finished.model(epoch)
+    assert finished.snapshots == (1,)
+    for iteration in (None, 0, 1):
+        network = finished.model(iteration)
         assert not network.training
         assert {parameter.dtype for parameter in network.parameters()} == {torch.float32}
         assert (network.name, network.options["width"], network.options["in_channels"]) == ("plain-8", 4, 1)
-    weights = [finished.model(epoch).head.fc.weight for epoch in (0, 1, None)]
+    weights = [finished.model(iteration).head.fc.weight for iteration in (0, 1, None)]
     assert not torch.equal(weights[0], weights[1])
     assert not torch.equal(weights[1], weights[2])
     with pytest.raises(RunError, match=r"has no iteration-000002\.safetensors"):
@@ -550,6 +551,7 @@ def test_weights_are_halved_only_where_the_error_stays(
     snapshot = "iteration-000001.safetensors"
     assert snapshot in stored.facts["files"]
     assert snapshot not in {*recorded.facts["files"], *(path.name for path in recorded.folder.iterdir())}
+    assert recorded.snapshots == ()
     assert_same_weights(recorded.model(), halved if shift == 0 else stored.model())
     assert recorded.model().head.fc.weight.dtype == torch.float32
     assert recorded.spec == SPEC

@@ -8,9 +8,9 @@ Read from the first of these that lies in `root/cifar10` or `root`:
 3. a download of the original, unless `RESNOTES_OFFLINE=1` is set.
 
 However they were packed, images are ordered by class, then by the SHA-256 of their `[C, H, W]` bytes: the same images
-give the same arrays, the same fingerprint and the same runs. The variant is `cifar10`, with any JPEG `cifar10-jpeg`,
-and names what is not the official split: `cifar10, test 1000` where the test set is incomplete, `cifar10, holdout 500`
-where it was cut out of the training images.
+give the same arrays, the same fingerprint and the same runs. The variant is `cifar10`, with any JPEG in either part
+`cifar10-jpeg`, and names what is not the official split: `cifar10, test 1000` where the test set is incomplete,
+`cifar10, holdout 500` where it was cut out of the training images.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from resnotes.datasets.availability import Availability
 from resnotes.datasets.batches import read_batch
 from resnotes.datasets.cache import Decoded, cached, cached_variant
 from resnotes.datasets.classification import Classification
-from resnotes.datasets.download import download
+from resnotes.datasets.download import chosen_mirrors, download
 from resnotes.errors import DatasetError, UsageError
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -68,6 +68,8 @@ def load(root: Path, holdout: int = 0) -> Classification:
         DatasetError: the data is missing and cannot be downloaded, damaged, or not laid out as expected; or
             the cache cannot be written.
     """
+    if holdout < 0:
+        raise UsageError(f"cifar10: holdout must be 0 or a number of images a class, found {holdout}")
     source = _original(root) or _image_tree(root) or _downloaded(root)
     read = _read_original if _is_original(source) else _read_tree
     official = partial(cached, _DECODED, source, _ARRAYS, partial(read, source))
@@ -82,10 +84,10 @@ def _held_out(official: Decoded, holdout: int) -> Decoded:
     images, labels = official.arrays["train_images"], official.arrays["train_labels"]
     counts = labels.bincount(minlength=len(CLASSES))
     smallest = int(counts.min())
-    if not 0 < holdout < smallest:
+    if holdout >= smallest:
         raise UsageError(
-            f"cifar10: holdout must be 0 or a number of images a class below {smallest}, which is what the smallest"
-            f" class has for training; found {holdout}"
+            f"cifar10: holdout must be a number of images a class below {smallest}, which is what the smallest class"
+            f" has for training; found {holdout}"
         )
     arrays = [
         torch.cat([members[part] for members in tensor.split(counts.tolist())])
@@ -128,12 +130,9 @@ def fetch(root: Path, mirrors: Sequence[str]) -> None:
     """
     from torchvision.datasets import CIFAR10
 
-    listed = list(mirrors) or os.environ.get("RESNOTES_CIFAR10_MIRRORS", "").split(",")
-    stripped = (mirror.strip().rstrip("/") for mirror in listed)
     urls = [
         mirror if mirror.endswith(_ORIGINAL_ARCHIVE) else f"{mirror}/{_ORIGINAL_ARCHIVE}"
-        for mirror in stripped
-        if mirror
+        for mirror in chosen_mirrors(mirrors, "RESNOTES_CIFAR10_MIRRORS")
     ]
     try:
         download([*urls, CIFAR10.url], root / "cifar10" / _ORIGINAL_ARCHIVE, CIFAR10.tgz_md5)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import shutil
 import tempfile
 import urllib.request
@@ -18,12 +19,32 @@ from resnotes.errors import DatasetError
 _STALLED_AFTER = 30.0
 
 
-def has_checksum(path: Path, checksum: str) -> bool:
-    """Whether there is such a file, with that MD5 (32 hex digits), or a SHA-256 that begins so (any other number)."""
-    if not path.is_file():
+def chosen_mirrors(given: Sequence[str], variable: str) -> list[str]:
+    """The mirrors that are given, else those in an environment variable, by commas; without slashes at the end."""
+    listed = list(given) or os.environ.get(variable, "").split(",")
+    return [mirror.strip().rstrip("/") for mirror in listed if mirror.strip()]
+
+
+def is_file(path: Path) -> bool:
+    """Whether there is such a file; not, where it cannot even be looked for."""
+    try:
+        return path.is_file()
+    except OSError:
         return False
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, _kind(checksum)).hexdigest().startswith(checksum)
+
+
+def has_checksum(path: Path, checksum: str) -> bool:
+    """Whether there is such a file that can be read, with that MD5, or a SHA-256 that begins so.
+
+    Args:
+        path: the file.
+        checksum: an MD5 if it has 32 hex digits, else the first digits of a SHA-256, or all.
+    """
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, _kind(checksum)).hexdigest().startswith(checksum)
+    except OSError:
+        return False
 
 
 def _kind(checksum: str) -> str:

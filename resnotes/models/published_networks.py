@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import os
 import re
 import tomllib
 from collections.abc import Mapping, Sequence
@@ -21,7 +20,7 @@ import torch
 from torch import Tensor
 
 from resnotes.datasets import Availability, Classification, Normalization, cifar10
-from resnotes.datasets.download import download, has_checksum
+from resnotes.datasets.download import chosen_mirrors, download, has_checksum, is_file
 from resnotes.errors import DatasetError, UsageError, unknown
 from resnotes.models.network import Network
 from resnotes.models.residual import residual_network
@@ -59,10 +58,10 @@ class _Entry:
     def target(self) -> Path:
         return weights_root() / (self.file or Path(self.path).name)
 
-    def at_hand(self) -> Path | None:
-        """The file under our name, or under upstream's, with or without the outermost folder."""
+    def at_hand(self) -> list[Path]:
+        """Files under our name, and under upstream's, with or without the outermost folder."""
         upstream = [weights_root() / self.path, weights_root() / self.path.partition("/")[2]]
-        return next((path for path in (self.target, *upstream) if path.is_file()), None)
+        return [path for path in (self.target, *upstream) if is_file(path)]
 
 
 @cache
@@ -90,6 +89,7 @@ class Published:
         normalization: turns uint8 images ``[N, 3, 32, 32]`` into what it was trained on.
         source: repository, commit and file.
         training: in words, with what sets this network apart.
+        licence: of the weights.
         sha256: of the file, 64 hex digits.
     """
 
@@ -98,6 +98,7 @@ class Published:
     normalization: Normalization
     source: str
     training: str
+    licence: str
     sha256: str
     _split: frozenset[str] = field(repr=False)
 
@@ -111,31 +112,32 @@ class Published:
             data: CIFAR-10 with all training images; where the author kept some out, a holdout makes no difference.
 
         Raises:
-            DatasetError: not all of the images are there, as in a lossy copy.
+            DatasetError: not all of the images are there, or it is a lossy copy.
         """
-        return self._divided(data)[0]
+        return self._part(data, held=True)
 
     def trained_on(self, data: Classification) -> tuple[Tensor, Tensor]:
         """Images and labels that the network was trained on; all else as for `heldout`."""
-        return self._divided(data)[1]
+        return self._part(data, held=False)
 
-    def _divided(self, data: Classification) -> list[tuple[Tensor, Tensor]]:
+    def _part(self, data: Classification, *, held: bool) -> tuple[Tensor, Tensor]:
         images, labels = data.train_images, data.train_labels
-        if not self._split and len(images) == cifar10.SIZES["train"]:
-            return [(data.test_images, data.test_labels), (images, labels)]
-        if self._split and len(images) < cifar10.SIZES["train"]:  # those of a holdout are training images, too
+        if self._split and "holdout" in data.variant:  # a holdout is of training images, too
             images, labels = torch.cat([images, data.test_images]), torch.cat([labels, data.test_labels])
-        hashes = cifar10.hashes(images.numpy())
-        order = sorted(range(len(hashes)), key=lambda i: (int(labels[i]), hashes[i]))
-        held = torch.tensor([hashes[i][:16] in self._split for i in order])
-        if len(images) != cifar10.SIZES["train"] or int(held.sum()) != len(self._split):
+        complete = len(images) == cifar10.SIZES["train"] and data.variant.partition(",")[0] == "cifar10"
+        if complete and not self._split:
+            return (data.test_images, data.test_labels) if held else (images, labels)
+        hashes = cifar10.hashes(images.numpy()) if complete else []
+        kept_out = [each[:16] in self._split for each in hashes]
+        if not complete or sum(kept_out) != len(self._split):
             raise DatasetError(
-                f"{self.name} was trained on {self.training}: expected CIFAR-10 with all {cifar10.SIZES['train']:,}"
-                f" training images, lossless{'' if self._split else ', and without a holdout'}; found {data.variant},"
-                f" with {int(held.sum()):,} of the {len(self._split):,} images that were kept out"
+                f"{self.name} was trained on {self.training}: expected lossless CIFAR-10 with all"
+                f" {cifar10.SIZES['train']:,} training images{'' if self._split else ', without a holdout'}; found"
+                f" {data.variant}, with {len(images):,}"
             )
-        chosen = [torch.tensor(order)[part] for part in (held, ~held)]
-        return [(images[part], labels[part]) for part in chosen]
+        chosen = [i for i, out in enumerate(kept_out) if out == held]
+        chosen.sort(key=lambda i: (int(labels[i]), hashes[i]))
+        return images[chosen], labels[chosen]
 
 
 def published(name: str) -> Published:
@@ -152,26 +154,37 @@ def published(name: str) -> Published:
     if name not in _entries():
         raise unknown("published network", name, _entries())
     entry = _entries()[name]
-    file = entry.at_hand()
-    if file is None:
+    files = entry.at_hand()
+    if not files:
         raise DatasetError(f"found no weights of {name}; expected {entry.target}, from {entry.address}; {_HOW}")
-    state, digest = read_weights(file, entry.sha256, _HOW)
+    intact = (file for file in files if has_checksum(file, entry.sha256))
+    state, digest = read_weights(next(intact, files[0]), entry.sha256, _HOW)
+    mean, split = _of_author(entry)
     return Published(
         name=name,
         network=from_published(state, entry.model.partition("-")[0]).eval(),
-        normalization=_normalization(entry),
+        normalization=mean,
         source=f"{entry.repository} at {entry.commit[:8]}, {entry.path}",
         training=entry.training + (f", {entry.remark}" if entry.remark else ""),
+        licence=entry.licence,
         sha256=digest,
-        _split=frozenset((published_root() / entry.split).read_text("ascii").split()) if entry.split else frozenset(),
+        _split=split,
     )
 
 
-def _normalization(entry: _Entry) -> Normalization:
-    if not entry.mean:
-        return Normalization.published((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-    mean = torch.from_numpy(np.load(published_root() / entry.mean, allow_pickle=False))
-    return Normalization(mean, torch.tensor(255.0))
+def _of_author(entry: _Entry) -> tuple[Normalization, frozenset[str]]:
+    """Normalization, and the hashes of the images that were kept out: none, where all were trained on."""
+    if not entry.split:
+        return Normalization.published((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)), frozenset()
+    try:
+        mean = torch.from_numpy(np.load(published_root() / entry.mean, allow_pickle=False))
+        split = frozenset((published_root() / entry.split).read_text("ascii").split())
+    except (OSError, ValueError) as error:
+        raise DatasetError(
+            f"{entry.model} of {entry.repository} needs {entry.mean} and {entry.split}, which come with the repository"
+            f" in {published_root()} ({error}); work in a checkout of it"
+        ) from error
+    return Normalization(mean, torch.tensor(255.0)), split
 
 
 def read_weights(path: Path, sha256: str, how: str) -> tuple[dict[str, Tensor], str]:
@@ -230,7 +243,8 @@ def from_published(state: Mapping[str, Tensor], family: str = "resnet") -> Netwo
     n = sum(bool(re.fullmatch(r"blocks\.1\.\d+\.conv1\.weight", key)) for key in state)
     if not n:
         raise UsageError(f"no residual network: expected keys like layer1.0.conv1.weight, found {list(state)[:3]}")
-    network = residual_network(family, 6 * n + 2)
+    with torch.random.fork_rng([]):  # weights are drawn, and overwritten
+        network = residual_network(family, 6 * n + 2)
 
     def ours(key: str) -> str:
         if match := re.fullmatch(r"blocks\.(\d)\.(\d+)\.(.+)", key):
@@ -240,7 +254,7 @@ def from_published(state: Mapping[str, Tensor], family: str = "resnet") -> Netwo
     renamed = {ours(key): value for key, value in state.items()}
     for bias in [key for key in renamed if re.search(r"conv\d?\.bias$", key)]:
         mean = re.sub(r"conv(\d?)\.bias$", r"bn\1.running_mean", bias)
-        if mean in renamed:
+        if mean in renamed and renamed[mean].shape == renamed[bias].shape:
             renamed[mean] = renamed[mean] - renamed.pop(bias)
     try:
         network.load_state_dict(renamed)
@@ -264,9 +278,14 @@ def _common(key: str) -> str:
     return key
 
 
+def is_at_hand(name: str) -> bool:
+    """Whether there is a file for a published network; it is not read."""
+    return bool(_entries()[name].at_hand())
+
+
 def status() -> Availability:
     """Which published networks are at hand; their files are not read."""
-    missing = [name for name, entry in _entries().items() if entry.at_hand() is None]
+    missing = [name for name in _entries() if not is_at_hand(name)]
     count = len(_entries()) - len(missing)
     where = f"{count} of {len(_entries())} networks in {weights_root()}"
     if count and missing:
@@ -284,15 +303,16 @@ def fetch(mirrors: Sequence[str] = ()) -> None:
     Raises:
         DatasetError: the folder cannot be written, or some files came from no URL intact; all others are there.
     """
-    listed = list(mirrors) or os.environ.get(MIRRORS, "").split(",")
-    bases = [*filter(None, (mirror.strip().rstrip("/") for mirror in listed)), UPSTREAM]
-    failures = []
-    for entry in _entries().values():
-        if (path := entry.at_hand()) and has_checksum(path, entry.sha256):
+    bases = [*chosen_mirrors(mirrors, MIRRORS), UPSTREAM]
+    failures = {}
+    for name, entry in _entries().items():
+        if any(has_checksum(path, entry.sha256) for path in entry.at_hand()):
             continue
         try:
             download([f"{base}/{entry.address}" for base in bases], entry.target, entry.sha256)
         except DatasetError as error:
-            failures.append(str(error))
+            failures[name] = str(error)
     if failures:
-        raise DatasetError("; ".join([*failures, _HOW]))
+        first, *others = failures
+        more = f"; nor could {', '.join(others)}" if others else ""
+        raise DatasetError(f"{failures[first]}{more}; {_HOW}")
