@@ -67,10 +67,8 @@ class Recipe:
         for name in ("momentum", "weight_decay", "warmup_iterations", "warmup_lr", "pad", "recompute", "rotate"):
             if not getattr(self, name) >= 0:
                 raise UsageError(f"recipe: {name} must not be negative, found {getattr(self, name)!r}")
-        if not all(0 < iteration <= self.iterations for iteration in self.snapshots):
-            raise UsageError(
-                f"recipe: snapshots are taken after iterations 1 to {self.iterations}, found {self.snapshots!r}"
-            )
+        if not all(iteration > 0 for iteration in self.snapshots):
+            raise UsageError(f"recipe: snapshots are taken after iterations, counted from 1; found {self.snapshots!r}")
         whole = [type(side) is int for side in self.crop] == [True, True]
         if not whole or not (min(self.crop) > 0 or self.crop == (0, 0)):
             raise UsageError(f"recipe: crop must be a height and a width in whole pixels, found {self.crop!r}")

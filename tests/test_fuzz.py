@@ -601,7 +601,8 @@ def test_no_reader_unpickles(
     recorded = record(run, store.recorded)
     for found in (run, recorded):
         assert verify(found)[1] == pytest.approx(found.final.test_error, abs=1)
-        assert found.model(1).name == "plain-8"
+        assert found.model().name == "plain-8"
+    assert run.model(1).name == "plain-8"
 
 
 def interrupt(*_: object) -> None:

@@ -111,7 +111,7 @@ def assert_same_weights(left: Network, right: Network) -> None:
 
 recipes = st.builds(
     Recipe,
-    iterations=st.integers(100, 10**6),
+    iterations=st.integers(1, 10**6),
     lr=st.floats(1e-6, 10),
     schedule=st.sampled_from(["steps", "one-cycle", "poly"]),
     milestones=st.lists(st.integers(0, 10**6), max_size=3).map(tuple),
