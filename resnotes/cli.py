@@ -344,12 +344,11 @@ def _executor(store: RunStore, device: str, workers: int | None, cluster: str | 
 
 
 def _specs(profile: str, studies: Sequence[str] | None) -> list[RunSpec]:
-    """The runs of some studies of a profile, in this order, or of all in the profile's; each run once."""
+    """The runs of some studies of a profile, in this order, or of all in the profile's."""
     from resnotes import profiles
 
     loaded = profiles.load(profile)
-    specs = [spec for name in studies or loaded.studies for spec in loaded.study(name).all_specs()]
-    return list({spec.name: spec for spec in specs}.values())
+    return [spec for name in studies or loaded.studies for spec in loaded.study(name).all_specs()]
 
 
 def _matching(names: list[str], recorded: bool) -> list[Run]:
