@@ -368,7 +368,7 @@ def _summary(run: Run) -> str:
     except ResnotesError as error:
         return f"{run.name:<44} {error}"
     iou = f"  mean IoU {row.test_iou:6.2f} %" if "test_iou" in row else ""
-    errors = f"training {row.clean_error:6.2f} %  {held:<8} {row.test_error:6.2f} %"
+    errors = f"training {row.clean_error:6.2f} %  {held} {row.test_error:6.2f} %"
     return f"{run.name:<44} {run.variant:<20} {errors}{iou}"
 
 
