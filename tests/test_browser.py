@@ -26,7 +26,7 @@ import nbformat
 import psutil
 import pytest
 from ipykernel.kernelspec import write_kernel_spec
-from playwright.sync_api import Browser, ConsoleMessage, Locator, Page, expect, sync_playwright
+from playwright.sync_api import Browser, ConsoleMessage, Error, Locator, Page, expect, sync_playwright
 from test_runs import RECIPE, SPEC
 
 import resnotes
@@ -80,8 +80,16 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture
 def page(browser: Browser) -> Iterator[Page]:
-    """A page of its own, which fails its test if it reports an error."""
+    """A page of its own, which fails its test if it reports an error.
+
+    But for one of JupyterLab itself, which now and then takes a cell out of the page twice as it draws those in view
+    (jupyterlab/jupyterlab#15415): the cells are there all the same, and the tests look at them.
+    """
     errors = []
+
+    def raised(error: Error) -> None:
+        if "'removeChild' on 'Node'" not in error.message or "/static/lab/jlab_core" not in (error.stack or ""):
+            errors.append(f"{error}\n{error.stack}")
 
     def note(message: ConsoleMessage) -> None:
         if message.type == "error":
@@ -90,7 +98,7 @@ def page(browser: Browser) -> Iterator[Page]:
     context = browser.new_context(viewport={"width": 1400, "height": 1000})
     page = context.new_page()
     page.on("console", note)
-    page.on("pageerror", lambda error: errors.append(f"{error}\n{error.stack}"))
+    page.on("pageerror", raised)
     yield page
     context.close()
     assert errors == []
