@@ -7,9 +7,9 @@ how it changes between neighbouring inputs.
 
 from __future__ import annotations
 
-import copy
 import itertools
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import pandas as pd
 import torch
@@ -17,14 +17,26 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from resnotes.errors import UsageError
-from resnotes.models import Block, Network, batch_statistics, in_mode
+from resnotes.models import Network, batch_statistics, in_mode
+from resnotes.models.adapters import blocks_of
+from resnotes.models.inputs import check_images, check_labels
+from resnotes.models.network import branches, copied
 from resnotes.models.shortcuts import Scale, ZeroPadShortcut
+
+
+def _check_network(network: nn.Module) -> None:
+    if not isinstance(network, Network):
+        raise UsageError(
+            f"expected a network of resnotes.models, found {type(network).__name__}; resnotes.unravel.adapt makes one"
+            " of torchvision's ResNets"
+        )
 
 
 def _layers(network: Network) -> Iterator[tuple[nn.Conv2d, nn.BatchNorm2d]]:
     """Each 3x3 convolution and the BN after it, from the input on; the shortcuts' projections are left out."""
-    branches = [network.stem, *(block.residual for block in network.blocks)]
-    modules = [module for branch in branches for module in branch.modules()]  # type: ignore[union-attr]
+    _check_network(network)
+    parts = [network.stem, *(block.residual for block in network.blocks)]
+    modules = [module for part in parts for module in part.modules()]  # type: ignore[union-attr]
     convolutions = [module for module in modules if isinstance(module, nn.Conv2d)]
     norms = [module for module in modules if isinstance(module, nn.BatchNorm2d)]
     if len(convolutions) != len(norms) or network.options.get("order", "original") != "original":
@@ -111,7 +123,7 @@ def gradient_step_gain(
         UsageError: a network with dropout.
     """
     _check_repeatable(network)
-    network = copy.deepcopy(network).train()
+    network = copied(network).train()
     loss = F.cross_entropy(network(inputs), labels)
     if not loss.item():  # exactly zero once every probability rounds to 1
         return 0.0
@@ -130,22 +142,37 @@ def gradient_step_gain(
     return 1 - best / loss.item()
 
 
-def _pass(network: Network, inputs: Tensor, labels: Tensor) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-    """Input of every unit and the last one's output, the gradients of the mean cross-entropy there, and the sums.
+class _Unit(NamedTuple):
+    """A unit on a pass: its input, what its shortcut makes of it, the sum and what follows it; with their graph."""
 
-    The sums are what the additions put out, before the layers that follow them; in a plain network, the branch's.
+    x: Tensor
+    shortcut: Tensor | None
+    sum: Tensor
+    output: Tensor
+
+
+def _pass(network: Network, inputs: Tensor, labels: Tensor) -> tuple[list[_Unit], list[Tensor]]:
+    """The units, and the gradients of the mean cross-entropy at each one's input and at the last one's output.
+
+    The sums are what the additions put out; in a plain network, the branches. Parts are given copies, over which
+    they may write: a ReLU in place does.
     """
-    x = network.stem(inputs)
-    signals, sums = [x], []
-    for block in network.blocks:
-        y = block.residual(x)  # type: ignore[operator]
-        if block.shortcut is not None:
-            y = block.shortcut(x) + y  # type: ignore[operator]
-        x = block.after(y)  # type: ignore[operator]
-        sums.append(y)
-        signals.append(x)
-    gradients = torch.autograd.grad(F.cross_entropy(network.head(x), labels), signals)
-    return [signal.detach() for signal in signals], list(gradients), [y.detach() for y in sums]
+    blocks = blocks_of(network)
+    check_images(inputs)
+    check_labels(labels, inputs)
+    x, units = network.stem(inputs.clone()), list[_Unit]()
+    if not x.requires_grad:  # where weights are frozen
+        x.requires_grad_()
+    for block in blocks:
+        total, shortcut = branches(block, x.clone())
+        if shortcut is not None:
+            total = shortcut + total
+        units.append(_Unit(x, shortcut, total, block.after(total.clone())))
+        x = units[-1].output
+    logits = network.head(x.clone())
+    check_labels(labels, inputs, logits.shape[1])
+    loss = F.cross_entropy(logits, labels)
+    return units, list(torch.autograd.grad(loss, [*(unit.x for unit in units), x], retain_graph=True))
 
 
 def _check_repeatable(network: nn.Module) -> None:
@@ -155,10 +182,10 @@ def _check_repeatable(network: nn.Module) -> None:
 
 def _check_linear(network: Network) -> None:
     """The direct term is a product of the shortcuts, so they have to be linear maps."""
+    _check_network(network)
     linear = (nn.Identity, Scale, ZeroPadShortcut, nn.Sequential)
-    for block in network.blocks:
-        assert isinstance(block, Block)
-        modules = [] if block.shortcut is None else list(block.shortcut.modules())
+    for block in blocks_of(network):
+        modules = list(block.shortcut.modules()) if isinstance(block.shortcut, nn.Module) else []
         if not modules or not all(isinstance(module, linear) for module in modules):
             raise UsageError(
                 f"{network.name} {network.options}: expected shortcuts that are identities, scalings or zero padding"
@@ -198,15 +225,15 @@ def identity_errors(network: Network, inputs: Tensor, labels: Tensor, *, across:
     ranges = [(0, ends[-1])] if across else [(unit, ends[stage - 1]) for unit, stage in enumerate(stage_of)]
     rows: list[dict[str, float]] = []
     with batch_statistics(network):
-        signals, gradients, _ = _pass(network, inputs, labels)
+        units, gradients = _pass(network, inputs, labels)
         for l, end in ranges:  # noqa: E741 - the papers' name
-            x_l = signals[l].clone().requires_grad_()
+            x_l = units[l].x.detach().requires_grad_()
             x, direct, terms = x_l, x_l, list[Tensor]()
             for i in range(l, end):
                 block = network.blocks[i]
-                branch = block.residual(x)  # type: ignore[operator]
                 skip: nn.Module = block.shortcut  # type: ignore[assignment]
-                x = block.after(skip(x) + branch)  # type: ignore[operator]
+                branch, skipped = branches(block, x.clone())
+                x = block.after(skipped + branch)  # type: ignore[operator]
                 direct, terms = skip(direct), [*(skip(term) for term in terms), branch]
                 total = torch.stack(terms).sum(0)
                 cotangent = gradients[i + 1]
@@ -245,7 +272,7 @@ def direct_terms(network: Network, inputs: Tensor, labels: Tensor) -> pd.DataFra
     """
     _check_linear(network)
     with batch_statistics(network):
-        signals, gradients, _ = _pass(network, inputs, labels)
+        units, gradients = _pass(network, inputs, labels)
     shortcuts: list[nn.Module] = [block.shortcut for block in network.blocks]  # type: ignore[misc]
     unscaled = [
         nn.Sequential(*(module for module in shortcut.modules() if isinstance(module, ZeroPadShortcut)))
@@ -253,7 +280,7 @@ def direct_terms(network: Network, inputs: Tensor, labels: Tensor) -> pd.DataFra
     ]
 
     def norms(chain: Sequence[nn.Module]) -> tuple[list[float], list[float]]:
-        carried = [signals[0].clone().requires_grad_()]
+        carried = [units[0].x.detach().requires_grad_()]
         for shortcut in chain:
             carried.append(shortcut(carried[-1]))
         back = torch.autograd.grad(carried[-1], carried, gradients[-1])
@@ -263,7 +290,7 @@ def direct_terms(network: Network, inputs: Tensor, labels: Tensor) -> pd.DataFra
         name: [scaled / kept for scaled, kept in zip(*both, strict=True)]
         for name, both in zip(("forward", "backward"), zip(norms(shortcuts), norms(unscaled), strict=True), strict=True)
     }
-    return pd.DataFrame({"unit": range(len(signals)), **columns})
+    return pd.DataFrame({"unit": range(len(gradients)), **columns})
 
 
 def gradient_flow(network: Network, inputs: Tensor, labels: Tensor) -> pd.DataFrame:
@@ -287,25 +314,22 @@ def gradient_flow(network: Network, inputs: Tensor, labels: Tensor) -> pd.DataFr
     """
     _check_repeatable(network)
     with batch_statistics(network):
-        signals, gradients, sums = _pass(network, inputs, labels)
+        units, gradients = _pass(network, inputs, labels)
         direct = [gradients[-1]]
-        for block, signal, y in reversed(list(zip(network.blocks, signals[:-1], sums, strict=True))):
-            if block.shortcut is None:
-                direct.append(torch.zeros_like(signal))
+        for unit in reversed(units):
+            if unit.shortcut is None:
+                direct.append(torch.zeros_like(unit.x))
                 continue
             # Back through what follows the addition, then through the shortcut.
-            back = direct[-1]
-            for part, at in ((block.after, y), (block.shortcut, signal)):
-                if not isinstance(part, nn.Identity):
-                    at = at.clone().requires_grad_()
-                    (back,) = torch.autograd.grad(part(at), at, back)  # type: ignore[operator]
-            direct.append(back)
+            (back,) = torch.autograd.grad(unit.output, unit.sum, direct[-1], retain_graph=True)
+            direct.extend(torch.autograd.grad(unit.shortcut, unit.x, back, retain_graph=True))
+    signals = [*(unit.x.detach() for unit in units), units[-1].output.detach()]
     rows = []
-    for unit, (signal, gradient, way) in enumerate(zip(signals, gradients, reversed(direct), strict=True)):
+    for number, (signal, gradient, way) in enumerate(zip(signals, gradients, reversed(direct), strict=True)):
         squared = gradient.double().square().sum()
         rows.append(
             {
-                "unit": unit,
+                "unit": number,
                 "signal": signal.square().mean().sqrt().item(),
                 "gradient": squared.sqrt().item(),
                 "direct": way.double().norm().item(),

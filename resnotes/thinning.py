@@ -20,7 +20,6 @@ vary more than in the whole network. Evaluation uses them as they are.
 from __future__ import annotations
 
 import contextlib
-import copy
 import itertools
 from collections.abc import Iterable, Iterator
 from typing import cast
@@ -29,7 +28,7 @@ import torch
 from torch import Tensor, nn
 
 from resnotes.errors import UsageError
-from resnotes.models.network import Block, Network
+from resnotes.models.network import Block, Network, copied
 
 FORMS = "all, exactly:k (whole k >= 1), stochastic-depth:p (0 < p <= 1)"
 
@@ -137,7 +136,7 @@ def whole(network: nn.Module, blocks: str) -> nn.Module:
     if parse(blocks)[0] == "all":
         return network
     _check(network, blocks)
-    scaled = cast(Network, copy.deepcopy(network))
+    scaled = cast(Network, copied(network))
     for block, chance in zip(scaled.blocks, survival(blocks, len(scaled.blocks)).tolist(), strict=True):
         last = [layer for layer in block.residual if isinstance(layer, (nn.Conv2d, nn.BatchNorm2d))][-1]  # type: ignore[union-attr]
         for parameter in last.parameters():

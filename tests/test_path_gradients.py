@@ -508,13 +508,13 @@ def test_measuring_changes_nothing(name: str, measure: Callable[..., object], tr
 @pytest.mark.parametrize(
     ("network", "images", "labels", "message"),
     [
-        (nn.Linear(2, 2), IMAGES, LABELS, "expected a network of stem, blocks and head; Linear has no stem"),
+        (nn.Linear(2, 2), IMAGES, LABELS, "expected a network with stem, blocks and head, found Linear; .*adapt"),
         (build("resnet-8"), IMAGES[:0], LABELS[:0], "expected at least one image"),
-        (build("resnet-8"), IMAGES, LABELS[:3], r"one label for each of 4 images, found shape \(3,\)"),
-        (build("resnet-8"), IMAGES, LABELS[:, None], r"one label for each of 4 images, found shape \(4, 1\)"),
+        (build("resnet-8"), IMAGES, LABELS[:3], r"one label an image, whole numbers \[4\]; found int64 \[3\]"),
+        (build("resnet-8"), IMAGES, LABELS[:, None], r"one label an image, whole numbers \[4\]; found int64 \[4, 1\]"),
         (build("resnet-8"), IMAGES, LABELS + 7, "labels must be 0 to 9, found 8 to 11"),
         (build("resnet-8"), IMAGES, LABELS + 6, "labels must be 0 to 9, found 7 to 10"),
-        (build("resnet-8"), IMAGES[0], LABELS[:1], r"images as \[N, C, H, W\], found shape \[1, 8, 8\]"),
+        (build("resnet-8"), IMAGES[0], LABELS[:1], r"floating point \[N, C, H, W\]; found float64 \[1, 8, 8\]"),
         (build("resnet-8", shortcut="dropout:0.5").train(), IMAGES, LABELS, r"no active dropout.*model.eval\(\)"),
     ],
     ids=["model", "empty", "count", "shape", "classes", "one class", "image", "dropout"],
@@ -530,7 +530,9 @@ def test_what_cannot_be_measured_is_refused(
 def test_blocks_of_another_shape_are_refused() -> None:
     network = build("resnet-8")
     network.blocks[1] = nn.ReLU()
-    with pytest.raises(UsageError, match="blocks of residual, shortcut and after; block 1 has no residual"):
+    with pytest.raises(
+        UsageError, match="blocks with residual, shortcut and after; block 1 of Network is a ReLU without residual"
+    ):
         path_gradients(network, IMAGES, LABELS)
 
 
@@ -560,7 +562,7 @@ def test_other_arguments_out_of_range_are_refused() -> None:
         gradients_along(network, IMAGES, LABELS, torch.ones(1, 3, dtype=torch.int64))
     with pytest.raises(UsageError, match=r"bool \[P, 3\] with P >= 1, one column per unit; found bool \[1, 4\]"):
         gradients_along(network, IMAGES, LABELS, torch.ones(1, 4, dtype=torch.bool))
-    with pytest.raises(UsageError, match="gradient that is not zero"):
+    with pytest.raises(UsageError, match="gradient that is finite and not zero"):
         path_shares(torch.zeros(3, 2))
     with pytest.raises(UsageError, match="mass must be above 0 and at most 1, found 0"):
         shortest_interval([1.0], 0)

@@ -7,13 +7,16 @@ once, against this shape.
 from __future__ import annotations
 
 import contextlib
+import copy
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from resnotes.errors import UsageError
+
+Model = TypeVar("Model", bound=nn.Module)
 
 
 class Block(nn.Module):
@@ -35,10 +38,8 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply the unit to ``x``, ``[N, C_in, H, W]``."""
-        y = self.residual(x)
-        if self.shortcut is not None:
-            y = self.shortcut(x) + y
-        out: Tensor = self.after(y)
+        residual, shortcut = branches(self, x)
+        out: Tensor = self.after(residual if shortcut is None else shortcut + residual)
         return out
 
 
@@ -83,6 +84,36 @@ class Network(nn.Module):
             x = block(x)
         logits: Tensor = self.head(x)
         return logits
+
+
+def copied(model: Model) -> Model:
+    """A deep copy, also of what PyTorch does not copy: results that a module holds on to.
+
+    Weights under the older kind of weight normalisation are such results, and so is a map that a module keeps to be
+    looked at.
+    """
+    held = [value for module in model.modules() for value in vars(module).values() if isinstance(value, Tensor)]
+    return copy.deepcopy(model, {id(value): value.detach().clone() for value in held if not value.is_leaf})
+
+
+def branches(block: Any, x: Tensor) -> tuple[Tensor, Tensor | None]:
+    """What a block's residual branch and its shortcut, if there is one, make of ``x``.
+
+    The branch comes first, as in `Block`: it may write over ``x`` (a ReLU that works in place does), which is then
+    what the shortcut reads.
+    """
+    residual = block.residual(x)
+    return residual, None if block.shortcut is None else block.shortcut(x)
+
+
+def agree(found: Tensor, expected: Tensor) -> bool:
+    """Whether two ways to compute the same differ by no more than rounding: a hundred units of the largest number."""
+    if found.shape != expected.shape:
+        return False
+    finite = expected[expected.isfinite()]
+    largest = finite.abs().max().item() if finite.numel() else 0.0
+    room = 100 * torch.finfo(expected.dtype).eps * largest
+    return torch.allclose(found.to(expected.dtype), expected, rtol=0, atol=room, equal_nan=True)
 
 
 @contextlib.contextmanager

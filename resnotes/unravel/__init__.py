@@ -1,9 +1,11 @@
 """Residual networks as collections of paths, after Veit, Wilber and Belongie 2016 (arXiv 1605.06431).
 
 `lesions`: delete or reorder the blocks of a trained network, whose weights are never touched. `gradients`: split the
-gradient by the length of the paths that carry it, exactly or by sampling.
+gradient by the length of the paths that carry it, exactly or by sampling. Both take a network of stem, blocks and
+head; `adapt` gives that shape to torchvision's ResNets.
 """
 
+from resnotes.models.adapters import adapt
 from resnotes.unravel.gradients import (
     coherence,
     gradients_along,
@@ -31,6 +33,7 @@ from resnotes.unravel.lesions import (
 
 __all__ = [
     "Lesion",
+    "adapt",
     "coherence",
     "deletable",
     "exchangeable",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 from resnotes.datasets import Classification
 from resnotes.errors import UsageError
 from resnotes.models import Block, Network
+from resnotes.models.network import copied
 from resnotes.unravel.gradients import path_gradients, path_shares
 from resnotes.unravel.lesions import Lesion, deletable, exchangeable, kendall_tau, lesion_predictions
 
@@ -130,7 +130,7 @@ class Subject:
             raise UsageError(f"expected a network of stem, blocks and head, found {type(network).__name__}")
         if not 1 <= traced <= images:
             raise UsageError(f"expected at least one image, and not more traced than classified: {traced} of {images}")
-        self.network = copy.deepcopy(network).eval()
+        self.network = copied(network).eval()
         self.raw, self.labels = data.test_sample(images)
         self.classes = data.classes
         self.images = data.normalization(self.raw).to(next(network.parameters()).device)

@@ -16,7 +16,6 @@ images do not depend on each other; in training mode it uses those of the batch,
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable, Iterable, Sequence
 from fractions import Fraction
@@ -29,6 +28,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from resnotes.errors import UsageError
+from resnotes.models.adapters import Parts, blocks_of
+from resnotes.models.inputs import check_images, check_labels, check_result, evaluating
+from resnotes.models.network import agree, branches, copied
 
 # Elements of the gradients that go back through a branch at once, and along which single paths go back at once. Few
 # small ones are slow one by one; many large ones leave the processor's cache.
@@ -39,11 +41,9 @@ Map = Callable[[Tensor], Tensor]
 
 
 class _Unit(NamedTuple):
-    """A unit at the data: its parts, its input and the sum that its addition puts out."""
+    """A unit at the data: the block, its input and the sum that its addition puts out."""
 
-    residual: Map
-    shortcut: Map | None
-    after: Map
+    block: Parts
     x: Tensor
     sum: Tensor
 
@@ -54,8 +54,14 @@ class _Unit(NamedTuple):
 
     def pullbacks(self) -> tuple[Map, Map | None, Map]:
         """Of what follows the addition, of the shortcut and of the residual branch."""
-        shortcut = None if self.shortcut is None else _pullback(self.shortcut, self.x)
-        return _pullback(self.after, self.sum), shortcut, _pullback(self.residual, self.x)
+        with torch.enable_grad():
+            # Parts are given copies, over which they may write: a ReLU in place does.
+            total = self.sum.detach().requires_grad_()
+            after = _pullback(self.block.after(copy := total.clone()), copy, total)
+            at = self.x.detach().requires_grad_()
+            residual, shortcut = branches(self.block, copy := at.clone())
+        around = None if shortcut is None else _pullback(shortcut, copy, at, self.sum.shape)
+        return after, around, _pullback(residual, copy, at, self.sum.shape)
 
 
 def _zeros(count: int, like: Tensor) -> Tensor:
@@ -64,34 +70,30 @@ def _zeros(count: int, like: Tensor) -> Tensor:
     return like.new_empty_strided((count, *like.shape), (like.numel(), *strides)).zero_()
 
 
-def _pullback(part: Map, at: Tensor) -> Map:
-    """Takes ``[K, *output]`` cotangents to their products with the Jacobian of `part`, ``[K, *input]``."""
-    if isinstance(part, nn.Identity):
+def _pullback(output: Tensor, copy: Tensor, at: Tensor, shape: torch.Size | None = None) -> Map:
+    """Takes ``[K, *output]`` cotangents to their products with the Jacobian of `output` by `at`, ``[K, *at]``.
+
+    The output is what became of a copy of `at`; one that is handed on as it was makes it the identity. An addition may
+    have spread it over more than it is: over `shape`.
+    """
+    if output is copy and not copy._version and shape in (None, output.shape):
         return lambda cotangents: cotangents
-    with torch.enable_grad():
-        at = at.detach().requires_grad_()
-        output = part(at)
+    if not output.requires_grad:  # a constant
+        return lambda cotangents: _zeros(len(cotangents), at)
+    spread = output if shape in (None, output.shape) else output.expand(shape)
 
     def back(cotangents: Tensor) -> Tensor:
-        return torch.autograd.grad(output, at, cotangents, retain_graph=True, is_grads_batched=True)[0]
+        return torch.autograd.grad(spread, at, cotangents, retain_graph=True, is_grads_batched=True)[0]
 
     return back
 
 
 def _check(model: nn.Module, images: Tensor, labels: Tensor) -> None:
-    if missing := [name for name in ("stem", "blocks", "head") if not hasattr(model, name)]:
-        raise UsageError(f"expected a network of stem, blocks and head; {type(model).__name__} has no {missing[0]}")
-    for i, block in enumerate(model.blocks):  # type: ignore[arg-type]
-        if missing := [name for name in ("residual", "shortcut", "after") if not hasattr(block, name)]:
-            raise UsageError(f"expected blocks of residual, shortcut and after; block {i} has no {missing[0]}")
+    blocks_of(model)
+    check_images(images)
+    check_labels(labels, images)
     if any(isinstance(m, nn.modules.dropout._DropoutNd) and m.training and m.p > 0 for m in model.modules()):
         raise UsageError("expected no active dropout, each pass would be through another network: use model.eval()")
-    if images.ndim != 4:
-        raise UsageError(f"expected images as [N, C, H, W], found shape {list(images.shape)}")
-    if not len(images):
-        raise UsageError("expected at least one image, found none")
-    if labels.shape != (len(images),):
-        raise UsageError(f"expected one label for each of {len(images)} images, found shape {tuple(labels.shape)}")
 
 
 def _linearise(model: nn.Module, images: Tensor, labels: Tensor) -> tuple[list[_Unit], Tensor]:
@@ -100,23 +102,42 @@ def _linearise(model: nn.Module, images: Tensor, labels: Tensor) -> tuple[list[_
     They are those of a copy: passes in training mode would change BN's running statistics.
     """
     _check(model, images, labels)
-    network: Any = copy.deepcopy(model).requires_grad_(False)  # no gradients of weights
-    # Convolutions of many small maps are up to three times as fast with the channels last.
-    network, images = network.to(memory_format=torch.channels_last), images.to(memory_format=torch.channels_last)
+    with evaluating(model, images):
+        try:
+            # Convolutions of many small maps are up to three times as fast with the channels last.
+            return _units(model, images, labels, torch.channels_last)
+        except RuntimeError:  # a `view` in a network that somebody else wrote needs them first
+            return _units(model, images, labels, torch.contiguous_format)
+
+
+def _units(
+    model: nn.Module, images: Tensor, labels: Tensor, memory_format: torch.memory_format
+) -> tuple[list[_Unit], Tensor]:
+    """See `_linearise`."""
+    name = type(model).__name__
+    network: Any = copied(model).requires_grad_(False).to(memory_format=memory_format)  # no gradients of weights
+    parameter = next(network.parameters(), images)
+    labels = labels.to(parameter.device, torch.int64)
     units = []
     with torch.no_grad():
-        x = network.stem(images)
-        for block in network.blocks:
-            total = block.residual(x)
-            if block.shortcut is not None:
-                total = block.shortcut(x) + total
-            units.append(_Unit(block.residual, block.shortcut, block.after, x, total))
-            x = block.after(total)
+        # A copy: a stem may write over it.
+        inputs = images.to(parameter.device, parameter.dtype).clone(memory_format=memory_format)
+        x = check_result(network.stem(inputs.clone()), f"the stem of {name}", len(images))
+        for i, block in enumerate(blocks_of(network)):
+            total, shortcut = branches(block, x.clone())
+            total = total if shortcut is None else shortcut + total
+            units.append(_Unit(block, x, total))
+            x = check_result(block.after(total.clone()), f"block {i} of {name}", len(images))
     with torch.enable_grad():
         x = x.detach().requires_grad_()
-        logits = network.head(x)
-        if labels.min() < 0 or labels.max() >= logits.shape[1]:
-            raise UsageError(f"labels must be 0 to {logits.shape[1] - 1}, found {labels.min()} to {labels.max()}")
+        logits = check_result(network.head(x.clone()), f"the head of {name}", len(images))
+        check_labels(labels, images, logits.shape[1])
+        with torch.no_grad():
+            if type(network).forward is not nn.Module.forward and not agree(logits, network(inputs)):
+                raise UsageError(
+                    f"{name} puts out something else than its stem, its blocks and its head in a row, each block"
+                    " after(shortcut(x) + residual(x))"
+                )
         (gradient,) = torch.autograd.grad(F.cross_entropy(logits, labels, reduction="sum"), x)
     return units, gradient
 
@@ -150,6 +171,8 @@ def path_gradients(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
             first, last = int(some[0]), int(some[-1])
             cotangents = after(by_length[first : last + 1])
             through = residual(cotangents)  # before its argument is written over
+            if through is cotangents:  # a branch that hands its input on
+                through = through.clone()
             target[first : last + 1] = shortcut(cotangents) if shortcut else 0
             target[first + 1 : last + 2] += through
         by_length = target
@@ -268,12 +291,12 @@ def path_shares(gradients: Tensor) -> pd.DataFrame:
         sum to 1; the latter may be negative or above 1, where lengths cancel.
 
     Raises:
-        UsageError: g is zero.
+        UsageError: g is zero, or not finite.
     """
     flat = gradients.flatten(1).double()
     total = flat.sum(0)
-    if not total.any():
-        raise UsageError("expected a gradient that is not zero: it has no shares")
+    if not total.isfinite().all() or not total.any():
+        raise UsageError("expected a gradient that is finite and not zero: any other has no shares")
     norms = flat.norm(dim=1).cpu().numpy()
     n = len(flat) - 1
     return pd.DataFrame(

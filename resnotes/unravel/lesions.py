@@ -21,7 +21,9 @@ import torch
 from torch import Tensor, nn
 
 from resnotes.errors import UsageError, unknown
-from resnotes.unravel.sweep import Program, Site, blocks_of, inference_copy, plan, survey, sweep, without_effect
+from resnotes.models.adapters import Parts, blocks_of
+from resnotes.models.inputs import check_images, check_labels
+from resnotes.unravel.sweep import Program, Site, plan, prepare, survey, sweep
 
 MEMORY = 1 << 30  # bytes
 DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
@@ -42,15 +44,6 @@ class Lesion:
 
 def _listed(numbers: Iterable[int]) -> str:
     return ", ".join(str(number) for number in numbers) or "none"
-
-
-def _check_images(images: Tensor) -> None:
-    if images.ndim != 4 or not images.is_floating_point():
-        raise UsageError(
-            f"expected normalised images, floating point [N, C, H, W]; found {images.dtype} {list(images.shape)}"
-        )
-    if not len(images):
-        raise UsageError("the set of images is empty; lesions are measured on at least one")
 
 
 def _parse(lesion: Lesion | Iterable[int], number: int, blocks: int) -> Lesion:
@@ -112,19 +105,16 @@ def _measure(
     read: Callable[[Tensor], Tensor],
 ) -> Tensor:
     """What `read` makes of the logits under each lesion, ``[number of lesions, N, ...]``."""
-    blocks = blocks_of(model)
-    _check_images(images)
+    blocks = _checked(model, images)
     if dtype not in DTYPES:
         raise unknown("dtype", dtype, map(str, DTYPES))
     parsed = [_parse(lesion, number, len(blocks)) for number, lesion in enumerate(lesions)]
-    network = inference_copy(model)
-    sites = survey(network, images[:1])
+    swept = prepare(model, images)
+    sites = survey(swept, images[:1])
     _check(parsed, sites, _groups(model, sites))
-    passing = without_effect(network)
-    programs = [
-        _program(lesion, passing) for lesion in parsed or [Lesion()]
-    ]  # none: an empty result of the right shape
-    return sweep(network, plan(programs), len(programs), images, DTYPES[dtype], memory, read)[: len(parsed)]
+    # Where there are none, an empty result of the right shape.
+    programs = [_program(lesion, swept.passing) for lesion in parsed or [Lesion()]]
+    return sweep(swept, plan(programs), len(programs), images, DTYPES[dtype], memory, read)[: len(parsed)]
 
 
 def lesion_logits(
@@ -189,14 +179,19 @@ def lesion_errors(
         memory: bound on the activations, in bytes.
 
     Returns:
-        Percent of the images, float64 ``[number of lesions]``.
+        Percent of the images, float64 ``[number of lesions]``; an image whose logits are NaN counts as wrong.
 
     Raises:
-        UsageError: see `lesion_logits`; or not one label an image.
+        UsageError: see `lesion_logits`; or not one label of its classes an image.
     """
-    if labels.shape != images.shape[:1]:
-        raise UsageError(f"expected one label an image: {len(images)}; found labels of shape {list(labels.shape)}")
-    predicted = lesion_predictions(model, lesions, images, dtype, memory=memory)
+    _checked(model, images)
+    check_labels(labels, images)
+
+    def predictions(logits: Tensor) -> Tensor:
+        check_labels(labels, images, logits.shape[1])
+        return logits.argmax(1).where(~logits.isnan().any(1), -1)  # what is no number is no class either
+
+    predicted = _measure(model, lesions, images, dtype, memory, predictions)
     return 100 * (predicted != labels.cpu()).double().mean(1)
 
 
@@ -226,17 +221,25 @@ def exchangeable(model: nn.Module, images: Tensor) -> list[tuple[int, ...]]:
     return _groups(model, _survey(model, images))
 
 
+def _checked(model: nn.Module, images: Tensor) -> list[Parts]:
+    blocks = blocks_of(model)
+    if not blocks:
+        raise UsageError(f"expected a network with at least one block, found {type(model).__name__} with none")
+    check_images(images)
+    return blocks
+
+
 def _survey(model: nn.Module, images: Tensor) -> list[Site]:
-    blocks_of(model)
-    _check_images(images)
-    return survey(inference_copy(model), images[:1])
+    _checked(model, images)
+    return survey(prepare(model, images), images[:1])
 
 
 # Protocols
 
 
-def single_deletions(blocks: Iterable[int]) -> list[Lesion]:
-    """Each of `blocks` by itself (Veit et al. 2016, Fig. 3)."""
+def single_deletions(blocks: Iterable[int] | nn.Module) -> list[Lesion]:
+    """Each of `blocks`, or of a network's, by itself (Veit et al. 2016, Fig. 3)."""
+    blocks = range(len(blocks_of(blocks))) if isinstance(blocks, nn.Module) else blocks
     return [Lesion(frozenset({i})) for i in blocks]
 
 

@@ -9,113 +9,254 @@ deletions keep two activations, all pairs three, and any set of n lesions at mos
 from __future__ import annotations
 
 import contextlib
-import copy
 import itertools
 import math
-from collections.abc import Callable, Sequence
+import warnings
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
+from torch.utils._pytree import tree_leaves
 
 from resnotes import progress
 from resnotes.devices import autocast
 from resnotes.errors import UsageError
-from resnotes.models.imagenet import ImageNetResNet, ResidualBlock
+from resnotes.models.adapters import Parts, blocks_of, shaped
+from resnotes.models.imagenet import ImageNetResNet
+from resnotes.models.inputs import check_result, evaluating
+from resnotes.models.network import agree, copied
 
+Map = Callable[[Tensor], Tensor]
 Step = tuple[int, bool]  # number of a block, and whether it is deleted
 Program = tuple[Step, ...]
 
 # Maps of a batch, at most: larger batches are no faster on a CPU.
 _MAP_BYTES = 32 << 20
-# The modules whose children are evaluated in the order in which they are registered.
-_SEQUENTIAL = (nn.Sequential, ResidualBlock, ImageNetResNet)
 
 
-class Parts(Protocol):
-    """The shape of a block: ``after(shortcut(x) + residual(x))``."""
+@dataclass(frozen=True)
+class Swept:
+    """A network as a sweep evaluates it, step by step. Each step may write over its argument.
 
-    residual: Callable[[Tensor], Tensor]
-    shortcut: Callable[[Tensor], Tensor] | None
-    after: Callable[[Tensor], Tensor]
-
-
-def blocks_of(model: nn.Module) -> list[Parts]:
-    """The blocks of a network.
-
-    Raises:
-        UsageError: it has not the shape of stem, blocks and head, or a block not that of `Parts`.
+    Attributes:
+        module: in eval mode; all that the steps call is in it.
+        stem: images to the first block's input.
+        keep: for each block, its input to its output.
+        delete: for each block, its input to what is left of its output without the residual branch.
+        head: the last block's output to logits.
+        passing: for each block, whether it hands on its input, the very same values, once it is deleted.
+        memory_format: of the images.
     """
-    name = type(model).__name__
-    if not all(callable(getattr(model, part, None)) for part in ("stem", "head")) or not hasattr(model, "blocks"):
-        raise UsageError(f"lesions need a network with stem, blocks and head, found {name}")
-    blocks = list(cast(Any, model).blocks)
-    if not blocks:
-        raise UsageError(f"lesions need a network with at least one block, found {name} with none")
-    for i, block in enumerate(blocks):
-        if not all(hasattr(block, part) for part in ("residual", "shortcut", "after")):
-            raise UsageError(
-                f"lesions need blocks with residual, shortcut and after; block {i} of {name} is a"
-                f" {type(block).__name__}"
-            )
-    return blocks
+
+    module: nn.Module
+    stem: Map
+    keep: tuple[Map, ...]
+    delete: tuple[Map, ...]
+    head: Map
+    passing: tuple[bool, ...]
+    memory_format: torch.memory_format
+
+    def input(self, images: Tensor) -> Tensor:
+        """A copy of `images` as the network takes them: the stem may write over it."""
+        parameter = next(self.module.parameters(), images)
+        return images.to(parameter.device, parameter.dtype).clone(memory_format=self.memory_format)
 
 
-def inference_copy(model: nn.Module) -> nn.Module:
-    """A copy in eval mode, in channels_last, with BN folded into the convolution before it where there is one.
+def as_it_is(model: nn.Module) -> Swept:
+    """The network in eval mode, block by block, in its own arithmetic; a copy of it."""
+    module = copied(model).eval()
+    network, blocks = cast(Any, module), blocks_of(module)
+    return Swept(
+        module,
+        network.stem,
+        tuple(
+            partial(_whole, block) if _has_forward(block) else partial(_parts, block, False, False) for block in blocks
+        ),
+        tuple(partial(_shortcut, block) for block in blocks),
+        network.head,
+        (False,) * len(blocks),
+        torch.contiguous_format,
+    )
 
-    ReLU works in place where it follows a convolution or BN, whose output nobody else reads.
+
+def rewritten(model: nn.Module) -> Swept:
+    """The same for less: in channels_last, with BN folded into the convolution before it, and in place.
+
+    Rewritten is only what provably computes the same. Convolution, BN and ReLU that follow each other do where they
+    stand in an `nn.Sequential` that is itself a part of the network: it calls them in that order, and nobody else
+    reads what passes between them. All three must be PyTorch's own, without hooks; convolution and BN stand nowhere
+    else in the network.
     """
-    model = copy.deepcopy(model).eval()
-    for module in model.modules():
-        if not isinstance(module, _SEQUENTIAL):
+    module = copied(model).eval()
+    module = shaped(module) if type(module) is ImageNetResNet else module
+    network, blocks = cast(Any, module), blocks_of(module)
+    places = Counter(child for parent in module.modules() for child in parent._modules.values())
+    parts = [network.stem, network.head, *(part for block in blocks for part in (block.residual, block.shortcut))]
+    for part in {id(part): part for part in parts}.values():  # one that is shared is rewritten once
+        _simplify(part, places)
+    module.to(memory_format=torch.channels_last)
+    # After the stem's ReLU, and with nothing but ReLUs to follow, there is nothing left to rectify.
+    rectified = _rectifies(network.stem) and all(_is(block.after, nn.ReLU) for block in blocks)
+    return Swept(
+        module,
+        network.stem,
+        tuple(partial(_parts, block, _is_fresh(block.residual), _is(block.after, nn.ReLU)) for block in blocks),
+        tuple(partial(_shortcut, block) for block in blocks),
+        network.head,
+        tuple(
+            (_is(block.after, nn.Identity) or (rectified and _is(block.after, nn.ReLU)))
+            and (block.shortcut is None or _is(block.shortcut, nn.Identity, nn.Dropout))
+            for block in blocks
+        ),
+        torch.channels_last,
+    )
+
+
+def _has_forward(module: object) -> bool:
+    return getattr(type(module), "forward", None) is not nn.Module.forward
+
+
+def _is(part: object, *types: type[nn.Module]) -> bool:
+    """Whether a module is of one of these types, of no subclass, and no hook and no other forward changes it."""
+    hooked = isinstance(part, nn.Module) and (part._forward_hooks or part._forward_pre_hooks or "forward" in vars(part))
+    return type(part) in types and not hooked
+
+
+def _simplify(part: object, places: Mapping[nn.Module | None, int]) -> None:
+    """Fold BN, and let ReLU work in place, in an `nn.Sequential` and in those within it."""
+    if not _is(part, nn.Sequential) or places[cast(nn.Module, part)] != 1:
+        return
+    parent = cast(nn.Sequential, part)
+    before, its_name = cast(nn.Module, nn.Identity()), ""
+    for name, layer in parent._modules.items():  # unlike `named_children`, twice what stands there twice
+        assert layer is not None
+        alone = places[before] == places[layer] == 1
+        if alone and _is(before, nn.Conv2d) and _is(layer, nn.BatchNorm2d) and layer.running_mean is not None:
+            before = fuse_conv_bn_eval(cast(nn.Conv2d, before), cast(nn.BatchNorm2d, layer))
+            setattr(parent, its_name, before)
+            setattr(parent, name, nn.Identity())
             continue
-        before, its_name = cast(nn.Module, nn.Identity()), ""
-        for name, layer in list(module.named_children()):
-            if isinstance(layer, nn.BatchNorm2d) and isinstance(before, nn.Conv2d):
-                before = fuse_conv_bn_eval(before, layer)
-                setattr(module, its_name, before)
-                setattr(module, name, nn.Identity())
-                continue
-            if isinstance(layer, nn.ReLU) and isinstance(before, (nn.Conv2d, nn.BatchNorm2d)):
-                layer.inplace = True
-            before, its_name = layer, name
-    return model.to(memory_format=torch.channels_last)
+        if _is(layer, nn.ReLU) and _is(before, nn.Conv2d, nn.BatchNorm2d):
+            setattr(parent, name, nn.ReLU(inplace=True))  # one of its own: the layer may stand elsewhere, too
+        _simplify(layer, places)
+        before, its_name = layer, name
 
 
-def keep(block: Parts, x: Tensor) -> Tensor:
-    """The block's output, in the precision of `x`; sums and ReLU are written over the branch's output."""
+def _is_fresh(part: object) -> bool:
+    """Whether what a part puts out was just made, so that nobody else reads it."""
+    if _is(part, nn.Sequential):
+        layers = [layer for layer in cast(nn.Sequential, part) if not _is(layer, nn.Identity)]
+        return bool(layers) and _is_fresh(layers[-1])
+    return _is(part, nn.Conv2d, nn.BatchNorm2d, nn.Linear)
+
+
+def _rectifies(part: object) -> bool:
+    """Whether nothing that a part puts out is negative."""
+    if _is(part, nn.Sequential):
+        layers = [layer for layer in cast(nn.Sequential, part) if not _is(layer, nn.Identity, nn.MaxPool2d)]
+        return bool(layers) and _rectifies(layers[-1])
+    return _is(part, nn.ReLU)
+
+
+def _whole(block: Any, x: Tensor) -> Tensor:
+    """The output of a block, as it computes it itself."""
+    return check_result(block(x), f"a {type(block).__name__}").to(x.dtype)
+
+
+def _parts(block: Parts, fresh: bool, relu: bool, x: Tensor) -> Tensor:
+    """The output of a block, in the precision of `x`.
+
+    The sum is written over what the branch puts out, if that is `fresh`, and what follows over the sum, if it is ReLU.
+    """
     y = block.residual(x).to(x.dtype)
-    mine = y.untyped_storage().data_ptr() != x.untyped_storage().data_ptr()  # a branch may hand its input on
     if block.shortcut is not None:
         skip = block.shortcut(x)
-        y = y.add_(skip) if mine else y + skip
-        mine = True
-    return F.relu_(y) if mine and isinstance(block.after, nn.ReLU) else block.after(y)
+        y = y.add_(skip) if fresh and skip.shape == y.shape else y + skip
+        fresh = True
+    return F.relu_(y) if fresh and relu else block.after(y)
 
 
-def delete(block: Parts, x: Tensor) -> Tensor:
-    """What is left of a block without its residual branch, in the precision of `x`, which is not written to."""
+def _shortcut(block: Parts, x: Tensor) -> Tensor:
+    """What is left of a block without its residual branch, in the precision of `x`."""
     return block.after(x if block.shortcut is None else block.shortcut(x).to(x.dtype))
 
 
-def without_effect(model: nn.Module) -> list[bool]:
-    """For each block, whether it hands on its input, the very same values, once it is deleted."""
-    blocks = blocks_of(model)
-    stem: Any = model.stem
-    last = list(stem.modules())[-1] if isinstance(stem, nn.Module) else None
-    # After the stem's ReLU, and with nothing but ReLUs to follow, there is nothing left to rectify.
-    rectified = isinstance(last, nn.ReLU) and all(isinstance(block.after, nn.ReLU) for block in blocks)
-    passing: tuple[type, ...] = (nn.Identity, nn.ReLU) if rectified else (nn.Identity,)
-    return [
-        isinstance(block.after, passing)
-        and (block.shortcut is None or isinstance(block.shortcut, (nn.Identity, nn.Dropout)))
-        for block in blocks
-    ]
+@torch.inference_mode()
+def prepare(model: nn.Module, images: Tensor) -> Swept:
+    """`model` as it can be swept: rewritten, if on the first image that does what the model does, else as it is.
+
+    Warns:
+        UserWarning: it is swept as it is, which takes longer; says why.
+
+    Raises:
+        UsageError: the model cannot be evaluated on the images; it is not its stem, its blocks and its head in a row;
+            or its logits for an image depend on chance or on the other images.
+    """
+    with evaluating(model, images):
+        plain = as_it_is(model)
+        _check(plain, type(model).__name__, images)
+    try:
+        fast = rewritten(model)
+        reason = _difference(fast, plain, images[:1])
+    except Exception as error:  # of modules that we do not know
+        reason = f"{type(error).__name__}: {error}"
+    if not reason:
+        return fast
+    warnings.warn(
+        f"{type(model).__name__} is swept as it is, which takes longer: rewritten for speed, it would be another"
+        f" network ({reason})",
+        stacklevel=4,
+    )
+    return plain
+
+
+def _check(plain: Swept, name: str, images: Tensor) -> None:
+    """Refuse what a sweep would not be right for."""
+    for where, module in plain.module.named_modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is None:
+            raise UsageError(
+                f"{where} of {name} keeps no running statistics, so that the logits of an image would depend on the"
+                " others in its batch"
+            )
+    x = check_result(plain.stem(plain.input(images[:1])), f"the stem of {name}", 1)
+    for i, keep in enumerate(plain.keep):
+        x = check_result(keep(x), f"block {i} of {name}", 1)
+    logits = check_result(plain.head(x), f"the head of {name}", 1)
+    if not _has_forward(plain.module):
+        return
+    once, again, among_others = (
+        check_result(plain.module(plain.input(images[:count])), name, count) for count in (1, 1, min(2, len(images)))
+    )
+    if not agree(again, once):
+        raise UsageError(f"{name} puts out other logits each time, in eval mode, too")
+    if not agree(logits, once):
+        raise UsageError(f"{name} puts out something else than its stem, its blocks and its head in a row")
+    if not agree(among_others[:1], once):
+        raise UsageError(f"the logits that {name} puts out for an image depend on the others in its batch")
+
+
+def _difference(fast: Swept, plain: Swept, image: Tensor) -> str:
+    """Where the two do not agree on one image, if anywhere: each on its way from the stem to the head."""
+    found, x = fast.stem(fast.input(image)), plain.stem(plain.input(image))
+    if not agree(found, x):
+        return "the stem differs"
+    for i in range(len(plain.keep)):
+        lesioned = []
+        for swept, there in ((fast, found), (plain, x)):
+            with contextlib.suppress(Exception):  # a block that cannot be deleted: its parts do not fit each other
+                lesioned.append(swept.delete[i](there.clone()))
+        if len(lesioned) == 1 or (lesioned and not agree(*lesioned)):
+            return f"block {i} differs when it is deleted"
+        found, x = fast.keep[i](found), plain.keep[i](x)
+        if not agree(found, x):
+            return f"block {i} differs"
+    return "" if agree(fast.head(found), plain.head(x)) else "the head differs"
 
 
 @dataclass(frozen=True)
@@ -131,15 +272,15 @@ class Site:
 
 
 @torch.inference_mode()
-def survey(model: nn.Module, image: Tensor) -> list[Site]:
-    """The blocks of a network in eval mode, on their way from one normalised image ``[1, C, H, W]``."""
+def survey(swept: Swept, image: Tensor) -> list[Site]:
+    """The blocks of a network, on their way from one normalised image ``[1, C, H, W]``."""
     sites = []
-    x = cast(Any, model).stem(_as_input(model, image))
-    for block in blocks_of(model):
+    x = swept.stem(swept.input(image))
+    for keep, delete in zip(swept.keep, swept.delete, strict=True):
         lesioned = None
-        with contextlib.suppress(RuntimeError):  # what follows may be made for other channels
-            lesioned = tuple(delete(block, x).shape[1:])
-        inputs, x = tuple(x.shape[1:]), keep(block, x)
+        with contextlib.suppress(Exception):  # what follows may be made for other channels
+            lesioned = tuple(delete(x.clone()).shape[1:])
+        inputs, x = tuple(x.shape[1:]), keep(x)
         sites.append(Site(inputs, tuple(x.shape[1:]), lesioned))
     return sites
 
@@ -183,27 +324,21 @@ def _plan(programs: Sequence[tuple[Program, int]], start: int) -> Branch:
     return Branch(first[start:end], ended, tuple(branches), alive)
 
 
-def _as_input(model: nn.Module, images: Tensor) -> Tensor:
-    parameter = next(model.parameters(), images)
-    return images.to(parameter.device, parameter.dtype).contiguous(memory_format=torch.channels_last)
-
-
-def _bytes_per_image(model: nn.Module, image: Tensor, alive: int) -> tuple[int, int]:
+def _bytes_per_image(swept: Swept, image: Tensor, alive: int) -> tuple[int, int]:
     """What a sweep takes per image, at most, and the largest map between blocks; measured on one.
 
     Counted are the activations kept, and one step's result with all its layers' outputs: an upper bound.
     """
-    network = cast(Any, model)
     maps, work, outputs = list[int](), list[int](), list[int]()
 
-    def note(_: nn.Module, __: tuple[Tensor, ...], output: Tensor) -> None:
-        outputs.append(output.nbytes)
+    def note(_: nn.Module, __: tuple[Tensor, ...], output: object) -> None:
+        outputs.extend(leaf.nbytes for leaf in tree_leaves(output) if isinstance(leaf, Tensor))
 
-    layers = [module for module in model.modules() if not list(module.children())]
+    layers = [module for module in swept.module.modules() if not list(module.children())]
     handles = [layer.register_forward_hook(note) for layer in layers]
-    x = _as_input(model, image)
+    x = swept.input(image)
     dtype = x.dtype
-    for step in (network.stem, *(partial(keep, block) for block in blocks_of(model)), network.head):
+    for step in (swept.stem, *swept.keep, swept.head):
         outputs.clear()
         x = step(x).to(dtype)
         maps.append(x.nbytes)
@@ -215,7 +350,7 @@ def _bytes_per_image(model: nn.Module, image: Tensor, alive: int) -> tuple[int, 
 
 @torch.inference_mode()
 def sweep(
-    model: nn.Module,
+    swept: Swept,
     tree: Branch,
     lesions: int,
     images: Tensor,
@@ -226,7 +361,7 @@ def sweep(
     """What `read` makes of the logits of every lesion in `tree`, ``[lesions, N, ...]``, on the CPU.
 
     Args:
-        model: what `inference_copy` returned.
+        swept: what `prepare` returned.
         tree: what `plan` returned.
         lesions: their number.
         images: normalised, ``[N, C, H, W]``.
@@ -237,15 +372,14 @@ def sweep(
     Raises:
         UsageError: `memory` does not suffice for one image.
     """
-    network, blocks = cast(Any, model), blocks_of(model)
-    device = next((parameter.device for parameter in model.parameters()), images.device)
-    weights = next((parameter.dtype for parameter in model.parameters()), images.dtype)
+    first = swept.input(images[:1])
+    device, weights = first.device, first.dtype
     found: Tensor | None = None
     # In bfloat16 are the layers of blocks and stem. Were what runs past the blocks rounded after each, the errors would
     # add up; and with the head's logits rounded, too many would be equal.
     whole = autocast(device, "float32")
     with autocast(device, precision):
-        per_image, largest = _bytes_per_image(model, images[:1], tree.alive)
+        per_image, largest = _bytes_per_image(swept, images[:1], tree.alive)
         if memory < per_image:
             raise UsageError(f"a memory of {memory:,} bytes is too little: one image takes {per_image:,}")
         parts = math.ceil(len(images) / max(1, min(memory // per_image, _MAP_BYTES // largest)))
@@ -255,11 +389,11 @@ def sweep(
             nonlocal found
             while True:
                 for i, deleted in branch.steps:
-                    x = (delete if deleted else keep)(blocks[i], x)
+                    x = (swept.delete if deleted else swept.keep)[i](x)
                     bar.update()
                 if branch.lesions:
                     with whole:
-                        kept = read(network.head(x)).cpu()
+                        kept = read(swept.head(x.clone() if branch.branches else x)).cpu()
                     if found is None:
                         found = kept.new_empty(lesions, len(images), *kept.shape[1:])
                     found[list(branch.lesions), rows] = kept
@@ -267,13 +401,13 @@ def sweep(
                     return
                 *others, last = branch.branches
                 for other in others:
-                    walk(other, x, rows)
+                    walk(other, x.clone(), rows)  # what one branch writes over its input the others do not see
                 branch = last  # here and not by a call, so that x goes as soon as it was used
 
         steps = tree.count() * math.ceil(len(images) / batch)
         with progress.bar(total=steps, desc="lesions", unit="block") as bar:
             for start in range(0, len(images), batch):
                 rows = slice(start, start + batch)
-                walk(tree, network.stem(_as_input(model, images[rows])).to(weights), rows)
+                walk(tree, swept.stem(swept.input(images[rows])).to(weights), rows)
     assert found is not None  # there is a lesion, and an image
     return found

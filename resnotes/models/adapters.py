@@ -1,0 +1,140 @@
+"""The one shape of stem, blocks and head for networks that others wrote."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol, cast
+
+import torch
+from torch import Tensor, nn
+
+from resnotes.errors import UsageError
+from resnotes.models import imagenet
+from resnotes.models.inputs import check_images, evaluating
+from resnotes.models.network import Block, Network, agree, in_mode
+
+_SIDE = 64  # pixels of the image that is compared, if none is given
+
+
+class Parts(Protocol):
+    """The shape of a block: ``after(shortcut(x) + residual(x))``."""
+
+    residual: Callable[[Tensor], Tensor]
+    shortcut: Callable[[Tensor], Tensor] | None
+    after: Callable[[Tensor], Tensor]
+
+
+def blocks_of(model: nn.Module) -> list[Parts]:
+    """The blocks of a network.
+
+    Raises:
+        UsageError: it has not the shape of stem, blocks and head, or a block not that of `Parts`.
+    """
+    name = type(model).__name__
+    if not all(callable(getattr(model, part, None)) for part in ("stem", "head")) or not hasattr(model, "blocks"):
+        raise UsageError(
+            f"expected a network with stem, blocks and head, found {name}; resnotes.unravel.adapt gives that shape to"
+            " torchvision's ResNets"
+        )
+    blocks = list(cast(Any, model).blocks)
+    for i, block in enumerate(blocks):
+        if missing := [part for part in ("residual", "shortcut", "after") if not hasattr(block, part)]:
+            raise UsageError(
+                f"expected blocks with residual, shortcut and after; block {i} of {name} is a {type(block).__name__}"
+                f" without {missing[0]}"
+            )
+    return blocks
+
+
+def adapt(model: nn.Module, images: Tensor | None = None) -> Network:
+    """A ResNet of torchvision, or one of `resnotes.models.imagenet`, as stem, blocks and head.
+
+    What is returned is made of the model's own modules, so it shares weights, BN's statistics and modes. Hooks on
+    what is passed over, the stages and the blocks as a whole, are not called.
+
+    Args:
+        model: ``resnet18`` to ``resnet152``, ResNeXt or Wide ResNet, with any head; left as it was.
+        images: normalised ``[N, C, H, W]``, of which the first is sent through both; by default noise of 64 x 64.
+
+    Returns:
+        A network that computes what the model computes: ``blocks`` are the units of all four stages, each
+        ``after(shortcut(x) + residual(x))``.
+
+    Raises:
+        UsageError: another model, one with other blocks, or one whose logits are not reproduced.
+    """
+    network = shaped(model)
+    _compare(network, model, images)
+    return network
+
+
+def shaped(model: nn.Module) -> Network:
+    """`adapt` without the comparison.
+
+    Raises:
+        UsageError: another model, or one with other blocks.
+    """
+    from torchvision.models.resnet import ResNet  # a second of import
+
+    name = type(model).__name__
+    if not isinstance(model, (ResNet, imagenet.ImageNetResNet)):
+        raise UsageError(
+            f"cannot adapt a {name}; known are torchvision's ResNet, ResNeXt and Wide ResNet. Others need a stem,"
+            " blocks and a head, and in each block residual, shortcut and after"
+        )
+    parts = cast(Any, model)
+    stages = [parts.layer1, parts.layer2, parts.layer3, parts.layer4]
+    blocks = [
+        _block(block, f"{name}.layer{k}.{i}") for k, stage in enumerate(stages, 1) for i, block in enumerate(stage)
+    ]
+    stem = [parts.conv1, parts.bn1, _relu(parts), getattr(parts, "maxpool", nn.MaxPool2d(3, stride=2, padding=1))]
+    head = [getattr(parts, "avgpool", nn.AdaptiveAvgPool2d(1)), nn.Flatten(), parts.fc]
+    network = Network(
+        nn.Sequential(*stem),
+        blocks,
+        nn.Sequential(*head),
+        stages=tuple(map(len, stages)),
+        name=getattr(model, "name", name),
+        options=getattr(model, "options", {}),
+    )
+    theirs = set(model.modules())
+    for module in set(network.modules()) - theirs:
+        module.training = model.training
+    return network
+
+
+def _relu(parts: Any) -> nn.Module:
+    return cast(nn.Module, getattr(parts, "relu", None) or nn.ReLU())
+
+
+def _block(block: Any, where: str) -> Block:
+    from torchvision.models.resnet import BasicBlock, Bottleneck
+
+    deep = type(block) in (Bottleneck, imagenet.Bottleneck)
+    if not deep and type(block) not in (BasicBlock, imagenet.BasicBlock):
+        raise UsageError(f"cannot adapt {where}, a {type(block).__name__}; known are BasicBlock and Bottleneck")
+    relu = _relu(block)
+    layers = [block.conv1, block.bn1, relu, block.conv2, block.bn2]
+    if deep:
+        layers += [relu, block.conv3, block.bn3]
+    shortcut = nn.Identity() if block.downsample is None else block.downsample
+    return Block(nn.Sequential(*layers), shortcut, relu)
+
+
+@torch.no_grad()
+def _compare(network: Network, model: nn.Module, images: Tensor | None) -> None:
+    """Refuse a network that does not do what the model does, on one image and in eval mode."""
+    name = type(model).__name__
+    weight = next(model.parameters())
+    if images is None:
+        channels = next((layer.in_channels for layer in model.modules() if isinstance(layer, nn.Conv2d)), 3)
+        images = torch.rand(1, channels, _SIDE, _SIDE, generator=torch.Generator().manual_seed(0))
+    check_images(images)
+    image = images[:1].to(weight.device, weight.dtype)
+    with evaluating(model, image), in_mode(model, training=False), in_mode(network, training=False):
+        expected, found = model(image.clone()), network(image.clone())
+    if not isinstance(expected, Tensor) or not agree(found, expected):
+        raise UsageError(
+            f"cannot adapt this {name}: stem, blocks and head in a row put out something else than it does;"
+            " it has a forward of its own, or hooks"
+        )

@@ -1,0 +1,74 @@
+"""What may be sent through a network that somebody else wrote, and what comes out: one clear error for all else."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from resnotes.errors import UsageError
+
+
+def check_images(images: Tensor) -> None:
+    """Refuse what are no normalised images.
+
+    Raises:
+        UsageError: says what was found.
+    """
+    if not isinstance(images, Tensor) or images.ndim != 4 or not images.is_floating_point():
+        raise UsageError(f"expected normalised images, floating point [N, C, H, W]; found {_described(images)}")
+    if not len(images):
+        raise UsageError("expected at least one image, found none")
+
+
+def check_labels(labels: Tensor, images: Tensor, classes: int | None = None) -> None:
+    """Refuse what is not one label an image, of 0 to `classes` - 1.
+
+    Raises:
+        UsageError: says what was found.
+    """
+    whole = isinstance(labels, Tensor) and not (labels.is_floating_point() or labels.is_complex())
+    if not whole or labels.dtype == torch.bool or labels.shape != images.shape[:1]:
+        raise UsageError(f"expected one label an image, whole numbers [{len(images)}]; found {_described(labels)}")
+    low, high = int(labels.min()), int(labels.max())
+    if classes is not None and not 0 <= low <= high < classes:
+        raise UsageError(f"labels must be 0 to {classes - 1}, found {low} to {high}")
+
+
+def _described(value: object) -> str:
+    if isinstance(value, Tensor):
+        return f"{str(value.dtype).removeprefix('torch.')} {list(value.shape)}"
+    return f"{type(value).__module__}.{type(value).__name__}".removeprefix("builtins.")
+
+
+def check_result(found: object, what: str, images: int | None = None) -> Tensor:
+    """`found`, what a part of a network puts out.
+
+    Raises:
+        UsageError: it is no tensor, or not one row for each of `images`.
+    """
+    if not isinstance(found, Tensor):
+        raise UsageError(f"{what} puts out a {type(found).__name__}, expected a tensor; wrap it to return that alone")
+    if images is not None and (not found.ndim or len(found) != images):
+        raise UsageError(f"{what} puts out {list(found.shape)} for {images} images, expected one row for each")
+    return found
+
+
+@contextlib.contextmanager
+def evaluating(model: nn.Module, images: Tensor) -> Iterator[None]:
+    """What goes wrong within is that the model cannot be evaluated on these images.
+
+    Raises:
+        UsageError: says why, in the words of what was raised.
+    """
+    try:
+        yield
+    except (UsageError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # of the model, whatever it is
+        raise UsageError(
+            f"{type(model).__name__} cannot be evaluated on images {list(images.shape)}:"
+            f" {type(error).__name__}: {error}"
+        ) from error
