@@ -2,15 +2,32 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import MISSING, dataclass, fields
+from typing import Any, Literal
 
 from resnotes import typed
 from resnotes.errors import UsageError
 from resnotes.thinning import parse as parse_blocks
 
+TASKS = ("classification", "segmentation")
+# Fields that one task alone reads; all others are read by both.
+ALONE = {
+    "pad": "classification",
+    "recompute": "classification",
+    "blocks": "classification",
+    "crop": "segmentation",
+    "scale": "segmentation",
+    "rotate": "segmentation",
+    "blur": "segmentation",
+    "new_lr": "segmentation",
+}
 SCHEDULES = ("steps", "one-cycle", "poly")
 PRECISIONS = ("auto", "float32", "bfloat16")
+
+
+def defaults(recipe: Recipe) -> dict[str, Any]:
+    """The fields that have a default, and what it is."""
+    return {field.name: field.default for field in fields(recipe) if field.default is not MISSING}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +54,7 @@ class Recipe:
     snapshots: tuple[int, ...] = ()  # iterations after which the weights are kept
     recompute: int = 0  # blocks per segment, of which the input alone is kept, the rest recomputed; 0 keeps all
     blocks: str = "all"  # in each batch train all, exactly:k or, by chance, stochastic-depth:p; see `resnotes.thinning`
-    # For segmentation alone, which has no use for `pad`; see `resnotes.segmentation.augmentation.augment`.
+    # For segmentation alone, see `ALONE`; what they do is in `resnotes.segmentation.augmentation.augment`.
     crop: tuple[int, int] = (0, 0)  # height and width that are trained on; (0, 0) for those of the images
     scale: tuple[float, float] = (1.0, 1.0)  # images are resized by a factor between these; the paper: 0.5 to 2
     rotate: float = 0.0  # degrees, at most, to either side; the paper: 10
@@ -78,6 +95,24 @@ class Recipe:
             raise UsageError(f"recipe: unknown schedule {self.schedule!r}; allowed: {', '.join(SCHEDULES)}")
         if self.precision not in PRECISIONS:
             raise UsageError(f"recipe: unknown precision {self.precision!r}; allowed: {', '.join(PRECISIONS)}")
+
+        if self.milestones and self.schedule != "steps":
+            raise UsageError(f"recipe: milestones are for the schedule steps, found {self.schedule!r}; leave them out")
+        if self.warmup_lr != defaults(self)["warmup_lr"] and not self.warmup_iterations:
+            raise UsageError(f"recipe: warmup_lr is {self.warmup_lr!r}, but there are no warmup_iterations")
+
+    def check_task(self, task: str) -> None:
+        """Refuse a field that a task would ignore, and that would be part of a run's address nevertheless.
+
+        Args:
+            task: one of `TASKS`.
+
+        Raises:
+            UsageError: names the field and the task.
+        """
+        for name, default in defaults(self).items():
+            if ALONE.get(name, task) != task and (found := getattr(self, name)) != default:
+                raise UsageError(f"recipe: {name} is for {ALONE[name]} alone, found {found!r} for {task}; leave it out")
 
     def lr_at(self, iteration: int) -> float:
         """Learning rate of iteration 0, 1, ..., `iterations` - 1.

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
 from typing import Any
 
-from resnotes import models, typed
+from resnotes import datasets, models, typed
 from resnotes.errors import RunError, UsageError
 from resnotes.recipes import Recipe
 
@@ -50,6 +50,8 @@ class RunSpec:
         for name in ("options", "data"):  # lists, where they come from TOML or JSON
             values = getattr(self, name).items()
             object.__setattr__(self, name, {key: tuple(v) if isinstance(v, list) else v for key, v in values})
+        if self.dataset in datasets.names():  # another is refused where it is loaded
+            self.recipe.check_task(datasets.task(self.dataset))
         if self.start and self.pretrained:
             raise UsageError(f"{self.model} cannot start both from {self.start.model} and from {self.pretrained}")
         if self.start:

@@ -164,7 +164,12 @@ class _Checkpoint:
 
 
 def task_for(data: Data, recipe: Recipe, *, seed: int, device: torch.device, precision: str) -> Task:
-    """Classification or segmentation, as the data has one label an image or one a pixel."""
+    """Classification or segmentation, as the data has one label an image or one a pixel.
+
+    Raises:
+        UsageError: a recipe with fields that the task ignores; or see the tasks.
+    """
+    recipe.check_task("classification" if isinstance(data, Classification) else "segmentation")
     kind = ClassificationTask if isinstance(data, Classification) else SegmentationTask
     return kind(data, recipe, seed=seed, device=device, precision=precision)  # type: ignore[arg-type]
 

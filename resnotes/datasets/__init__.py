@@ -33,6 +33,7 @@ __all__ = [
     "load_segmentation",
     "names",
     "status",
+    "task",
 ]
 
 Data = Classification | Segmentation  # what `load` gives
@@ -96,6 +97,17 @@ def names() -> list[str]:
 def status(root: Path | str | None = None) -> list[Availability]:
     """Says of every data set whether it is at hand, without decoding any."""
     return [loader.status(_root(root)) for loader in _LOADERS.values()]
+
+
+def task(name: str) -> str:
+    """``"classification"`` or ``"segmentation"``.
+
+    Raises:
+        UsageError: no data set has this name.
+    """
+    if name not in _LOADERS:
+        raise unknown("data set", name, _LOADERS)
+    return "classification" if name in _CLASSIFICATION else "segmentation"
 
 
 def fetch(name: str, root: Path | str | None = None, mirrors: Sequence[str] = ()) -> None:

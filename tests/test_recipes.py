@@ -1,0 +1,133 @@
+"""Every field of a recipe, in both tasks: it does something, or it is refused by name before anything is trained."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from resnotes import datasets, models
+from resnotes.datasets import Data
+from resnotes.errors import UsageError
+from resnotes.recipes import ALONE, TASKS, Recipe
+from resnotes.specs import RunSpec
+from resnotes.training import Training, train
+
+BASE = Recipe(iterations=3, batch_size=8, precision="float32")
+# Something else than the default, and what it takes to matter.
+OTHER: dict[str, dict[str, Any]] = {
+    "iterations": {"iterations": 4},
+    "batch_size": {"batch_size": 6},
+    "lr": {"lr": 0.05},
+    "momentum": {"momentum": 0.5},
+    "weight_decay": {"weight_decay": 0.01},
+    "schedule": {"schedule": "poly"},
+    "milestones": {"milestones": (1,)},
+    "warmup_iterations": {"warmup_iterations": 2},
+    "warmup_lr": {"warmup_lr": 0.02, "warmup_iterations": 2},
+    "pad": {"pad": 1},
+    "flip": {"flip": False},
+    "precision": {"precision": "bfloat16"},
+    "probe_images": {"probe_images": 3},
+    "snapshots": {"snapshots": (2,)},
+    "recompute": {"recompute": 1},
+    "blocks": {"blocks": "exactly:1"},
+    "crop": {"crop": (40, 48)},
+    "scale": {"scale": (0.5, 2.0)},
+    "rotate": {"rotate": 10.0},
+    "blur": {"blur": True},
+    "new_lr": {"new_lr": 2.0},
+    "frozen_bn": {"frozen_bn": True},
+}
+DATASETS = {"classification": "digits", "segmentation": "scenes"}
+MODELS = {"classification": "resnet-8", "segmentation": "pspnet-small"}
+ALL = [(task, name) for task in TASKS for name in OTHER]
+
+
+@pytest.fixture(scope="module", params=TASKS)
+def task(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture(scope="module")
+def data(task: str) -> Data:
+    loaded = datasets.load_classification("digits") if task == "classification" else None
+    return loaded.train_subset(20) if loaded else datasets.load("scenes", train=20, test=6)
+
+
+class Fit:
+    """A short training and all that it leaves: weights, history, files, and how often blocks were evaluated."""
+
+    def __init__(self, task: str, data: Data, recipe: Recipe, folder: Path) -> None:
+        torch.manual_seed(0)
+        network = models.build(MODELS[task], num_classes=data.num_classes, in_channels=data.in_channels)
+        self.evaluations = 0
+        layers = [layer for layer in network.modules() if isinstance(layer, nn.Conv2d)]
+        for layer in layers:
+            layer.register_forward_hook(self._note)
+        self.training: Training = train(network, data, recipe, seed=0, device="cpu", folder=folder)
+        self.weights = torch.cat([value.double().flatten() for value in network.state_dict().values()])
+        self.history = self.training.frame().drop(columns="seconds").to_csv()
+        self.files = sorted(path.name for path in folder.iterdir())
+
+    def _note(self, *_: object) -> None:
+        self.evaluations += 1
+
+    def __eq__(self, other: object) -> bool:
+        assert isinstance(other, Fit)
+        same = (self.history, self.files, self.evaluations) == (other.history, other.files, other.evaluations)
+        return same and torch.equal(self.weights, other.weights)
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+@pytest.fixture(scope="module")
+def before(task: str, data: Data, tmp_path_factory: pytest.TempPathFactory) -> dict[int, Fit]:
+    """Without the field, but with what it takes to matter: with and without a warm-up."""
+    return {
+        warmup: Fit(task, data, dataclasses.replace(BASE, warmup_iterations=warmup), tmp_path_factory.mktemp("before"))
+        for warmup in (0, 2)
+    }
+
+
+def test_every_field_is_here() -> None:
+    assert set(OTHER) == {field.name for field in dataclasses.fields(Recipe)}
+    assert set(ALONE) <= set(OTHER)
+    for name, values in OTHER.items():
+        assert getattr(dataclasses.replace(BASE, **values), name) != getattr(BASE, name)
+
+
+def test_the_same_recipe_does_the_same(task: str, data: Data, before: dict[int, Fit], tmp_path: Path) -> None:
+    """Without this, what follows would say nothing."""
+    assert Fit(task, data, BASE, tmp_path) == before[0]
+
+
+@pytest.mark.parametrize("name", OTHER)
+def test_a_field_does_something_or_is_refused(
+    task: str, data: Data, before: dict[int, Fit], name: str, tmp_path: Path
+) -> None:
+    recipe = dataclasses.replace(BASE, **OTHER[name])
+
+    def spec(recipe: Recipe) -> RunSpec:
+        return RunSpec(model=MODELS[task], dataset=DATASETS[task], seed=0, recipe=recipe)
+
+    if ALONE.get(name, task) != task:
+        message = f"recipe: {name} is for {ALONE[name]} alone, found .* for {task}"
+        with pytest.raises(UsageError, match=message):
+            spec(recipe)
+        with pytest.raises(UsageError, match=message):
+            Fit(task, data, recipe, tmp_path)
+        assert not list(tmp_path.iterdir())
+    else:
+        warmup = 2 if name == "warmup_lr" else 0
+        assert Fit(task, data, recipe, tmp_path) != before[warmup]
+        assert spec(recipe).name != spec(dataclasses.replace(BASE, warmup_iterations=warmup)).name
+
+
+def test_fields_that_the_schedule_ignores_are_refused() -> None:
+    with pytest.raises(UsageError, match="milestones are for the schedule steps, found 'one-cycle'"):
+        Recipe(iterations=4, schedule="one-cycle", milestones=(2,))
+    with pytest.raises(UsageError, match=r"warmup_lr is 0.05, but there are no warmup_iterations"):
+        Recipe(iterations=4, warmup_lr=0.05)
