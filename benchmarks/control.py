@@ -3,7 +3,7 @@
     python -m benchmarks.control              # the working tree against the last commit
     python -m benchmarks.control v1.0         # against any other
 
-200 iterations of ResNet-20, on CIFAR-10 if RESNOTES_DATA has it, else on digits; a minute or two. Compared are the
+200 iterations of ResNet-20, on CIFAR-10 if RESNOTES_DATA has it, else on digits; some minutes. Compared are the
 weights, the history, the address of that run and those of all recorded runs. It ends with 1 if anything differs.
 """
 

@@ -22,6 +22,9 @@ from resnotes.intervals import Interval, Verdict
 
 WORDS: dict[Verdict, str] = {True: "true", False: "false", None: "undecided"}
 
+# Metadata of an executed notebook: how long, when, where and with what it ran, and whether it failed.
+OUTCOME = "resnotes"
+
 _ID = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*(\.[a-z0-9]+(-[a-z0-9]+)*)+")
 
 
@@ -155,8 +158,28 @@ class Ledger:
 
 
 def collect(folder: Path) -> list[dict[str, Any]]:
-    """The claims of all notebooks whose ledgers lie in `folder`, by notebook, then in the order recorded."""
-    return [claim for path in sorted(folder.glob("*.json")) for claim in load(path)]
+    """The claims of all notebooks whose ledgers lie in `folder`, by notebook, then in the order recorded.
+
+    Those of a notebook that was not finished do not count: `folder` has its claims so far, and beside that lies the
+    notebook, without an outcome.
+    """
+    ledgers = sorted(folder.glob("*.json"))
+    notebooks = folder.parent / "notebooks"
+    return [claim for path in ledgers if is_finished(notebooks / f"{path.stem}.ipynb") for claim in load(path)]
+
+
+def is_finished(notebook: Path) -> bool:
+    """Whether the runner noted an outcome in an executed notebook; one that it did not execute is not there.
+
+    Whoever executes a notebook may be killed at any time. The note is the last thing that is written: without it, or
+    where the file is not even whole, the notebook was not finished.
+    """
+    if not notebook.exists():
+        return True
+    try:
+        return OUTCOME in read_json(notebook)["metadata"]
+    except (ResnotesError, KeyError, TypeError):
+        return False
 
 
 def merge(out: Path) -> list[dict[str, Any]]:

@@ -385,9 +385,12 @@ def _list(notebooks: Sequence[Notebook], folder: Path) -> None:
             typer.echo(f"    never run in {folder}")
             continue
         last = executed(path)
+        if last.state == "unfinished":
+            typer.echo(f"    last run not finished: its process was ended; `resnotes run {book.stem}` starts anew")
+            continue
         when = last.finished.astimezone().strftime("%Y-%m-%d %H:%M") if last.finished else "at an unknown time"
         seconds = f", {last.seconds:.1f} s" if last.seconds is not None else ""
-        typer.echo(f"    last run {when}: {'failed' if last.failed else 'done'}, profile {last.profile}{seconds}")
+        typer.echo(f"    last run {when}: {last.state}, profile {last.profile}{seconds}")
 
 
 def _folder(out: Path | None) -> Path:

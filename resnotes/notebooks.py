@@ -27,6 +27,7 @@ import yaml
 from ipykernel.kernelspec import write_kernel_spec
 
 from resnotes import claims, paths
+from resnotes.claims import OUTCOME
 from resnotes.errors import ResnotesError, UsageError, reporting_errors, unknown
 from resnotes.files import write_atomic
 from resnotes.lifeline import Lifeline
@@ -34,9 +35,6 @@ from resnotes.provenance import code_version, machine
 from resnotes.tidy import PARAMETERS_TAG, hygiene, tidied
 
 CELL_TIMEOUT = 24 * 3600  # seconds; against notebooks that hang, not against long trainings
-OUTCOME = (
-    "resnotes"  # metadata of an executed notebook: how long, when, where and with what it ran, and whether it failed
-)
 
 _ANSI = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 
@@ -212,6 +210,9 @@ def execute(
         def one(book: Notebook) -> Execution:
             say(f"{book.stem}: started")
             given = {name: value for name, value in parameters.items() if name in book.parameters}
+            with lock:  # what is there of another execution goes, and with it what was claimed then
+                _clear(book, out)
+                claims.merge(out)
             return _execute(book, given, out, environment, cell_timeout, lifeline)
 
         try:
@@ -278,6 +279,22 @@ def _environment(out: Path, kernels: Path, threads: int, workers: int) -> dict[s
     }
 
 
+def _output(book: Notebook, out: Path) -> Path:
+    return out / "notebooks" / book.path.name
+
+
+def _ledger(book: Notebook, out: Path) -> Path:
+    return out / "claims" / f"{book.stem}.json"
+
+
+def _clear(book: Notebook, out: Path) -> None:
+    """Remove what an earlier execution left; the ledger first, since without a notebook it would count."""
+    output = _output(book, out)
+    figures = (out / "figures").rglob(f"{book.stem.split('_')[0]}_*")
+    for stale in (_ledger(book, out), output, output.with_suffix(".html"), *figures):
+        stale.unlink(missing_ok=True)
+
+
 def _execute(
     book: Notebook,
     parameters: dict[str, Any],
@@ -287,12 +304,8 @@ def _execute(
     lifeline: Lifeline,
 ) -> Execution:
     """Execute one notebook through papermill's command line, in a process of its own."""
-    output = out / "notebooks" / book.path.name
-    ledger = out / "claims" / f"{book.stem}.json"
+    output, ledger = _output(book, out), _ledger(book, out)
     output.parent.mkdir(parents=True, exist_ok=True)
-    figures = (out / "figures").rglob(f"{book.stem.split('_')[0]}_*")
-    for stale in (output, output.with_suffix(".html"), ledger, *figures):
-        stale.unlink(missing_ok=True)
     # Papermill reads YAML, which takes JSON's 1e-05 for a string: write what its own parser reads back.
     values = base64.b64encode(yaml.safe_dump(parameters).encode()).decode()
     arguments = [str(book.path), str(output), "--kernel", "python3", "--no-progress-bar", "--log-level", "ERROR"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from resnotes import claims, figures
-from resnotes.notebooks import OUTCOME, read, title_of
+from resnotes.claims import OUTCOME
+from resnotes.errors import ResnotesError
+from resnotes.notebooks import read, title_of
 
 
 @dataclass(frozen=True)
@@ -20,7 +23,7 @@ class ExecutedNotebook:
     Attributes:
         stem: name of its file, without ending.
         title: its first heading.
-        failed: whether a cell failed.
+        state: ``"done"``, ``"failed"`` where a cell failed, or ``"unfinished"`` where whoever executed it was ended.
         seconds: wall time.
         finished: when it was executed.
         profile: scale of the experiments; None if it was not given.
@@ -30,12 +33,17 @@ class ExecutedNotebook:
 
     stem: str
     title: str
-    failed: bool
+    state: str
     seconds: float | None
     finished: datetime | None
     profile: str | None
     machine: str | None
     commit: str | None
+
+    @property
+    def failed(self) -> bool:
+        """Whether a cell failed."""
+        return self.state == "failed"
 
 
 @dataclass(frozen=True)
@@ -57,17 +65,15 @@ class Results:
 
 
 def read_results(folder: Path) -> Results:
-    """What lies in `folder`, as `run` leaves it.
+    """What lies in `folder`, as `run` leaves it; of a notebook that was not finished, neither claims nor figures.
 
     Raises:
         ResnotesError: a ledger, a figure or a notebook in the folder is damaged.
     """
-    return Results(
-        folder,
-        claims.collect(folder / "claims"),
-        figures.load(folder / "figures"),
-        [executed(path) for path in sorted((folder / "notebooks").glob("*.ipynb"))],
-    )
+    notebooks = [executed(path) for path in sorted((folder / "notebooks").glob("*.ipynb"))]
+    unfinished = {book.stem.split("_")[0] for book in notebooks if book.state == "unfinished"}
+    drawn = [figure for figure in figures.load(folder / "figures") if figure["name"].split("_")[0] not in unfinished]
+    return Results(folder, claims.collect(folder / "claims"), drawn, notebooks)
 
 
 def verdicts(ledger: Sequence[Mapping[str, Any]]) -> Counter[str]:
@@ -79,18 +85,27 @@ def executed(path: Path) -> ExecutedNotebook:
     """What is known of the executed notebook at `path`.
 
     Raises:
-        ResnotesError: the file is no notebook.
+        ResnotesError: the file is missing.
     """
+    if not claims.is_finished(path):
+        return ExecutedNotebook(path.stem, _title(path), "unfinished", None, None, None, None, None)
     notebook = read(path)
     noted: dict[str, Any] = notebook.metadata.get(OUTCOME, {})
     commit = noted.get("commit")
     return ExecutedNotebook(
         stem=path.stem,
         title=title_of(notebook) or path.stem,
-        failed=noted.get("failed", False),
+        state="failed" if noted.get("failed") else "done",
         seconds=noted.get("seconds"),
         finished=datetime.fromisoformat(noted["finished"]) if "finished" in noted else None,
         profile=noted.get("parameters", {}).get("profile"),
         machine=noted.get("machine"),
         commit=commit and commit[:10] + ("+" if noted.get("dirty") else ""),
     )
+
+
+def _title(path: Path) -> str:
+    """The title of a notebook that may not be whole."""
+    with contextlib.suppress(ResnotesError):
+        return title_of(read(path)) or path.stem
+    return path.stem

@@ -1,3 +1,4 @@
+import collections
 import functools
 import itertools
 import json
@@ -6,7 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import assume, example, given
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
@@ -15,11 +16,14 @@ from resnotes.errors import ResnotesError, UsageError
 from resnotes.intervals import (
     Interval,
     all_of,
+    bootstrap,
     bootstrap_ratio,
     bootstrap_ratio_difference,
     interval,
     paired_difference,
     rank_correlation,
+    rank_test,
+    unpaired_difference,
     verdict,
 )
 
@@ -108,7 +112,7 @@ def test_text_has_sensible_digits(mean, half, unit, text):
 
 @pytest.mark.parametrize(
     ("bound", "above", "below"),
-    [(0, True, False), (0.999, True, False), (1, None, False), (2, None, None), (3, False, None), (4, False, True)],
+    [(0, True, False), (0.999, True, False), (1, None, None), (2, None, None), (3, None, None), (4, False, True)],
 )
 def test_verdict_of_an_interval_from_1_to_3(bound, above, below):
     """It lies above a bound if all of it does, and does not if nothing of it does."""
@@ -127,7 +131,7 @@ def test_a_bound_that_is_unknown_decides_nothing(bounds):
 
 def test_what_is_drawn_unless_asked_for_otherwise():
     rng = np.random.default_rng(5)
-    ours, theirs = rng.normal(size=(6, 4)) + np.arange(6)[:, None], np.arange(6)
+    ours, theirs = rng.normal(size=(6, 5)) + np.arange(6)[:, None], np.arange(6)
     assert rank_correlation(ours, theirs) == rank_correlation(ours, theirs, draws=2000)
     assert rank_correlation(ours, theirs) != rank_correlation(ours, theirs, draws=500)
     one, other = rng.random((2, 2, 20))
@@ -153,25 +157,27 @@ def test_samples_without_a_denominator_are_left_out_in_silence(numerator):
 def test_verdict_is_that_of_every_point(values, bound):
     measured = interval(values)
     points = [measured.low, measured.mean, measured.high]
-    for holds, side in (
-        (lambda point: point > bound, {"above": bound}),
-        (lambda point: point < bound, {"below": bound}),
+    for holds, fails, side in (
+        (lambda point: point > bound, lambda point: point < bound, {"above": bound}),
+        (lambda point: point < bound, lambda point: point > bound, {"below": bound}),
     ):
-        answers = {holds(point) for point in points}
-        assert verdict(measured, **side) is (answers.pop() if len(answers) == 1 else None)
+        expected = True if all(map(holds, points)) else False if all(map(fails, points)) else None
+        assert verdict(measured, **side) is expected
 
 
 @given(samples, numbers)
-def test_verdict_is_true_on_at_most_one_side(values, bound):
+def test_what_is_above_is_not_below(values, bound):
     measured = interval(values)
     above, below = verdict(measured, above=bound), verdict(measured, below=bound)
-    assert not (above and below)
-    assert (above is None) == (below is None) or bound in (measured.low, measured.high)
-    if above:
-        assert measured.low > bound
-        assert below is False
-    if measured.low < bound < measured.high:
-        assert above is None
+    assert (above, below) in [(True, False), (False, True), (None, None)]
+    assert (above is None) == (measured.low <= bound <= measured.high)
+
+
+@pytest.mark.parametrize(("low", "high"), [(-0.9, 0.5), (0.5, 0.9), (0.5, 0.5)])
+def test_a_bound_that_is_touched_decides_nothing(low, high):
+    measured = Interval((low + high) / 2, low, high, 5)
+    assert verdict(measured, above=0.5) is None
+    assert verdict(measured, below=0.5) is None
 
 
 @given(samples, numbers)
@@ -332,7 +338,7 @@ def test_t_intervals_are_symmetric(values):
 
 
 @st.composite
-def compared(draw, fewest=2, most=4):
+def compared(draw, fewest=5, most=7):
     """Our values, one list for each thing, and the paper's; the first thing is always below the last."""
     things = draw(st.integers(3, 18))
     ours = []
@@ -356,8 +362,8 @@ def test_rank_correlation_is_scipys_of_the_means(drawn):
 
 
 @given(compared())
-@example(([[float(i)] * 2 for i in range(17)], list(range(17))))
-@example(([[float(i)] * 2 for i in range(17)], list(range(17))[::-1]))
+@example(([[float(i)] * 5 for i in range(17)], list(range(17))))
+@example(([[float(i)] * 5 for i in range(17)], list(range(17))[::-1]))
 def test_rank_correlations_lie_between_minus_one_and_one(drawn):
     found = rank_correlation(*drawn, draws=200)
     assert -1 <= found.low <= found.high <= 1
@@ -366,12 +372,12 @@ def test_rank_correlations_lie_between_minus_one_and_one(drawn):
 
 @pytest.mark.parametrize("things", [3, 4, 11, 16])
 def test_the_same_order_correlates_fully_and_the_reverse_negatively(things):
-    ours = [[10.0 * i, 10.0 * i + 4] for i in range(things)]  # no draw changes the order
+    ours = [[10.0 * i + k for k in range(5)] for i in range(things)]  # no draw changes the order
     theirs = [float(i**2) for i in range(things)]
     for sign in (1, -1):
         found = rank_correlation(ours, [sign * value for value in theirs])
         assert (found.mean, found.low, found.high) == pytest.approx((sign, sign, sign), abs=1e-12)
-        assert found.n == 2
+        assert found.n == 5
 
 
 def test_ties_share_a_rank():
@@ -382,7 +388,7 @@ def test_ties_share_a_rank():
     assert rank_correlation([[0], [1, 3], [2], [7]], [1, 2, 3, 4]).mean == pytest.approx(expected)
 
 
-@given(compared(1, 1), st.integers(2, 6))
+@given(compared(1, 1), st.integers(5, 7))
 def test_seeds_that_agree_leave_no_doubt(drawn, seeds):
     ours, theirs = drawn
     found = rank_correlation([values * seeds for values in ours], theirs, draws=50)
@@ -390,43 +396,41 @@ def test_seeds_that_agree_leave_no_doubt(drawn, seeds):
     assert found.n == seeds
 
 
-@given(compared(1, 1))
-def test_one_seed_bounds_no_correlation(drawn):
+@given(compared(1, 1), st.integers(1, 4))
+def test_few_seeds_bound_no_correlation(drawn, seeds):
     ours, theirs = drawn
-    found = rank_correlation(ours, theirs)
-    assert (found.low, found.high, found.n) == (None, None, 1)
-    one_more = rank_correlation([[*ours[0], 1.0], *ours[1:]], theirs)  # for one thing alone, that is too little
-    assert (one_more.low, one_more.n) == (None, 1)
+    found = rank_correlation([values * seeds for values in ours], theirs)
+    assert (found.low, found.high, found.n) == (None, None, seeds)
+    more = [ours[0] * 4, *(values * 5 for values in ours[1:])]  # for all but one, that is too little
+    assert (rank_correlation(more, theirs).low, rank_correlation(more, theirs).n) == (None, 4)
+    assert verdict(found, above=0.5) is verdict(found, below=-0.5) is None
 
 
-@pytest.mark.parametrize(
-    ("ours", "theirs"),
-    [
-        ([[1, 4.1], [2, 6.2], [3, 5.3], [4, 8.4]], [1, 2, 3, 4]),
-        ([[1, 4.1], [2, 6.2], [3, 5.3], [4, 8.4]], [4, 1, 1, 2]),
-        ([[0, 9], [1, 2, 3], [4, 5]], [1, 2, 3]),
-        ([[3, 4.1, 9], [1.2, 5.3, 6], [2, 7, 8.4]], [3, 1, 2]),
-    ],
-)
-def test_bounds_are_percentiles_over_all_ways_to_draw_seeds(ours, theirs):
-    @functools.cache
-    def rho(*means):
-        return stats.spearmanr(means, theirs).statistic
+@pytest.mark.parametrize("theirs", [[1, 2, 3], [3, 1, 1], [2, 1, 3]])
+def test_bounds_are_percentiles_over_all_ways_to_draw_seeds(theirs):
+    """Of few distinct values, every mean of five draws can be listed with its chance."""
+    ours = [[0, 4, 4, 4, 9], [1, 2, 2, 2, 8], [1, 1, 1, 6, 6]]
 
-    draws = [[np.mean(drawn) for drawn in itertools.product(values, repeat=len(values))] for values in ours]
-    every = [rho(*means) for means in itertools.product(*draws)]
-    every = np.array(every)
+    def means(values):
+        drawn = collections.Counter(sum(each) / 5 for each in itertools.product(values, repeat=5))
+        return [(mean, count / 5**5) for mean, count in drawn.items()]
+
+    rho = functools.cache(lambda *means: stats.spearmanr(means, theirs).statistic if len(set(means)) > 1 else 0.0)
+    every = collections.Counter()
+    for chosen in itertools.product(*map(means, ours)):
+        ranks = tuple(stats.rankdata([mean for mean, _ in chosen]))
+        every[rho(*ranks)] += math.prod(chance for _, chance in chosen)
     found = rank_correlation(ours, theirs)
     slack = 4 * math.sqrt(0.025 * 0.975 / 2000)  # of the share among 2000 draws
-    assert every.min() < every.max()
+    assert len(every) > 1
     for bound, share in ((found.low, 0.025), (found.high, 0.975)):
-        assert (every < bound - 1e-9).mean() <= share + slack
-        assert (every <= bound + 1e-9).mean() >= share - slack
+        assert sum(chance for value, chance in every.items() if value < bound - 1e-9) <= share + slack
+        assert sum(chance for value, chance in every.items() if value <= bound + 1e-9) >= share - slack
 
 
 def test_rank_correlation_is_the_same_each_time():
     generator = np.random.default_rng(3)
-    ours, theirs = generator.normal(size=(9, 3)), generator.normal(size=9)
+    ours, theirs = generator.normal(size=(9, 5)), generator.normal(size=9)
     first = rank_correlation(ours, theirs)
     np.random.seed(5)  # noqa: NPY002 - that it does not matter is the point
     assert rank_correlation(ours.tolist(), theirs.tolist()) == first
@@ -434,8 +438,8 @@ def test_rank_correlation_is_the_same_each_time():
 
 
 def test_a_draw_whose_means_are_all_equal_is_no_error():
-    """The values differ, and so do their means; one draw in 64 has nothing but ones."""
-    found = rank_correlation([[1, 2], [1, 2], [1, 2.5]], [1, 2, 3])
+    """The values differ, and so do their means; some draws have nothing but ones."""
+    found = rank_correlation([[1, 1, 1, 1, 2], [1, 1, 1, 1, 2], [1, 1, 1, 1, 2.5]], [1, 2, 3])
     assert -1 <= found.low <= found.high <= 1
 
 
@@ -458,6 +462,110 @@ def test_a_draw_whose_means_are_all_equal_is_no_error():
 def test_rank_correlation_refuses(ours, theirs, message):
     with pytest.raises(UsageError, match=message):
         rank_correlation(ours, theirs)
+
+
+# Permutation tests
+
+
+@given(compared(1, 1))
+@settings(max_examples=40)
+def test_a_rank_test_is_scipys(drawn):
+    ours, theirs = [values[0] for values in drawn[0]], drawn[1]
+    found = rank_test([ours], [theirs], draws=300)
+    assert found.rho == pytest.approx(stats.spearmanr(ours, theirs).statistic, abs=1e-12)
+    assert found.n == len(ours)
+    assert 0 < found.p <= 1
+
+
+@pytest.mark.parametrize("theirs", [[1, 2, 3, 4, 5], [5, 3, 4, 1, 2], [2, 2, 1, 5, 4], [1, 5, 2, 4, 3]])
+def test_p_is_the_share_of_all_orders_that_do_as_well(theirs):
+    ours = [0.1, 0.4, 0.5, 0.7, 1.3]
+    rho = stats.spearmanr(ours, theirs).statistic
+    every = np.array([stats.spearmanr(ours, order).statistic for order in itertools.permutations(theirs)])
+    tail = min((every >= rho - 1e-9).mean(), (every <= rho + 1e-9).mean())
+    assert rank_test([ours], [theirs]).p == pytest.approx(min(1, 2 * tail))
+
+
+def test_groups_are_ranked_each_by_itself():
+    """Two seeds of five things each: the groups differ by far more than what is ranked within them."""
+    ours, theirs = [[1, 2, 3, 4, 5], [101, 102, 103, 104, 105]], [[5, 6, 7, 8, 9], [1, 2, 3, 4, 5]]
+    found = rank_test(ours, theirs)
+    assert found.rho == 1
+    assert found.p == pytest.approx(2 / 120**2, abs=2e-4)  # both in order, or both in reverse
+    assert found.verdict() is True
+    assert found.verdict(same=False) is False
+    reverse = rank_test(ours, [group[::-1] for group in theirs])
+    assert (reverse.verdict(), reverse.verdict(same=False)) == (False, True)
+
+
+def test_orders_by_chance_are_rarely_decided():
+    rng = np.random.default_rng(0)
+    decided = [rank_test([rng.random(7)], [rng.random(7)], draws=5040).verdict() is not None for _ in range(300)]
+    assert 0.02 < np.mean(decided) < 0.08  # 5 % and little more than a standard deviation of 1.3 % around it
+
+
+def test_three_things_are_too_few_to_decide():
+    assert rank_test([[1, 2, 3]], [[1, 2, 3]]).verdict() is None
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "message"),
+    [
+        ([], [], "at least three values"),
+        ([[1, 2]], [[1, 2]], "at least three values"),
+        ([[1, 2, 3]], [[1, 2, 3, 4]], "the same number in each group"),
+        ([[1, 2, 3], [1, 2, 3, 4]], [[1, 2, 3], [1, 2, 3, 4]], "the same number in each group"),
+        ([[1, 2, math.nan]], [[1, 2, 3]], "finite"),
+        ([[1, 1, 1]], [[1, 2, 3]], "differ"),
+    ],
+)
+def test_rank_tests_refuse(x, y, message):
+    with pytest.raises(UsageError, match=message):
+        rank_test(x, y)
+
+
+# Samples that have nothing in common, and any statistic of images
+
+
+@pytest.mark.filterwarnings("ignore:Precision loss")
+@given(samples, samples)
+def test_an_unpaired_difference_is_scipys_welch_interval(a, b):
+    found = unpaired_difference(a, b, "%")
+    assert found.mean == pytest.approx(np.mean(a) - np.mean(b))
+    assert found.n == min(len(a), len(b))
+    if np.std(a) > 1e-3 or np.std(b) > 1e-3:  # of two that do not differ, SciPy has no interval
+        expected = stats.ttest_ind(a, b, equal_var=False).confidence_interval()
+        assert (found.low, found.high) == pytest.approx(tuple(expected), rel=1e-6, abs=1e-6)
+
+
+def test_an_unpaired_difference_at_its_ends():
+    assert unpaired_difference([1], [2, 3]) == Interval(-1.5, None, None, 1)
+    assert unpaired_difference([1, 1], [3, 3, 3]) == Interval(-2, -2, -2, 2)
+    with pytest.raises(UsageError, match="at least one value on each side"):
+        unpaired_difference([], [1, 2])
+
+
+def test_a_bootstrap_of_the_mean_is_that_of_a_ratio_to_ones():
+    rng = np.random.default_rng(2)
+    values = rng.random(60)
+    found, expected = bootstrap(values, np.mean, "%", draws=4000), bootstrap_ratio(values, np.ones(60), draws=4000)
+    assert found.mean == pytest.approx(expected.mean)
+    assert (found.low, found.high) == pytest.approx((expected.low, expected.high), abs=0.01)
+    assert (found.n, found.unit) == (60, "%")
+    assert bootstrap(values[:1], np.mean) == Interval(values[0], None, None, 1)
+
+
+def test_images_are_drawn_with_all_that_is_theirs():
+    """Paired by image, two columns that differ by 1 differ by 1 in every sample."""
+    first = np.random.default_rng(1).random(30)
+    found = bootstrap(np.stack([first, first + 1], axis=1), lambda rows: rows[:, 1].mean() - rows[:, 0].mean())
+    assert (found.low, found.high) == pytest.approx((1, 1))
+
+
+@pytest.mark.parametrize("images", [[], [1, math.nan], 3.0])
+def test_a_bootstrap_refuses(images):
+    with pytest.raises(UsageError, match="at least one image, and finite numbers"):
+        bootstrap(images, np.mean)
 
 
 def test_ratios_cover_the_truth_about_as_often_as_they_say():

@@ -26,11 +26,16 @@ from filelock import FileLock
 from test_notebooks import write_notebook
 from test_runs import content
 from test_training import timeless
+from typer.testing import CliRunner
 
 import resnotes
-from resnotes import datasets, files, progress, runs
+from resnotes import claims, datasets, files, paths, progress, runs
+from resnotes.cli import app
 from resnotes.errors import RunError
+from resnotes.index import write_index
 from resnotes.recipes import Recipe
+from resnotes.report import write_report
+from resnotes.results import read_results
 from resnotes.runs import Run, RunStore
 from resnotes.specs import RunSpec
 
@@ -336,6 +341,16 @@ print("in the middle")
 Path("{mark}").write_text(str(os.getpid()))
 time.sleep(600)
 """
+CLAIMS = """
+import time
+from resnotes.claims import Ledger
+
+texts = dict(statement_zh="", source="", expected="", expected_zh="")
+ledger = Ledger("01_degradation", "quick", "digits", [0])
+ledger.record("degradation.early", "Said too early.", measured=1, holds=True, **texts)
+Path("{mark}").touch()
+time.sleep({seconds})
+"""
 TRAINS = """
 from resnotes.recipes import Recipe
 from resnotes.runs import RunStore
@@ -355,11 +370,10 @@ class Suite:
     process: subprocess.Popen[str]
 
     @classmethod
-    def start(cls, root: Path, *cells: str) -> Suite:
+    def start(cls, root: Path, *cells: str, name: str = "a") -> Suite:
         for number, cell in enumerate(cells, start=1):
-            write_notebook(
-                root / "notebooks", f"0{number}_a", "from pathlib import Path; print('first')", cell, parameters="x = 1"
-            )
+            first = "from pathlib import Path; print('first')"
+            write_notebook(root / "notebooks", f"0{number}_{name}", first, cell, parameters="x = 1")
         program = (
             "import signal, sys; from pathlib import Path; from resnotes import cli, paths;"
             "signal.signal(signal.SIGINT, signal.default_int_handler);"  # a shell's background jobs ignore it
@@ -405,8 +419,8 @@ def suite(tmp_path: Path) -> Iterator[Callable[..., Suite]]:
     """Starts one, and ends it whatever the test found."""
     started: list[Suite] = []
 
-    def starting(*cells: str) -> Suite:
-        started.append(Suite.start(tmp_path, *cells))
+    def starting(*cells: str, name: str = "a") -> Suite:
+        started.append(Suite.start(tmp_path, *cells, name=name))
         return started[-1]
 
     yield starting
@@ -446,6 +460,42 @@ def test_a_command_that_is_killed_takes_its_notebooks_along(suite: Any, tmp_path
     running.process.kill()
     assert running.orphans() == []
     assert running.notebook("01_a").cells[-2].outputs[0].text == "first\n"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGKILL], ids=lambda number: number.name)
+def test_a_command_that_is_ended_has_not_finished(
+    suite: Any, tmp_path: Path, number: signal.Signals, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it claimed so far is nowhere taken for the study; an execution of before, which it replaced, is gone."""
+    mark, out = tmp_path / "mark", tmp_path / "out"
+    assert suite(CLAIMS.format(mark=mark, seconds=0), name="degradation").process.wait(120) == 0
+    mark.unlink()
+    assert [claim["id"] for claim in read_results(out).claims] == ["degradation.early"]
+    running = suite(CLAIMS.format(mark=mark, seconds=600), name="degradation")
+    wait_until(mark.exists, running.process)
+    running.process.send_signal(number)
+    assert running.orphans() == []
+
+    monkeypatch.setenv("RESNOTES_OUT", str(out))
+    monkeypatch.setattr(paths, "project_root", lambda: tmp_path)
+    listed = CliRunner().invoke(app, ["run", "--list"]).output
+    assert "last run not finished" in listed
+    assert "done" not in listed
+    results = read_results(out)
+    assert (results.claims, results.figures, results.notebooks[0].state) == ([], [], "unfinished")
+    assert "no claims" in CliRunner().invoke(app, ["claims"]).output
+    for lang, said in (("en", "The notebook was not finished"), ("zh", "该笔记本未执行完")):
+        report = write_report(results, tmp_path / lang, lang=lang)
+        assert said in report.read_text()
+        assert said in report.with_suffix(".html").read_text()
+        assert "Said too early" not in report.read_text()
+    assert "not finished" in write_index(out).read_text()
+    assert claims.load(out / "claims.json") == []
+
+    notebook = out / "notebooks" / "01_degradation.ipynb"
+    notebook.write_bytes(notebook.read_bytes()[:1000])  # ended while it was written
+    assert read_results(out).notebooks[0].state == "unfinished"
+    write_index(out)
 
 
 def test_a_kernel_that_is_killed_in_mid_cell_fails_its_notebook_alone(suite: Any, tmp_path: Path) -> None:
