@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from resnotes.datasets.pixels import as_rgb
 from resnotes.errors import DatasetError
 
 Wanted = Callable[[PurePosixPath], bool]
@@ -206,7 +207,7 @@ class _StrictTarInfo(tarfile.TarInfo):
 
 
 def decode_rgb(data: bytes, where: str, size: tuple[int, int]) -> tuple[NDArray[np.uint8], bool]:
-    """Decodes one PNG or JPEG.
+    """Decodes one PNG or JPEG, as it looks: see `resnotes.datasets.pixels`.
 
     Args:
         data: the encoded image.
@@ -218,13 +219,16 @@ def decode_rgb(data: bytes, where: str, size: tuple[int, int]) -> tuple[NDArray[
         uint8 `[3, H, W]`, and whether the format is lossless.
 
     Raises:
-        DatasetError: not a complete PNG or JPEG, another size, or neither RGB, palette nor grey.
+        DatasetError: not a complete PNG or JPEG, another size, neither RGB, palette nor grey, or transparent.
     """
     width, height = size
     expected = f"a complete {width}x{height} RGB PNG or JPEG"
     with damage_reported(where, expected), Image.open(io.BytesIO(data), formats=("PNG", "JPEG")) as image:
-        if image.size != size or image.mode not in ("RGB", "P", "L"):
+        if image.size != size or image.mode not in ("RGB", "P", "L", "I", "I;16"):
             raise DatasetError(
                 f"{where} is {image.width}x{image.height} {image.mode}; expected {expected}; convert it or remove it"
             )
-        return np.asarray(image.convert("RGB")).transpose(2, 0, 1), image.format == "PNG"
+        pixels = np.asarray(as_rgb(image, where))
+        if pixels.shape[:2] != (height, width):
+            raise DatasetError(f"{where} is {pixels.shape[1]}x{pixels.shape[0]}, turned upright; expected {expected}")
+        return pixels.transpose(2, 0, 1), image.format == "PNG"

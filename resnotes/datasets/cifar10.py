@@ -41,7 +41,7 @@ CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "hors
 
 _SPLITS = ("train", "test")
 SIZES = {"train": 50_000, "test": 10_000}  # of the official split
-_DECODED = "cifar10-by-hash"  # names the cache: earlier versions kept another order under another name
+_DECODED = "cifar10-upright"  # names the cache: earlier versions kept what they read otherwise under other names
 _ARRAYS = ("train_images", "train_labels", "test_images", "test_labels")
 _SIZE = (32, 32)
 _SUFFIXES = frozenset({".png", ".jpg", ".jpeg"})

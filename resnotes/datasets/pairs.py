@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from resnotes.datasets.archives import damage_reported
+from resnotes.datasets.pixels import Color, as_labels, as_rgb
 from resnotes.errors import DatasetError
 
 _SUFFIXES = frozenset({".png", ".jpg", ".jpeg"})
@@ -62,41 +64,40 @@ def _files(folder: Path) -> dict[str, list[Path]]:
     return files
 
 
-def read(pair: Pair, highest: int, size: tuple[int, int] | None = None) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """Decodes an image and its label map.
+def read(
+    pair: Pair, highest: int, size: tuple[int, int] | None = None, colors: Mapping[Color, int] = MappingProxyType({})
+) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """Decodes an image and its label map, as they look: see `resnotes.datasets.pixels`.
 
     Args:
         pair: the files.
         highest: the highest label that may occur.
         size: height and width to bring both to; None for their own. Images are averaged over the area that becomes
             a pixel, labels are taken from its centre.
+        colors: colours by which the labels of a palette are recognised.
 
     Returns:
         uint8 `[3, H, W]` and `[H, W]`, not shared with anything.
 
     Raises:
-        DatasetError: a file is damaged, their sizes differ, or the map holds colours or a label above `highest`.
+        DatasetError: a file is damaged or shows something else than its numbers, their sizes differ, or the map holds
+            colours or a label above `highest`.
     """
     with (
         damage_reported(pair.annotation, "a complete PNG"),
         Image.open(pair.annotation, formats=("PNG",)) as annotation,
     ):
-        if annotation.mode not in ("L", "P"):
-            raise DatasetError(
-                f"label map {pair.annotation} is a picture of type {annotation.mode}; expected one channel of 8 bits,"
-                " grey or palette, whose values are labels; maps painted in colours have to be converted first"
-            )
         with (
             damage_reported(pair.image, "a complete PNG or JPEG"),
             Image.open(pair.image, formats=("PNG", "JPEG")) as image,
         ):
-            if image.size != annotation.size:
-                raise DatasetError(
-                    f"image {pair.image} is {image.width}x{image.height}, its label map {pair.annotation}"
-                    f" {annotation.width}x{annotation.height}; expected one size; get both from the same source"
-                )
-            pixels, labels = image.convert("RGB"), annotation.copy()
-    found = np.asarray(labels)
+            stored = image.size
+            if sorted(stored) != sorted(annotation.size):  # before a pixel is decoded, whichever way they are turned
+                raise _other_size(pair, stored, annotation.size)
+            pixels = as_rgb(image, f"image {pair.image}")
+        found = as_labels(annotation, pair.annotation, colors)
+    if pixels.size != found.shape[::-1]:
+        raise _other_size(pair, pixels.size, found.shape[::-1], turned=stored != pixels.size)
     if found.max() > highest:
         where = np.argwhere(found > highest)[0].tolist()
         raise DatasetError(
@@ -105,8 +106,16 @@ def read(pair: Pair, highest: int, size: tuple[int, int] | None = None) -> tuple
         )
     if size is not None and size != found.shape:
         pixels = pixels.resize(size[::-1], Image.Resampling.BILINEAR)  # which PIL widens to the area when it shrinks
-        found = np.asarray(labels.resize(size[::-1], Image.Resampling.NEAREST))
+        found = np.asarray(Image.fromarray(found).resize(size[::-1], Image.Resampling.NEAREST))
     return np.array(pixels).transpose(2, 0, 1).copy(), found.astype(np.uint8)
+
+
+def _other_size(pair: Pair, image: tuple[int, ...], labels: tuple[int, ...], *, turned: bool = False) -> DatasetError:
+    upright = ", turned upright as its EXIF data says" if turned else ""
+    return DatasetError(
+        f"image {pair.image} is {image[0]}x{image[1]}{upright}, its label map {pair.annotation}"
+        f" {labels[0]}x{labels[1]}; expected one size; get both from the same source"
+    )
 
 
 def missing(name: str, folders: Sequence[str], layout: str, root: Path) -> str:
