@@ -139,12 +139,14 @@ def train(
 @app.command()
 def claims(out: Out = None) -> None:
     """Print the claims of a run: whether each holds, what was expected and what was measured."""
-    from resnotes.claims import WORDS, load
+    from resnotes.claims import WORDS, collect, load
 
-    path = _folder(out) / "claims.json"
-    entries = load(path) if path.exists() else []
+    folder = _folder(out)
+    path = folder / "claims.json"  # what a run that was ended could not bring up to date
+    ledgers = folder / "claims"
+    entries = collect(ledgers) if ledgers.is_dir() else load(path) if path.exists() else []
     if not entries:
-        typer.echo(f"no claims in {path.parent}; `resnotes run` makes them")
+        typer.echo(f"no claims in {folder}; `resnotes run` makes them")
     for claim in entries:
         typer.echo(f"{WORDS[claim['holds']]:<10} {claim['id']}: {claim['statement']}")
         typer.echo(f"{'':<10} expected {claim['expected']}; measured {claim['measured']['text']}")

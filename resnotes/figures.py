@@ -19,6 +19,7 @@ from matplotlib.figure import Figure
 
 import resnotes
 from resnotes import paths
+from resnotes.claims import is_finished
 from resnotes.errors import ResnotesError, UsageError, unknown
 from resnotes.files import read_json, write_atomic, write_folder, write_json
 from resnotes.markdown import escape
@@ -144,6 +145,8 @@ def save(
 def load(folder: Path, formats: Collection[str] = ("png",)) -> list[dict[str, Any]]:
     """The sidecars of the figures in `folder`, notebook by notebook, each in the order in which it saved them.
 
+    Figures of a notebook beside `folder` that was not finished do not count.
+
     Args:
         folder: where `save` or `export` left them.
         formats: what each must be there as.
@@ -152,8 +155,11 @@ def load(folder: Path, formats: Collection[str] = ("png",)) -> list[dict[str, An
         ResnotesError: a sidecar is damaged, or an image that belongs to it is missing.
     """
     sidecars = []
+    executed = (folder.parent / "notebooks").glob("*.ipynb")
+    unfinished = {path.stem.split("_")[0] for path in executed if not is_finished(path)}
     saved = sorted(
-        folder.glob("*.json"), key=lambda path: (path.name.split("_")[0], path.stat().st_mtime_ns, path.name)
+        (path for path in folder.glob("*.json") if path.name.split("_")[0] not in unfinished),
+        key=lambda path: (path.name.split("_")[0], path.stat().st_mtime_ns, path.name),
     )
     for path in saved:
         sidecar = read_json(path)

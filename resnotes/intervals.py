@@ -97,7 +97,12 @@ def paired_difference(a: Sequence[float], b: Sequence[float], unit: str = "") ->
     """
     if len(a) != len(b):
         raise UsageError(f"paired values need the same seeds on both sides; found {len(a)} and {len(b)}")
-    return interval([float(x) - float(y) for x, y in zip(a, b, strict=True)], unit)
+    return interval([_less(float(x), float(y)) for x, y in zip(a, b, strict=True)], unit)
+
+
+def _less(a: float, b: float) -> float:
+    """`a - b`, and exactly 0 where they differ by rounding alone: such a difference is not to decide anything."""
+    return 0.0 if abs(a - b) <= 1e-12 * max(abs(a), abs(b)) else a - b
 
 
 def unpaired_difference(a: Sequence[float], b: Sequence[float], unit: str = "") -> Interval:
@@ -111,7 +116,7 @@ def unpaired_difference(a: Sequence[float], b: Sequence[float], unit: str = "") 
     both = [np.asarray([float(value) for value in values], dtype=np.float64) for values in (a, b)]
     if not all(sample.size for sample in both):
         raise UsageError("an interval needs at least one value on each side, all of them finite")
-    difference, n = float(both[0].mean() - both[1].mean()), min(sample.size for sample in both)
+    difference, n = _less(float(both[0].mean()), float(both[1].mean())), min(sample.size for sample in both)
     if n == 1:
         return Interval(difference, None, None, 1, unit)
     errors = [float(sample.var(ddof=1)) / sample.size for sample in both]  # squared, of each mean
@@ -203,8 +208,8 @@ def rank_test(x: Sequence[ArrayLike], y: Sequence[ArrayLike], *, draws: int = 20
     """Whether things rank alike by two measures, against all orders in which they could, or so many random ones.
 
     Args:
-        x: for each group, such as a seed, the first measure of its things, as many in each group. To compare the means
-            of our seeds with a paper, there is one group.
+        x: for each group, the first measure of its things, as many in each group. Groups must not have things in
+            common, such as the same lesions for all seeds: these are one group, of means over the seeds.
         y: the second measure of the same things.
         draws: random orders, where there are more than that.
 
@@ -214,6 +219,8 @@ def rank_test(x: Sequence[ArrayLike], y: Sequence[ArrayLike], *, draws: int = 20
     """
     from scipy.stats import permutation_test, rankdata  # a second of import time
 
+    if len(x) != len(y):
+        raise UsageError(f"ranks need the same groups on both sides; found {len(x)} and {len(y)}")
     pairs = [[np.asarray(each, dtype=np.float64) for each in pair] for pair in zip(x, y, strict=True)]
     shapes = {values.shape for pair in pairs for values in pair}
     if len(shapes) != 1 or len(shape := next(iter(shapes))) != 1 or shape[0] < 3:

@@ -198,6 +198,8 @@ def execute(
     done: dict[Notebook, Execution] = {}
     lock = Lock()
 
+    (out / "index.html").unlink(missing_ok=True)  # of before; whoever started this writes it anew at the end
+
     def say(line: str) -> None:
         with lock:  # or lines of notebooks that start together would mix
             report(line)
@@ -223,7 +225,8 @@ def execute(
                     done[execution.notebook] = execution
                     outcome = "failed" if execution.failure else "done"
                     say(f"{execution.notebook.stem}: {outcome} after {execution.seconds:.1f} s")
-                claims.merge(out)
+                    with lock:
+                        claims.merge(out)
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)  # or an interrupt would start those still waiting
             lifeline.cut()
@@ -288,10 +291,12 @@ def _ledger(book: Notebook, out: Path) -> Path:
 
 
 def _clear(book: Notebook, out: Path) -> None:
-    """Remove what an earlier execution left; the ledger first, since without a notebook it would count."""
+    """Remove what an earlier execution left; from the first moment on, there is a notebook that is not finished."""
     output = _output(book, out)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(output, "{}")
     figures = (out / "figures").rglob(f"{book.stem.split('_')[0]}_*")
-    for stale in (_ledger(book, out), output, output.with_suffix(".html"), *figures):
+    for stale in (_ledger(book, out), output.with_suffix(".html"), *figures):
         stale.unlink(missing_ok=True)
 
 
@@ -305,7 +310,6 @@ def _execute(
 ) -> Execution:
     """Execute one notebook through papermill's command line, in a process of its own."""
     output, ledger = _output(book, out), _ledger(book, out)
-    output.parent.mkdir(parents=True, exist_ok=True)
     # Papermill reads YAML, which takes JSON's 1e-05 for a string: write what its own parser reads back.
     values = base64.b64encode(yaml.safe_dump(parameters).encode()).decode()
     arguments = [str(book.path), str(output), "--kernel", "python3", "--no-progress-bar", "--log-level", "ERROR"]
@@ -332,6 +336,8 @@ def _execute(
         except Exception as error:  # what is in a notebook may be too much for nbconvert; the others are to go on
             kept = f"the notebook is there: {output}"
             failure = failure or f"{book.stem}: no page could be made of it, {type(error).__name__}: {error}\n{kept}"
+    else:
+        output.unlink(missing_ok=True)
     return Execution(book, output, seconds, failure)
 
 

@@ -70,10 +70,12 @@ def read_results(folder: Path) -> Results:
     Raises:
         ResnotesError: a ledger, a figure or a notebook in the folder is damaged.
     """
-    notebooks = [executed(path) for path in sorted((folder / "notebooks").glob("*.ipynb"))]
-    unfinished = {book.stem.split("_")[0] for book in notebooks if book.state == "unfinished"}
-    drawn = [figure for figure in figures.load(folder / "figures") if figure["name"].split("_")[0] not in unfinished]
-    return Results(folder, claims.collect(folder / "claims"), drawn, notebooks)
+    return Results(
+        folder,
+        claims.collect(folder / "claims"),
+        figures.load(folder / "figures"),
+        [executed(path) for path in sorted((folder / "notebooks").glob("*.ipynb"))],
+    )
 
 
 def verdicts(ledger: Sequence[Mapping[str, Any]]) -> Counter[str]:

@@ -517,6 +517,7 @@ def test_three_things_are_too_few_to_decide():
         ([[1, 2, 3], [1, 2, 3, 4]], [[1, 2, 3], [1, 2, 3, 4]], "the same number in each group"),
         ([[1, 2, math.nan]], [[1, 2, 3]], "finite"),
         ([[1, 1, 1]], [[1, 2, 3]], "differ"),
+        ([[1, 2, 3]], [[1, 2, 3], [1, 2, 3]], "the same groups on both sides; found 1 and 2"),
     ],
 )
 def test_rank_tests_refuse(x, y, message):
@@ -536,6 +537,12 @@ def test_an_unpaired_difference_is_scipys_welch_interval(a, b):
     if np.std(a) > 1e-3 or np.std(b) > 1e-3:  # of two that do not differ, SciPy has no interval
         expected = stats.ttest_ind(a, b, equal_var=False).confidence_interval()
         assert (found.low, found.high) == pytest.approx(tuple(expected), rel=1e-6, abs=1e-6)
+
+
+def test_rounding_decides_nothing():
+    assert paired_difference([0.1 + 0.2] * 3, [0.3] * 3) == Interval(0, 0, 0, 3)
+    assert unpaired_difference([0.1 + 0.2] * 3, [0.3] * 2) == Interval(0, 0, 0, 2)
+    assert paired_difference([1e-30, 2e-30], [0, 0]).mean == pytest.approx(1.5e-30)
 
 
 def test_an_unpaired_difference_at_its_ends():

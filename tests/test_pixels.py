@@ -12,6 +12,7 @@ import test_camvid
 from cifar10_files import as_folder
 from cifar10_files import tree as cifar10_tree
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 from resnotes.datasets import ade20k, camvid, cifar10
@@ -169,6 +170,38 @@ def test_transparent_pixels_are_refused(mapped: Loader, mode: str) -> None:
         mapped.read()
 
 
+@pytest.mark.parametrize("bits", [2, 4, 16])
+def test_a_transparent_grey_of_other_than_eight_bits_is_refused(mapped: Loader, bits: int) -> None:
+    """Pillow stretches the pixels, but not the grey that the file calls transparent."""
+    grey = picture(mapped.height, mapped.width)[..., 0].astype(int) % 2**bits
+    mapped.image.write_bytes(grey_png(grey, bits, transparent=int(grey[0, 0])))
+    with pytest.raises(DatasetError, match=f"image {mapped.image} has transparent pixels"):
+        mapped.read()
+
+
+def test_several_pictures_in_one_are_refused(mapped: Loader) -> None:
+    first, second = (Image.fromarray(np.rot90(picture(mapped.height, mapped.width), 2 * k)) for k in (0, 1))
+    save(mapped, first, save_all=True, append_images=[second])
+    with pytest.raises(DatasetError, match=f"image {mapped.image} is animated"):
+        mapped.read()
+    write(mapped, Image.fromarray(labels(11)), save_all=True, append_images=[Image.fromarray(labels(11)[::-1])])
+    with pytest.raises(DatasetError, match=f"label map {mapped.annotation} is animated"):
+        mapped.read()
+
+
+@pytest.mark.parametrize(("gamma", "allowed"), [(45455, True), (100000, False)])
+def test_another_gamma_is_refused(mapped: Loader, gamma: int, allowed: bool) -> None:
+    array = picture(mapped.height, mapped.width)
+    info = PngInfo()
+    info.add(b"gAMA", struct.pack(">I", gamma))
+    save(mapped, Image.fromarray(array), pnginfo=info)
+    if allowed:
+        np.testing.assert_array_equal(mapped.read()[0].permute(1, 2, 0).numpy(), array)
+    else:
+        with pytest.raises(DatasetError, match=r"brighter or darker than its numbers \(gamma 1\)"):
+            mapped.read()
+
+
 def test_opaque_alpha_is_no_matter(mapped: Loader) -> None:
     array = picture(mapped.height, mapped.width)
     save(mapped, Image.fromarray(array).convert("RGBA"))
@@ -258,19 +291,46 @@ def test_other_palettes_are_refused(mapped: Loader, colors: int) -> None:
     """Their order is anyone's guess: quantised images have the most frequent colour first."""
     palette = np.random.default_rng(3).integers(1, 256, (256, 3))
     write(mapped, with_palette(labels(11) % colors, palette))
-    with pytest.raises(DatasetError, match=r"has a palette that paints index 0 in \(\d+, \d+, \d+\); expected grey"):
+    with pytest.raises(DatasetError, match=r"paints index 0 in \(\d+, \d+, \d+\).*: no order of classes is known"):
         mapped.read()
 
 
 def test_a_grey_palette_in_another_order_is_refused(mapped: Loader) -> None:
-    """As of a grey label map that was quantised: the brightness is the label, the index is not."""
-    wanted = labels(11) // 4 * 5  # 0, 5, 10
-    write(mapped, Image.fromarray(wanted).quantize(4))
-    with pytest.raises(DatasetError, match="has a palette that paints index"):
-        mapped.read()
-    write(mapped, with_palette(wanted // 5, np.array([[0] * 3, [5] * 3, [9] * 3])))
-    with pytest.raises(DatasetError, match="has a palette that paints index"):
-        mapped.read()
+    """As of a grey label map that was quantised: the brightness is the label, the index is not; or is it?"""
+    wanted = labels(11) // 4  # 0, 1, 2
+    for greys in ([0, 5, 10], [0, 200, 100], [9, 200, 100]):
+        write(mapped, with_palette(wanted, np.stack([greys] * 3, 1)))
+        with pytest.raises(DatasetError, match="has a palette that paints index 0 in"):
+            mapped.read()
+
+
+def test_greys_of_a_palette_that_can_only_be_labels(mapped: Loader) -> None:
+    """What Pillow makes of a grey label map: the most frequent comes first."""
+    wanted = np.full((12, 16), 5, np.uint8)
+    wanted[0], wanted[1, :3] = 11, 0
+    indices = np.array([2, 0, 1])[np.searchsorted([0, 5, 11], wanted)]
+    image = with_palette(indices, np.array([[5] * 3, [11] * 3, [0] * 3]))
+    write(mapped, image)
+    _, found = mapped.read()
+    np.testing.assert_array_equal(found, wanted)
+
+
+@pytest.mark.parametrize("other", [(128, 0, 0), (128, 128, 128), (128, 128, 0)], ids=["building", "sky", "tree"])
+def test_two_colours_of_camvid_that_may_be_numbers_are_refused(root: Path, other: tuple[int, int, int]) -> None:
+    """As Pillow quantises a map that was painted in black and another colour: is black the number 0, or unlabelled?"""
+    loader = CamVid(root)
+    painted = np.zeros((12, 16, 3), np.uint8)
+    painted[9:] = other
+    image = Image.fromarray(painted).quantize(256, method=Image.Quantize.FASTOCTREE)
+    write(loader, image)
+    shown = np.asarray(Image.open(loader.annotation))
+    assert set(np.unique(shown)) == {0, 1}
+    try:
+        _, found = loader.read()
+    except DatasetError as error:
+        assert "it can be read in several ways" in str(error)
+    else:  # where nothing but the colours explains it
+        np.testing.assert_array_equal(found, np.where(painted.any(2), camvid.COLORS[other], camvid.UNLABELLED))
 
 
 @pytest.mark.parametrize("bits", [2, 4])
@@ -285,19 +345,22 @@ def test_grey_of_few_bits_is_not_stretched(mapped: Loader, bits: int) -> None:
     np.testing.assert_array_equal(found, wanted)
 
 
-def grey_png(array: np.ndarray, bits: int) -> bytes:
+def grey_png(array: np.ndarray, bits: int, transparent: int | None = None) -> bytes:
     """A grey PNG with so many bits a pixel, by the standard: header, rows without filter, end."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
     height, width = array.shape
-    per_byte = 8 // bits
+    per_byte = max(1, 8 // bits)
     shifts = np.arange(per_byte)[::-1] * bits
-    packed = (array.reshape(height, width // per_byte, per_byte) << shifts).sum(2).astype(np.uint8)
+    packed = (array.reshape(height, width // per_byte, per_byte).astype(int) << shifts).sum(2)
+    packed = packed.astype(">u2" if bits == 16 else np.uint8)
     rows = b"".join(b"\0" + row.tobytes() for row in packed)
     header = struct.pack(">IIBBBBB", width, height, bits, 0, 0, 0, 0)
     parts = [(b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b"")]
+    if transparent is not None:
+        parts.insert(1, (b"tRNS", struct.pack(">H", transparent)))
     return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*part) for part in parts)
 
 

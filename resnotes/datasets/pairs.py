@@ -95,7 +95,7 @@ def read(
             if sorted(stored) != sorted(annotation.size):  # before a pixel is decoded, whichever way they are turned
                 raise _other_size(pair, stored, annotation.size)
             pixels = as_rgb(image, f"image {pair.image}")
-        found = as_labels(annotation, pair.annotation, colors)
+        found = as_labels(annotation, pair.annotation, highest, colors)
     if pixels.size != found.shape[::-1]:
         raise _other_size(pair, pixels.size, found.shape[::-1], turned=stored != pixels.size)
     if found.max() > highest:

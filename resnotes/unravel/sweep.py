@@ -106,7 +106,12 @@ def rewritten(model: nn.Module) -> Swept:
     return Swept(
         module,
         network.stem,
-        tuple(partial(_parts, block, _is_fresh(block.residual), _is(block.after, nn.ReLU)) for block in blocks),
+        tuple(
+            partial(_parts, block, _is_fresh(block.residual), _is(block.after, nn.ReLU))
+            if not _is_hooked(block)
+            else partial(_whole, block)  # it has hooks, which only its own forward calls
+            for block in blocks
+        ),
         tuple(partial(_shortcut, block) for block in blocks),
         network.head,
         tuple(
@@ -124,8 +129,12 @@ def _has_forward(module: object) -> bool:
 
 def _is(part: object, *types: type[nn.Module]) -> bool:
     """Whether a module is of one of these types, of no subclass, and no hook and no other forward changes it."""
-    hooked = isinstance(part, nn.Module) and (part._forward_hooks or part._forward_pre_hooks or "forward" in vars(part))
-    return type(part) in types and not hooked
+    return type(part) in types and not _is_hooked(part)
+
+
+def _is_hooked(part: object) -> bool:
+    hooks = isinstance(part, nn.Module) and (part._forward_hooks or part._forward_pre_hooks or "forward" in vars(part))
+    return bool(hooks)
 
 
 def _simplify(part: object, places: Mapping[nn.Module | None, int]) -> None:
