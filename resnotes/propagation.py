@@ -7,6 +7,7 @@ how it changes between neighbouring inputs.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -16,11 +17,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from resnotes.devices import autocast
 from resnotes.errors import UsageError
 from resnotes.models import Network, batch_statistics, in_mode
 from resnotes.models.adapters import blocks_of
-from resnotes.models.inputs import check_images, check_labels
-from resnotes.models.network import branches, copied
+from resnotes.models.inputs import check_images, check_labels, check_logits, check_result, evaluating
+from resnotes.models.network import agree, branches, copied, has_forward
 from resnotes.models.shortcuts import Scale, ZeroPadShortcut
 
 
@@ -157,22 +159,43 @@ def _pass(network: Network, inputs: Tensor, labels: Tensor) -> tuple[list[_Unit]
     The sums are what the additions put out; in a plain network, the branches. Parts are given copies, over which
     they may write: a ReLU in place does.
     """
-    blocks = blocks_of(network)
+    name, blocks = type(network).__name__, blocks_of(network)
     check_images(inputs)
     check_labels(labels, inputs)
-    x, units = network.stem(inputs.clone()), list[_Unit]()
-    if not x.requires_grad:  # where weights are frozen
-        x.requires_grad_()
-    for block in blocks:
-        total, shortcut = branches(block, x.clone())
-        if shortcut is not None:
-            total = shortcut + total
-        units.append(_Unit(x, shortcut, total, block.after(total.clone())))
-        x = units[-1].output
-    logits = network.head(x.clone())
-    check_labels(labels, inputs, logits.shape[1])
-    loss = F.cross_entropy(logits, labels)
-    return units, list(torch.autograd.grad(loss, [*(unit.x for unit in units), x], retain_graph=True))
+    weight = next(network.parameters(), inputs)
+    inputs, labels = inputs.to(weight.device, weight.dtype), labels.to(weight.device, torch.int64)
+    with evaluating(network, inputs):
+        x, units = check_result(network.stem(inputs.clone()), f"the stem of {name}", len(inputs)), list[_Unit]()
+        if not x.requires_grad:  # where weights are frozen
+            x.requires_grad_()
+        for i, block in enumerate(blocks):
+            total, shortcut = branches(block, x.clone())
+            if shortcut is not None:
+                total = shortcut + total
+            output = check_result(block.after(total.clone()), f"block {i} of {name}", len(inputs))
+            units.append(_Unit(x, shortcut, total, output))
+            x = output
+        logits = check_logits(network.head(x.clone()), f"the head of {name}", len(inputs))
+        check_labels(labels, inputs, logits.shape[1])
+        with torch.no_grad():
+            if has_forward(network) and not agree(logits, network(inputs.clone()), units=4):
+                raise UsageError(f"{name} puts out something else than its stem, its blocks and its head in a row")
+        points = [*(unit.x for unit in units), x]
+        loss = F.cross_entropy(logits, labels)
+        return units, list(torch.autograd.grad(loss, points, retain_graph=True, materialize_grads=True))
+
+
+@contextlib.contextmanager
+def _in_training(network: nn.Module) -> Iterator[None]:
+    """With BN on the statistics of the batch, in full precision and with graphs, whoever calls."""
+    device = next((parameter.device for parameter in network.parameters()), torch.device("cpu"))
+    with (
+        torch.inference_mode(False),
+        torch.enable_grad(),
+        batch_statistics(network),
+        autocast(device, "float32"),
+    ):
+        yield
 
 
 def _check_repeatable(network: nn.Module) -> None:
@@ -224,7 +247,7 @@ def identity_errors(network: Network, inputs: Tensor, labels: Tensor, *, across:
     ends = list(itertools.accumulate(network.stages))
     ranges = [(0, ends[-1])] if across else [(unit, ends[stage - 1]) for unit, stage in enumerate(stage_of)]
     rows: list[dict[str, float]] = []
-    with batch_statistics(network):
+    with _in_training(network):
         units, gradients = _pass(network, inputs, labels)
         for l, end in ranges:  # noqa: E741 - the papers' name
             x_l = units[l].x.detach().requires_grad_()
@@ -271,7 +294,7 @@ def direct_terms(network: Network, inputs: Tensor, labels: Tensor) -> pd.DataFra
         UsageError: a network without shortcuts, or with others.
     """
     _check_linear(network)
-    with batch_statistics(network):
+    with _in_training(network):
         units, gradients = _pass(network, inputs, labels)
     shortcuts: list[nn.Module] = [block.shortcut for block in network.blocks]  # type: ignore[misc]
     unscaled = [
@@ -313,7 +336,7 @@ def gradient_flow(network: Network, inputs: Tensor, labels: Tensor) -> pd.DataFr
         UsageError: a network with dropout.
     """
     _check_repeatable(network)
-    with batch_statistics(network):
+    with _in_training(network):
         units, gradients = _pass(network, inputs, labels)
         direct = [gradients[-1]]
         for unit in reversed(units):
@@ -322,8 +345,12 @@ def gradient_flow(network: Network, inputs: Tensor, labels: Tensor) -> pd.DataFr
                 continue
             # Back through what follows the addition, then through the shortcut.
             (back,) = torch.autograd.grad(unit.output, unit.sum, direct[-1], retain_graph=True)
-            direct.extend(torch.autograd.grad(unit.shortcut, unit.x, back, retain_graph=True))
-    signals = [*(unit.x.detach() for unit in units), units[-1].output.detach()]
+            around = unit.shortcut.expand_as(unit.sum)  # an addition may have spread it
+            if around.requires_grad:
+                direct.extend(torch.autograd.grad(around, unit.x, back, retain_graph=True, materialize_grads=True))
+            else:
+                direct.append(torch.zeros_like(unit.x))
+    signals = [unit.x.detach() for unit in units] + [unit.output.detach() for unit in units[-1:]]
     rows = []
     for number, (signal, gradient, way) in enumerate(zip(signals, gradients, reversed(direct), strict=True)):
         squared = gradient.double().square().sum()

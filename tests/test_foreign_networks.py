@@ -15,6 +15,7 @@ from test_models import randomise_bn
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
+from torchvision.ops import StochasticDepth
 
 from resnotes import models, unravel
 from resnotes.errors import UsageError
@@ -360,16 +361,104 @@ def test_what_is_not_safe_is_left() -> None:
             assert kinds[1][1:3] == kinds[0][1:3], name  # the first convolution, and what follows
 
 
-def test_a_block_that_does_more_than_its_parts_is_swept_as_it_is() -> None:
-    class Scaled(Unit):
-        def forward(self, x: Tensor) -> Tensor:
-            return 0.5 * super().forward(x)
+class Swapped(Unit):
+    """Calls the layers of its branch one by one, in another order than they are registered in."""
 
-    network = Stack([Scaled(RESIDUALS["conv-bn"]()), Unit(RESIDUALS["conv-bn"]())]).eval()
+    def forward(self, x: Tensor) -> Tensor:
+        convolution, bn = self.residual
+        return self.after(self.shortcut(x) + convolution(bn(x)))
+
+
+def test_what_would_be_another_network_is_swept_as_it_is() -> None:
+    network = Stack([Swapped(nn.Sequential(conv(), norm())) for _ in range(2)])
+    randomise_affine(network.eval())
     with pytest.warns(UserWarning, match=r"Stack is swept as it is, .* another network \(block 0 differs\)"):
         found = unravel.lesion_logits(network, [(), (1,)], IMAGES)
     expected = plain_loop(network, [unravel.Lesion(), unravel.Lesion(frozenset({1}))], IMAGES)
     torch.testing.assert_close(found, expected)
+
+
+def bounded_by(network: Stack, image: Tensor) -> Callable[[nn.Module, object, Tensor], Tensor]:
+    """A hook that changes nothing for one image, and much for others."""
+    with torch.no_grad():
+        limit = network.blocks[0](network.stem(image)).max()
+    return lambda _, __, output: output.clamp(max=limit)
+
+
+def test_what_a_block_does_beside_its_parts_is_done() -> None:
+    class Scaled(Unit):
+        def forward(self, x: Tensor) -> Tensor:
+            return self.shortcut(x) + 0.5 * self.residual(x)
+
+    lesions = [unravel.Lesion(), *unravel.single_deletions(range(2))]
+    hooks = build(["conv-bn", "conv-bn"])
+    hooks.blocks[0].register_forward_hook(bounded_by(hooks, IMAGES[:1]))
+    assert_plain_loop(hooks, lesions)
+    forwards = Stack([Scaled(nn.Sequential(conv())) for _ in range(2)]).eval()
+    assert_plain_loop(forwards, lesions, torch.cat([torch.zeros(1, 3, 8, 8), IMAGES]))
+    assert_plain_loop(torch.compile(forwards, backend="eager"), lesions)  # type: ignore[arg-type]
+
+
+class Half(Unit):
+    def forward(self, x: Tensor) -> Tensor:
+        return 0.93 * super().forward(x)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_blocks_of_their_own_kind_in_any_precision(dtype: torch.dtype) -> None:
+    network = Stack([Half(RESIDUALS["conv-bn"]()) for _ in range(2)])
+    randomise_affine(network.to(dtype).eval())
+    lesions, images = [unravel.Lesion(), *unravel.single_deletions(range(2))], IMAGES.to(dtype)
+    found, expected = unravel.lesion_logits(network, lesions, images), plain_loop(network, lesions, images)
+    torch.testing.assert_close(found, expected, rtol=0, atol=4 * torch.finfo(dtype).eps * expected.abs().max().item())
+    with pytest.raises(UsageError, match="something else than its stem"):
+        unravel.path_gradients(network, images, LABELS)
+
+
+def test_mixed_precision_of_the_caller_is_not_ours() -> None:
+    network = build(["conv-bn", "conv-bn"])
+    lesions = [unravel.Lesion(), *unravel.single_deletions(range(2))]
+    expected = plain_loop(network, lesions, IMAGES), unravel.path_gradients(network, IMAGES, LABELS)
+    flow = gradient_flow(network, IMAGES, LABELS)  # type: ignore[arg-type]
+    for around in (torch.autocast("cpu", torch.bfloat16), torch.inference_mode(), torch.no_grad()):
+        with around:
+            torch.testing.assert_close(unravel.lesion_logits(network, lesions, IMAGES), expected[0], rtol=0, atol=1e-5)
+            torch.testing.assert_close(unravel.path_gradients(network, IMAGES, LABELS), expected[1], rtol=0, atol=1e-5)
+            again = gradient_flow(network, IMAGES, LABELS)  # type: ignore[arg-type]
+        torch.testing.assert_close(torch.tensor(again.to_numpy()), torch.tensor(flow.to_numpy()), rtol=1e-5, atol=1e-5)
+    assert (unravel.lesion_logits(network, lesions, IMAGES) * nn.Parameter(torch.ones(1))).requires_grad
+
+
+def test_maps_that_somebody_keeps_are_not_written_over() -> None:
+    """The head reads what the stem put out; between them, ReLU works in place."""
+
+    class Reminded(nn.Module):
+        def __init__(self, stem: Kept, head: nn.Module) -> None:
+            super().__init__()
+            self.stem, self.head = [stem], head
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(x + self.stem[0].map)
+
+    network = build(["conv-bn"] * 3, "ReLU in place")
+    network.stem = Kept(network.stem)
+    network.head = Reminded(network.stem, network.head)
+    lesions = [unravel.Lesion(frozenset(each)) for k in (0, 1, 2) for each in itertools.combinations(range(3), k)]
+    assert_plain_loop(network, lesions)
+
+
+def test_a_stem_that_hands_out_its_own_parameter() -> None:
+    class Constant(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.map = nn.Parameter(torch.randn(1, CHANNELS, 8, 8))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.map.expand(len(x), -1, -1, -1)
+
+    network = build(["conv-bn"] * 2, "ReLU in place")
+    network.stem = Constant()
+    assert_plain_loop(network, [unravel.Lesion(), *unravel.single_deletions(range(2))])
 
 
 def test_a_head_that_views_its_maps() -> None:
@@ -435,6 +524,28 @@ def with_more_in_forward() -> nn.Module:
     return More([Unit(RESIDUALS["conv-bn"]()) for _ in range(2)]).eval()
 
 
+def container(after: nn.Module) -> nn.Module:
+    """Without a forward of its own."""
+    network = build(["conv-bn", "conv-bn"])
+    network.blocks[0].after = after
+    model = nn.Module()
+    model.stem, model.blocks, model.head = network.stem, network.blocks, network.head
+    return model.eval()
+
+
+class Scaled(nn.Module):
+    """By the largest number of all images."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x / x.abs().max()
+
+
+def lazy() -> nn.Module:
+    network = build(["conv-bn", "conv-bn"])
+    network.head[2] = nn.LazyLinear(10)
+    return network
+
+
 REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "no statistics": (without_statistics, r"blocks.1.residual.1 of Stack keeps no running statistics"),
     "residual's tuple": (lambda: replaced("residual", Pair), "cannot be evaluated on images .*TypeError"),
@@ -444,6 +555,12 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "forward": (with_more_in_forward, "More puts out something else than its stem, its blocks and its head in a row"),
     "chance": (lambda: replaced("after", lambda _: Noise()), "Stack puts out other logits each time, in eval mode"),
     "batch": (lambda: replaced("after", lambda _: Mixed()), "the logits that Stack puts out .* depend on the others"),
+    "chance, no forward": (lambda: container(Noise()), "Module puts out other logits each time, in eval mode"),
+    "batch, no forward": (lambda: container(Scaled()), "the logits that Module puts out .* depend on the others"),
+    "lazy": (lazy, "Stack has lazy modules, without weights yet; send an image through it"),
+    "maps": (lambda: replaced("head", lambda _: nn.Conv2d(8, 10, 1)), r"puts out \[\d, 10, 8, 8\], expected logits"),
+    "numbers": (lambda: replaced("head", lambda _: nn.Flatten(0)), r"the head of Stack puts out \[\d+\]"),
+    "blocks": (lambda: replaced("blocks", lambda _: nn.Linear(2, 2)), "expected a list of blocks, found Linear"),
     "channels": (lambda: replaced("stem", lambda _: conv(1)), r"on images \[6, 3, 8, 8\]: RuntimeError: .*channels"),
 }
 
@@ -453,6 +570,28 @@ def test_what_cannot_be_swept_is_refused(kind: str) -> None:
     make, message = REFUSED[kind]
     with pytest.raises(UsageError, match=message):
         unravel.lesion_errors(make(), [(), (1,)], IMAGES, LABELS)
+
+
+def test_a_message_is_one_line() -> None:
+    class Broken(nn.Module):
+        def forward(self, _: Tensor) -> Tensor:
+            raise ValueError("first\nsecond")
+
+    for measure in (
+        unravel.path_gradients,
+        gradient_flow,
+        lambda *data: unravel.lesion_errors(data[0], [()], *data[1:]),
+    ):
+        with pytest.raises(UsageError, match=r"ValueError: first second$"):
+            measure(replaced("head", lambda _: Broken()), IMAGES, LABELS)
+
+
+@pytest.mark.parametrize(
+    "lesions", [3, [3], [torch.tensor(0)], [[[0]]], [unravel.Lesion(order=3)], [unravel.Lesion(order=("a", 1))]]
+)
+def test_what_are_no_lesions_is_refused(lesions: Any) -> None:
+    with pytest.raises(UsageError, match="expected"):
+        unravel.lesion_errors(build(["conv-bn", "conv-bn"]), lesions, IMAGES, LABELS)
 
 
 @pytest.mark.parametrize("kind", ["after's tuple", "head's tuple", "stem's tuple", "forward", "channels"])
@@ -530,6 +669,69 @@ def test_an_input_that_is_written_over_before_the_shortcut_reads_it() -> None:
     assert_plain_loop(network, [unravel.Lesion(), *unravel.single_deletions(range(2))])
     with pytest.raises(UsageError, match=r"something else than .* each block after\(shortcut\(x\) \+ residual\(x\)\)"):
         unravel.path_gradients(network, IMAGES, LABELS)
+
+
+class Detached(Unit):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.after(self.shortcut(x) + self.residual(x.detach()))
+
+
+def test_paths_that_do_not_add_up_are_refused() -> None:
+    """Forward, all is as it should be."""
+    detached = Stack([Detached(RESIDUALS["conv-bn"]()) for _ in range(2)]).eval()
+    hooks = build(["conv-bn", "conv-bn"])
+    hooks.blocks[0].register_full_backward_hook(lambda _, given, __: tuple(each * 0.5 for each in given))
+    for network in (detached, hooks):
+        with pytest.raises(UsageError, match="do not add up to the gradient that autograd finds through its blocks"):
+            unravel.path_gradients(network, IMAGES, LABELS)
+
+
+def test_flow_of_a_block_that_does_more_than_its_parts_is_refused() -> None:
+    network = Stack([Half(RESIDUALS["conv-bn"]()) for _ in range(2)])
+    with pytest.raises(UsageError, match="Stack puts out something else than its stem"):
+        gradient_flow(network, IMAGES, LABELS)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("drop", ["batch", "row"])
+def test_blocks_that_are_dropped_by_chance_are_refused(drop: str) -> None:
+    network = build(["conv-bn", "conv-bn"]).train()
+    network.blocks[1].residual.append(StochasticDepth(0.2, drop))
+    with pytest.raises(UsageError, match="no active dropout"):
+        unravel.path_gradients(network, IMAGES, LABELS)
+
+
+class Counting(nn.Module):
+    """Has a buffer of its own that each pass changes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("passes", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.passes += 1
+        return x
+
+
+def test_nothing_of_the_network_is_changed() -> None:
+    """Buffers of all kinds of modules; and of those that only the original knows, behind a function."""
+    network = build(["conv-bn", "weight norm"]).train()
+    network.blocks[0].residual = shifted(network.blocks[0].residual)
+    network.head = nn.Sequential(*network.head[:2], nn.BatchNorm1d(CHANNELS), Counting(), network.head[2])
+    model = vision.resnet18(num_classes=10)
+    model.fc = nn.Sequential(Counting(), model.fc)
+    for each in (network, model):
+        before = copy.deepcopy(each.state_dict())
+        modes = [module.training for module in each.modules()]
+        subject = unravel.adapt(each) if each is model else each
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)
+            images = torch.randn(6, 3, 32, 32) if each is model else IMAGES
+            unravel.lesion_logits(subject, [(), (1,)], images)
+        for measure in (unravel.path_gradients, gradient_flow):
+            measure(subject, images, LABELS)
+        torch.testing.assert_close(each.state_dict(), before, rtol=0, atol=0)
+        assert modes == [module.training for module in each.modules()]
+        assert not any(parameter.is_inference() for parameter in each.parameters())
 
 
 @pytest.mark.parametrize("make", [vision.resnet18, vision.resnet50])
@@ -615,6 +817,12 @@ def with_hook() -> nn.Module:
     return model
 
 
+def without_a_stage() -> nn.Module:
+    model = ResNet(BasicBlock, [1, 1, 1, 1])
+    model.layer3 = nn.Identity()
+    return model
+
+
 def with_flat_head() -> nn.Module:
     model = ResNet(BasicBlock, [1, 1, 1, 1])
     model.avgpool = nn.Identity()
@@ -630,6 +838,7 @@ def with_flat_head() -> nn.Module:
         (quantizable, r"cannot adapt QuantizableResNet.layer1.0, a QuantizableBasicBlock"),
         (with_other_forward, "cannot adapt this Warm: .* put out something else"),
         (with_hook, "cannot adapt this ResNet: .* put out something else"),
+        (without_a_stage, "cannot adapt this ResNet: its parts are not those of a ResNet"),
         (with_flat_head, r"ResNet cannot be evaluated on images \[1, 3, 64, 64\]"),
     ],
 )

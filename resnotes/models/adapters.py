@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
 
+from resnotes.devices import autocast
 from resnotes.errors import UsageError
 from resnotes.models import imagenet
 from resnotes.models.inputs import check_images, evaluating
-from resnotes.models.network import Block, Network, agree, in_mode
+from resnotes.models.network import Block, Network, agree, check_weights, in_mode, kept_statistics
 
 _SIDE = 64  # pixels of the image that is compared, if none is given
 
@@ -36,7 +37,10 @@ def blocks_of(model: nn.Module) -> list[Parts]:
             f"expected a network with stem, blocks and head, found {name}; resnotes.unravel.adapt gives that shape to"
             " torchvision's ResNets"
         )
-    blocks = list(cast(Any, model).blocks)
+    blocks = cast(Any, model).blocks
+    if not isinstance(blocks, Iterable):
+        raise UsageError(f"expected a list of blocks, found {type(blocks).__name__} as the blocks of {name}")
+    blocks = list(blocks)
     for i, block in enumerate(blocks):
         if missing := [part for part in ("residual", "shortcut", "after") if not hasattr(block, part)]:
             raise UsageError(
@@ -82,7 +86,14 @@ def shaped(model: nn.Module) -> Network:
             f"cannot adapt a {name}; known are torchvision's ResNet, ResNeXt and Wide ResNet. Others need a stem,"
             " blocks and a head, and in each block residual, shortcut and after"
         )
-    parts = cast(Any, model)
+    try:
+        return _network(cast(Any, model), name)
+    except (AttributeError, TypeError) as error:
+        raise UsageError(f"cannot adapt this {name}: its parts are not those of a ResNet ({error})") from error
+
+
+def _network(parts: Any, name: str) -> Network:
+    """Stem, blocks and head of a model with the parts of a ResNet."""
     stages = [parts.layer1, parts.layer2, parts.layer3, parts.layer4]
     blocks = [
         _block(block, f"{name}.layer{k}.{i}") for k, stage in enumerate(stages, 1) for i, block in enumerate(stage)
@@ -94,17 +105,16 @@ def shaped(model: nn.Module) -> Network:
         blocks,
         nn.Sequential(*head),
         stages=tuple(map(len, stages)),
-        name=getattr(model, "name", name),
-        options=getattr(model, "options", {}),
+        name=getattr(parts, "name", name),
+        options=getattr(parts, "options", {}),
     )
-    theirs = set(model.modules())
-    for module in set(network.modules()) - theirs:
-        module.training = model.training
+    for module in set(network.modules()) - set(parts.modules()):
+        module.training = parts.training
     return network
 
 
 def _relu(parts: Any) -> nn.Module:
-    return cast(nn.Module, getattr(parts, "relu", None) or nn.ReLU())
+    return cast(nn.Module, getattr(parts, "relu", nn.ReLU()))
 
 
 def _block(block: Any, where: str) -> Block:
@@ -125,15 +135,22 @@ def _block(block: Any, where: str) -> Block:
 def _compare(network: Network, model: nn.Module, images: Tensor | None) -> None:
     """Refuse a network that does not do what the model does, on one image and in eval mode."""
     name = type(model).__name__
+    check_weights(model)
     weight = next(model.parameters())
     if images is None:
         channels = next((layer.in_channels for layer in model.modules() if isinstance(layer, nn.Conv2d)), 3)
         images = torch.rand(1, channels, _SIDE, _SIDE, generator=torch.Generator().manual_seed(0))
     check_images(images)
     image = images[:1].to(weight.device, weight.dtype)
-    with evaluating(model, image), in_mode(model, training=False), in_mode(network, training=False):
+    with (
+        evaluating(model, image),
+        in_mode(model, training=False),
+        in_mode(network, training=False),
+        kept_statistics(model),
+        autocast(image.device, "float32"),
+    ):
         expected, found = model(image.clone()), network(image.clone())
-    if not isinstance(expected, Tensor) or not agree(found, expected):
+    if not isinstance(expected, Tensor) or not agree(found, expected, units=4):
         raise UsageError(
             f"cannot adapt this {name}: stem, blocks and head in a row put out something else than it does;"
             " it has a forward of its own, or hooks"

@@ -56,6 +56,18 @@ def check_result(found: object, what: str, images: int | None = None) -> Tensor:
     return found
 
 
+def check_logits(logits: object, what: str, images: int) -> Tensor:
+    """`logits`, what `what` puts out, of a classifier.
+
+    Raises:
+        UsageError: they are not ``[images, classes]``.
+    """
+    found = check_result(logits, what, images)
+    if found.ndim != 2:
+        raise UsageError(f"{what} puts out {list(found.shape)}, expected logits of images: [{images}, classes]")
+    return found
+
+
 @contextlib.contextmanager
 def evaluating(model: nn.Module, images: Tensor) -> Iterator[None]:
     """What goes wrong within is that the model cannot be evaluated on these images.
@@ -70,5 +82,5 @@ def evaluating(model: nn.Module, images: Tensor) -> Iterator[None]:
     except Exception as error:  # of the model, whatever it is
         raise UsageError(
             f"{type(model).__name__} cannot be evaluated on images {list(images.shape)}:"
-            f" {type(error).__name__}: {error}"
+            f" {type(error).__name__}: {' '.join(str(error).split())}"
         ) from error

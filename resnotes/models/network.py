@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import itertools
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, TypeVar
 
@@ -86,12 +87,27 @@ class Network(nn.Module):
         return logits
 
 
+def check_weights(model: nn.Module) -> None:
+    """Refuse a model of which a pass would first make the weights.
+
+    Raises:
+        UsageError: there are lazy modules that have no weights yet.
+    """
+    for tensor in itertools.chain(model.parameters(), model.buffers()):
+        if nn.parameter.is_lazy(tensor):
+            raise UsageError(f"{type(model).__name__} has lazy modules, without weights yet; send an image through it")
+
+
 def copied(model: Model) -> Model:
     """A deep copy, also of what PyTorch does not copy: results that a module holds on to.
 
     Weights under the older kind of weight normalisation are such results, and so is a map that a module keeps to be
     looked at.
+
+    Raises:
+        UsageError: there are lazy modules that have no weights yet.
     """
+    check_weights(model)
     held = [value for module in model.modules() for value in vars(module).values() if isinstance(value, Tensor)]
     return copy.deepcopy(model, {id(value): value.detach().clone() for value in held if not value.is_leaf})
 
@@ -106,28 +122,38 @@ def branches(block: Any, x: Tensor) -> tuple[Tensor, Tensor | None]:
     return residual, None if block.shortcut is None else block.shortcut(x)
 
 
-def agree(found: Tensor, expected: Tensor) -> bool:
-    """Whether two ways to compute the same differ by no more than rounding: a hundred units of the largest number."""
+def has_forward(module: object) -> bool:
+    """Whether a module can be called, or only holds others."""
+    forward = getattr(module, "forward", None)
+    return forward is not None and getattr(forward, "__func__", forward) is not nn.Module.forward
+
+
+def agree(found: Tensor, expected: Tensor, units: int = 100) -> bool:
+    """Whether two ways to compute the same differ by rounding alone: by so many last digits of the largest number.
+
+    Few are enough where the very same operations follow each other.
+    """
     if found.shape != expected.shape:
         return False
     finite = expected[expected.isfinite()]
     largest = finite.abs().max().item() if finite.numel() else 0.0
-    room = 100 * torch.finfo(expected.dtype).eps * largest
+    room = units * torch.finfo(expected.dtype).eps * largest
     return torch.allclose(found.to(expected.dtype), expected, rtol=0, atol=room, equal_nan=True)
 
 
 @contextlib.contextmanager
 def kept_statistics(*modules: nn.Module) -> Iterator[None]:
-    """For a while, BN updates copies of its running statistics; those of before come back afterwards."""
-    norms = [norm for module in modules for norm in module.modules() if isinstance(norm, nn.BatchNorm2d)]
-    kept = [dict(norm._buffers) for norm in norms]
-    for norm, buffers in zip(norms, kept, strict=True):
-        norm._buffers.update({name: None if value is None else value.clone() for name, value in buffers.items()})
+    """For a while, BN and others update copies of their buffers; those of before come back afterwards."""
+    owners = list({id(owner): owner for module in modules for owner in module.modules() if owner._buffers}.values())
+    owners = [owner for owner in owners if not isinstance(owner, torch.jit.ScriptModule)]
+    kept = [dict(owner._buffers) for owner in owners]
+    for owner, buffers in zip(owners, kept, strict=True):
+        owner._buffers.update({name: None if value is None else value.clone() for name, value in buffers.items()})
     try:
         yield
     finally:
-        for norm, buffers in zip(norms, kept, strict=True):
-            norm._buffers.update(buffers)
+        for owner, buffers in zip(owners, kept, strict=True):
+            owner._buffers.update(buffers)
 
 
 @contextlib.contextmanager

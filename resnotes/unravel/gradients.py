@@ -16,8 +16,9 @@ images do not depend on each other; in training mode it uses those of the batch,
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from fractions import Fraction
 from typing import Any, NamedTuple
 
@@ -27,15 +28,20 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from resnotes.devices import autocast
 from resnotes.errors import UsageError
 from resnotes.models.adapters import Parts, blocks_of
-from resnotes.models.inputs import check_images, check_labels, check_result, evaluating
-from resnotes.models.network import agree, branches, copied
+from resnotes.models.inputs import check_images, check_labels, check_logits, check_result, evaluating
+from resnotes.models.network import agree, branches, copied, has_forward, kept_statistics
 
 # Elements of the gradients that go back through a branch at once, and along which single paths go back at once. Few
 # small ones are slow one by one; many large ones leave the processor's cache.
 _AT_ONCE = 2**20
 _PATHS_AT_ONCE = 2**26
+
+_DROP_BLOCKS = ("StochasticDepth", "DropPath")  # as torchvision and timm call them
+# Of float32 gradients through many layers of a network that was not trained, one part in a hundred may be rounding.
+_SUM = 0.1
 
 Map = Callable[[Tensor], Tensor]
 
@@ -51,6 +57,11 @@ class _Unit(NamedTuple):
     def at_once(self) -> int:
         """How many gradients to take back at once."""
         return max(1, _AT_ONCE // self.sum.numel())
+
+    def output(self, x: Tensor) -> Tensor:
+        """What the block makes of another input, by its parts."""
+        residual, shortcut = branches(self.block, x)
+        return self.block.after(residual if shortcut is None else shortcut + residual)
 
     def pullbacks(self) -> tuple[Map, Map | None, Map]:
         """Of what follows the addition, of the shortcut and of the residual branch."""
@@ -92,7 +103,10 @@ def _check(model: nn.Module, images: Tensor, labels: Tensor) -> None:
     blocks_of(model)
     check_images(images)
     check_labels(labels, images)
-    if any(isinstance(m, nn.modules.dropout._DropoutNd) and m.training and m.p > 0 for m in model.modules()):
+    for module in model.modules():
+        dropout = isinstance(module, nn.modules.dropout._DropoutNd) or type(module).__name__ in _DROP_BLOCKS
+        if not (dropout and module.training and getattr(module, "p", 1) > 0):
+            continue
         raise UsageError("expected no active dropout, each pass would be through another network: use model.eval()")
 
 
@@ -102,12 +116,23 @@ def _linearise(model: nn.Module, images: Tensor, labels: Tensor) -> tuple[list[_
     They are those of a copy: passes in training mode would change BN's running statistics.
     """
     _check(model, images, labels)
-    with evaluating(model, images):
-        try:
-            # Convolutions of many small maps are up to three times as fast with the channels last.
-            return _units(model, images, labels, torch.channels_last)
-        except RuntimeError:  # a `view` in a network that somebody else wrote needs them first
-            return _units(model, images, labels, torch.contiguous_format)
+    try:
+        # Convolutions of many small maps are up to three times as fast with the channels last.
+        return _units(model, images, labels, torch.channels_last)
+    except UsageError:
+        raise
+    except Exception:  # a `view` in a network that somebody else wrote needs them first
+        return _units(model, images, labels, torch.contiguous_format)
+
+
+@contextlib.contextmanager
+def _measuring(model: nn.Module, images: Tensor) -> Iterator[None]:
+    """As whoever calls it is not: in full precision, with graphs; what the copies call may be the model's own."""
+    device = next(
+        (parameter.device for parameter in model.parameters()), getattr(images, "device", torch.device("cpu"))
+    )
+    with torch.inference_mode(False), autocast(device, "float32"), kept_statistics(model), evaluating(model, images):
+        yield
 
 
 def _units(
@@ -130,10 +155,10 @@ def _units(
             x = check_result(block.after(total.clone()), f"block {i} of {name}", len(images))
     with torch.enable_grad():
         x = x.detach().requires_grad_()
-        logits = check_result(network.head(x.clone()), f"the head of {name}", len(images))
+        logits = check_logits(network.head(x.clone()), f"the head of {name}", len(images))
         check_labels(labels, images, logits.shape[1])
         with torch.no_grad():
-            if type(network).forward is not nn.Module.forward and not agree(logits, network(inputs)):
+            if has_forward(network) and not agree(logits, network(inputs), units=4):
                 raise UsageError(
                     f"{name} puts out something else than its stem, its blocks and its head in a row, each block"
                     " after(shortcut(x) + residual(x))"
@@ -159,7 +184,33 @@ def path_gradients(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
     Raises:
         UsageError: no images, labels that do not fit, active dropout, or a model of another shape.
     """
-    units, gradient = _linearise(model, images, labels)
+    with _measuring(model, images):
+        units, gradient = _linearise(model, images, labels)
+        by_length = _by_length(units, gradient)
+        if units and by_length.dtype.itemsize >= 4:
+            expected = _through(units, gradient)
+            if (by_length.sum(0) - expected).norm() > _SUM * expected.norm():
+                raise UsageError(
+                    f"the paths of {type(model).__name__} do not add up to the gradient that autograd finds through its"
+                    " blocks: something in them has no derivative of its own, such as a detached branch or a hook"
+                )
+        return by_length
+
+
+def _through(units: Sequence[_Unit], gradient: Tensor) -> Tensor:
+    """The gradient at the first unit's input, by autograd through the blocks as they are called."""
+    with torch.enable_grad():
+        first = units[0].x.detach().requires_grad_()
+        x = first.clone()
+        for unit in units:
+            block: Any = unit.block
+            x = block(x.clone()) if has_forward(block) else unit.output(x.clone())
+        (found,) = torch.autograd.grad(x, first, gradient, materialize_grads=True)
+    return found
+
+
+def _by_length(units: Sequence[_Unit], gradient: Tensor) -> Tensor:
+    """See `path_gradients`."""
     by_length = _zeros(len(units) + 1, gradient)
     by_length[0] = gradient
     for longest, unit in enumerate(reversed(units)):
@@ -211,6 +262,14 @@ def gradients_along(model: nn.Module, images: Tensor, labels: Tensor, paths: Ten
     Raises:
         UsageError: as `path_gradients`, and no paths, or paths of another shape or type.
     """
+    if not isinstance(paths, Tensor):
+        raise UsageError(f"expected paths as a bool tensor, found {type(paths).__name__}")
+    with _measuring(model, images):
+        return _checked_along(model, images, labels, paths)
+
+
+def _checked_along(model: nn.Module, images: Tensor, labels: Tensor, paths: Tensor) -> Tensor:
+    """See `gradients_along`."""
     units, gradient = _linearise(model, images, labels)
     if paths.dtype != torch.bool or paths.ndim != 2 or paths.shape[1] != len(units) or not len(paths):
         raise UsageError(
@@ -249,6 +308,14 @@ def sampled_path_gradients(
     Raises:
         UsageError: as `path_gradients`, no length, one below 0 or above n, or less than one draw.
     """
+    with _measuring(model, images):
+        return _sampled(model, images, labels, lengths, draws, seed)
+
+
+def _sampled(
+    model: nn.Module, images: Tensor, labels: Tensor, lengths: Iterable[int] | None, draws: int, seed: int
+) -> pd.DataFrame:
+    """See `sampled_path_gradients`."""
     units, gradient = _linearise(model, images, labels)
     n = len(units)
     wanted = list(range(n + 1) if lengths is None else lengths)

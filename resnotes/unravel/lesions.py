@@ -11,9 +11,10 @@ done on a copy, so a sweep that is interrupted leaves nothing behind.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from numbers import Integral
 
@@ -22,7 +23,8 @@ from torch import Tensor, nn
 
 from resnotes.errors import UsageError, unknown
 from resnotes.models.adapters import Parts, blocks_of
-from resnotes.models.inputs import check_images, check_labels
+from resnotes.models.inputs import check_images, check_labels, check_logits
+from resnotes.models.network import in_mode, kept_statistics
 from resnotes.unravel.sweep import Program, Site, plan, prepare, survey, sweep
 
 MEMORY = 1 << 30  # bytes
@@ -48,9 +50,14 @@ def _listed(numbers: Iterable[int]) -> str:
 
 def _parse(lesion: Lesion | Iterable[int], number: int, blocks: int) -> Lesion:
     """`lesion` as a `Lesion` whose numbers are those of blocks."""
-    if not isinstance(lesion, (Lesion, Iterable)):
-        raise UsageError(f"lesion {number}: expected a Lesion or numbers of blocks to delete, found {lesion!r}")
-    lesion = lesion if isinstance(lesion, Lesion) else Lesion(frozenset(lesion))
+    order = lesion.order if isinstance(lesion, Lesion) else None
+    try:
+        deleted = frozenset(lesion.deleted if isinstance(lesion, Lesion) else lesion)
+        lesion = Lesion(deleted, None if order is None else tuple(int(i) for i in order))
+    except (TypeError, ValueError):
+        raise UsageError(
+            f"lesion {number}: expected a Lesion or numbers of blocks to delete, found {lesion!r}"
+        ) from None
     for i in lesion.deleted:
         if not isinstance(i, Integral) or isinstance(i, bool) or not 0 <= i < blocks:
             raise UsageError(f"lesion {number} deletes block {i!r}; allowed: 0 to {blocks - 1}")
@@ -108,13 +115,24 @@ def _measure(
     blocks = _checked(model, images)
     if dtype not in DTYPES:
         raise unknown("dtype", dtype, map(str, DTYPES))
+    if not isinstance(lesions, Iterable):
+        raise UsageError(f"expected lesions, each a Lesion or numbers of blocks to delete; found {lesions!r}")
     parsed = [_parse(lesion, number, len(blocks)) for number, lesion in enumerate(lesions)]
-    swept = prepare(model, images)
-    sites = survey(swept, images[:1])
-    _check(parsed, sites, _groups(model, sites))
-    # Where there are none, an empty result of the right shape.
-    programs = [_program(lesion, swept.passing) for lesion in parsed or [Lesion()]]
-    return sweep(swept, plan(programs), len(programs), images, DTYPES[dtype], memory, read)[: len(parsed)]
+    with _at_rest(model):
+        swept = prepare(model, images)
+        sites = survey(swept, images[:1])
+        _check(parsed, sites, _groups(model, sites))
+        # Where there are none, an empty result of the right shape.
+        programs = [_program(lesion, swept.passing) for lesion in parsed or [Lesion()]]
+        found = sweep(swept, plan(programs), len(programs), images, DTYPES[dtype], memory, read)
+    return found[: len(parsed)].clone()  # of which anything can be made, as of no tensor from inference mode
+
+
+@contextlib.contextmanager
+def _at_rest(model: nn.Module) -> Iterator[None]:
+    """Copies are evaluated, but what they call may be the model's own, such as a function in place of a forward."""
+    with in_mode(model, training=False), kept_statistics(model):
+        yield
 
 
 def lesion_logits(
@@ -156,7 +174,11 @@ def lesion_predictions(
     memory: int = MEMORY,
 ) -> Tensor:
     """The classes that a network predicts under each lesion, int64 ``[number of lesions, N]``; see `lesion_logits`."""
-    return _measure(model, lesions, images, dtype, memory, lambda logits: logits.argmax(1))
+    return _measure(model, lesions, images, dtype, memory, lambda logits: _of_images(model, logits).argmax(1))
+
+
+def _of_images(model: nn.Module, logits: Tensor) -> Tensor:
+    return check_logits(logits, f"the head of {type(model).__name__}", len(logits))
 
 
 def lesion_errors(
@@ -188,7 +210,7 @@ def lesion_errors(
     check_labels(labels, images)
 
     def predictions(logits: Tensor) -> Tensor:
-        check_labels(labels, images, logits.shape[1])
+        check_labels(labels, images, _of_images(model, logits).shape[1])
         return logits.argmax(1).where(~logits.isnan().any(1), -1)  # what is no number is no class either
 
     predicted = _measure(model, lesions, images, dtype, memory, predictions)
@@ -231,7 +253,8 @@ def _checked(model: nn.Module, images: Tensor) -> list[Parts]:
 
 def _survey(model: nn.Module, images: Tensor) -> list[Site]:
     _checked(model, images)
-    return survey(prepare(model, images), images[:1])
+    with _at_rest(model):
+        return survey(prepare(model, images), images[:1])
 
 
 # Protocols

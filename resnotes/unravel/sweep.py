@@ -30,7 +30,8 @@ from resnotes.errors import UsageError
 from resnotes.models.adapters import Parts, blocks_of, shaped
 from resnotes.models.imagenet import ImageNetResNet
 from resnotes.models.inputs import check_result, evaluating
-from resnotes.models.network import agree, copied
+from resnotes.models.network import Block, agree, branches, copied, has_forward
+from resnotes.models.shortcuts import Scale, ZeroPadShortcut
 
 Map = Callable[[Tensor], Tensor]
 Step = tuple[int, bool]  # number of a block, and whether it is deleted
@@ -42,7 +43,7 @@ _MAP_BYTES = 32 << 20
 
 @dataclass(frozen=True)
 class Swept:
-    """A network as a sweep evaluates it, step by step. Each step may write over its argument.
+    """A network as a sweep evaluates it, step by step. No step writes over its argument, which others may read.
 
     Attributes:
         module: in eval mode; all that the steps call is in it.
@@ -75,11 +76,9 @@ def as_it_is(model: nn.Module) -> Swept:
     return Swept(
         module,
         network.stem,
-        tuple(
-            partial(_whole, block) if _has_forward(block) else partial(_parts, block, False, False) for block in blocks
-        ),
+        tuple(partial(_whole, block) for block in blocks),
         tuple(partial(_shortcut, block) for block in blocks),
-        network.head,
+        partial(_on_a_copy, network.head),
         (False,) * len(blocks),
         torch.contiguous_format,
     )
@@ -106,14 +105,10 @@ def rewritten(model: nn.Module) -> Swept:
     return Swept(
         module,
         network.stem,
-        tuple(
-            partial(_parts, block, _is_fresh(block.residual), _is(block.after, nn.ReLU))
-            if not _is_hooked(block)
-            else partial(_whole, block)  # it has hooks, which only its own forward calls
-            for block in blocks
-        ),
+        # What else a block's own forward does, or a hook, is done by calling it.
+        tuple(_parts(block) if _is(block, Block) else partial(_whole, block) for block in blocks),
         tuple(partial(_shortcut, block) for block in blocks),
-        network.head,
+        network.head if _only_reads(network.head) else partial(_on_a_copy, network.head),
         tuple(
             (_is(block.after, nn.Identity) or (rectified and _is(block.after, nn.ReLU)))
             and (block.shortcut is None or _is(block.shortcut, nn.Identity, nn.Dropout))
@@ -121,10 +116,6 @@ def rewritten(model: nn.Module) -> Swept:
         ),
         torch.channels_last,
     )
-
-
-def _has_forward(module: object) -> bool:
-    return getattr(type(module), "forward", None) is not nn.Module.forward
 
 
 def _is(part: object, *types: type[nn.Module]) -> bool:
@@ -173,32 +164,58 @@ def _rectifies(part: object) -> bool:
     return _is(part, nn.ReLU)
 
 
+def _only_reads(part: object) -> bool:
+    """Whether a part surely does not write over its input."""
+    if _is(part, nn.Sequential):
+        # What comes after a layer that only reads has that one's output to write over; an identity hands its input on.
+        layers = [layer for layer in cast(nn.Sequential, part) if not _is(layer, nn.Identity)]
+        return not layers or (_is_fresh(layers[0]) or (_is(layers[0], nn.ReLU) and _only_reads(layers[0])))
+    if _is(part, nn.ReLU):
+        return not cast(nn.ReLU, part).inplace
+    return part is None or _is_fresh(part) or _is(part, nn.Identity, nn.Dropout, ZeroPadShortcut, Scale)
+
+
+def _on_a_copy(part: Map, x: Tensor) -> Tensor:
+    return part(x.clone())
+
+
 def _whole(block: Any, x: Tensor) -> Tensor:
-    """The output of a block, as it computes it itself."""
-    return check_result(block(x), f"a {type(block).__name__}").to(x.dtype)
+    """The output of a block, as it computes it itself; by its parts, where it only holds them."""
+    x = x.clone()
+    if has_forward(block):
+        return check_result(block(x), f"a {type(block).__name__}").to(x.dtype)
+    residual, shortcut = branches(block, x)
+    return cast(Tensor, block.after(residual if shortcut is None else shortcut + residual).to(x.dtype))
 
 
-def _parts(block: Parts, fresh: bool, relu: bool, x: Tensor) -> Tensor:
-    """The output of a block, in the precision of `x`.
+def _parts(block: Any) -> Map:
+    """The output of a `Block`, in the precision of its input.
 
-    The sum is written over what the branch puts out, if that is `fresh`, and what follows over the sum, if it is ReLU.
+    The sum is written over what the branch puts out, if nobody else reads that, and ReLU over the sum.
     """
-    y = block.residual(x).to(x.dtype)
-    if block.shortcut is not None:
-        skip = block.shortcut(x)
-        y = y.add_(skip) if fresh and skip.shape == y.shape else y + skip
-        fresh = True
-    return F.relu_(y) if fresh and relu else block.after(y)
+    fresh, relu = _is_fresh(block.residual), _is(block.after, nn.ReLU)
+    reads = _only_reads(block.residual) and _only_reads(block.shortcut)
+
+    def keep(x: Tensor) -> Tensor:
+        residual, shortcut = branches(block, x if reads else x.clone())
+        y, mine = residual.to(x.dtype), fresh
+        if shortcut is not None:
+            y = y.add_(shortcut) if mine and shortcut.shape == y.shape else y + shortcut
+            mine = True
+        return F.relu_(y) if mine and relu else cast(Tensor, block.after(y if mine else y.clone()))
+
+    return keep
 
 
 def _shortcut(block: Parts, x: Tensor) -> Tensor:
     """What is left of a block without its residual branch, in the precision of `x`."""
+    x = x if _only_reads(block.shortcut) and _only_reads(block.after) else x.clone()
     return block.after(x if block.shortcut is None else block.shortcut(x).to(x.dtype))
 
 
 @torch.inference_mode()
 def prepare(model: nn.Module, images: Tensor) -> Swept:
-    """`model` as it can be swept: rewritten, if on the first image that does what the model does, else as it is.
+    """`model` as it can be swept: rewritten, if that does on two images what the model does, else as it is.
 
     Warns:
         UserWarning: it is swept as it is, which takes longer; says why.
@@ -207,12 +224,21 @@ def prepare(model: nn.Module, images: Tensor) -> Swept:
         UsageError: the model cannot be evaluated on the images; it is not its stem, its blocks and its head in a row;
             or its logits for an image depend on chance or on the other images.
     """
-    with evaluating(model, images):
-        plain = as_it_is(model)
-        _check(plain, type(model).__name__, images)
+    device, dtype = next(((each.device, each.dtype) for each in model.parameters()), (images.device, images.dtype))
+    with autocast(device, "float32"):
+        with evaluating(model, images):
+            plain = as_it_is(model)
+            _check(plain, type(model).__name__, images)
+        if torch.finfo(dtype).bits < 32:  # so coarse that a difference could not be told from rounding
+            return plain
+        return _rewritten_or(plain, model, images)
+
+
+def _rewritten_or(plain: Swept, model: nn.Module, images: Tensor) -> Swept:
+    """See `prepare`."""
     try:
         fast = rewritten(model)
-        reason = _difference(fast, plain, images[:1])
+        reason = _difference(fast, plain, images[:: max(1, len(images) - 1)])  # the first and the last
     except Exception as error:  # of modules that we do not know
         reason = f"{type(error).__name__}: {error}"
     if not reason:
@@ -233,34 +259,39 @@ def _check(plain: Swept, name: str, images: Tensor) -> None:
                 f"{where} of {name} keeps no running statistics, so that the logits of an image would depend on the"
                 " others in its batch"
             )
-    x = check_result(plain.stem(plain.input(images[:1])), f"the stem of {name}", 1)
-    for i, keep in enumerate(plain.keep):
-        x = check_result(keep(x), f"block {i} of {name}", 1)
-    logits = check_result(plain.head(x), f"the head of {name}", 1)
-    if not _has_forward(plain.module):
-        return
-    once, again, among_others = (
-        check_result(plain.module(plain.input(images[:count])), name, count) for count in (1, 1, min(2, len(images)))
-    )
-    if not agree(again, once):
-        raise UsageError(f"{name} puts out other logits each time, in eval mode, too")
-    if not agree(logits, once):
+
+    def steps(images: Tensor) -> Tensor:
+        x = check_result(plain.stem(plain.input(images)), f"the stem of {name}", len(images))
+        for i, keep in enumerate(plain.keep):
+            x = check_result(keep(x), f"block {i} of {name}", len(images))
+        return check_result(plain.head(x), f"the head of {name}", len(images))
+
+    def whole(images: Tensor) -> Tensor:
+        return check_result(plain.module(plain.input(images)), name, len(images))
+
+    ways = (steps, whole if has_forward(plain.module) else steps)
+    first, again = (way(images[:1]) for way in ways)
+    # Alone or with another, each image is to have the same logits; where there is no second one, there is no other.
+    alone, both = torch.cat([first, ways[1](images[1:2])]) if len(images) > 1 else first, ways[1](images[:2])
+    if not agree(again, first, units=4):
+        if not agree(ways[1](images[:1]), again, units=4):
+            raise UsageError(f"{name} puts out other logits each time, in eval mode, too")
         raise UsageError(f"{name} puts out something else than its stem, its blocks and its head in a row")
-    if not agree(among_others[:1], once):
+    if not agree(both, alone):
         raise UsageError(f"the logits that {name} puts out for an image depend on the others in its batch")
 
 
-def _difference(fast: Swept, plain: Swept, image: Tensor) -> str:
-    """Where the two do not agree on one image, if anywhere: each on its way from the stem to the head."""
-    found, x = fast.stem(fast.input(image)), plain.stem(plain.input(image))
+def _difference(fast: Swept, plain: Swept, images: Tensor) -> str:
+    """Where the two do not agree on some images, if anywhere: each on its way from the stem to the head."""
+    found, x = fast.stem(fast.input(images)), plain.stem(plain.input(images))
     if not agree(found, x):
         return "the stem differs"
     for i in range(len(plain.keep)):
-        lesioned = []
+        lesioned = list[Tensor]()
         for swept, there in ((fast, found), (plain, x)):
             with contextlib.suppress(Exception):  # a block that cannot be deleted: its parts do not fit each other
-                lesioned.append(swept.delete[i](there.clone()))
-        if len(lesioned) == 1 or (lesioned and not agree(*lesioned)):
+                lesioned.append(swept.delete[i](there))
+        if len(lesioned) == 1 or (lesioned and not agree(lesioned[0], lesioned[1])):
             return f"block {i} differs when it is deleted"
         found, x = fast.keep[i](found), plain.keep[i](x)
         if not agree(found, x):
@@ -288,7 +319,7 @@ def survey(swept: Swept, image: Tensor) -> list[Site]:
     for keep, delete in zip(swept.keep, swept.delete, strict=True):
         lesioned = None
         with contextlib.suppress(Exception):  # what follows may be made for other channels
-            lesioned = tuple(delete(x.clone()).shape[1:])
+            lesioned = tuple(delete(x).shape[1:])
         inputs, x = tuple(x.shape[1:]), keep(x)
         sites.append(Site(inputs, tuple(x.shape[1:]), lesioned))
     return sites
@@ -344,6 +375,7 @@ def _bytes_per_image(swept: Swept, image: Tensor, alive: int) -> tuple[int, int]
         outputs.extend(leaf.nbytes for leaf in tree_leaves(output) if isinstance(leaf, Tensor))
 
     layers = [module for module in swept.module.modules() if not list(module.children())]
+    layers = [layer for layer in layers if not isinstance(layer, torch.jit.ScriptModule)]  # which take no hooks
     handles = [layer.register_forward_hook(note) for layer in layers]
     x = swept.input(image)
     dtype = x.dtype
@@ -402,7 +434,7 @@ def sweep(
                     bar.update()
                 if branch.lesions:
                     with whole:
-                        kept = read(swept.head(x.clone() if branch.branches else x)).cpu()
+                        kept = read(swept.head(x)).cpu()
                     if found is None:
                         found = kept.new_empty(lesions, len(images), *kept.shape[1:])
                     found[list(branch.lesions), rows] = kept
@@ -410,7 +442,7 @@ def sweep(
                     return
                 *others, last = branch.branches
                 for other in others:
-                    walk(other, x.clone(), rows)  # what one branch writes over its input the others do not see
+                    walk(other, x, rows)
                 branch = last  # here and not by a call, so that x goes as soon as it was used
 
         steps = tree.count() * math.ceil(len(images) / batch)
