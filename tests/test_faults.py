@@ -343,11 +343,15 @@ time.sleep(600)
 """
 CLAIMS = """
 import time
+import matplotlib.pyplot as plt
+from resnotes import figures
 from resnotes.claims import Ledger
 
 texts = dict(statement_zh="", source="", expected="", expected_zh="")
-ledger = Ledger("01_degradation", "quick", "digits", [0])
-ledger.record("degradation.early", "Said too early.", measured=1, holds=True, **texts)
+ledger = Ledger("{stem}", "quick", "digits", [0])
+ledger.record("{study}.early", "Said too early.", measured=1, holds=True, **texts)
+figures.save(plt.figure(), "{stem}", caption="", caption_zh="", claims=[], data={{}}, parameters={{}})
+plt.close()
 Path("{mark}").touch()
 time.sleep({seconds})
 """
@@ -466,33 +470,55 @@ def test_a_command_that_is_killed_takes_its_notebooks_along(suite: Any, tmp_path
 def test_a_command_that_is_ended_has_not_finished(
     suite: Any, tmp_path: Path, number: signal.Signals, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What it claimed so far is nowhere taken for the study; an execution of before, which it replaced, is gone."""
+    """What it claimed so far is nowhere taken for the study; an execution of before, which it replaced, is gone.
+
+    A notebook that was finished beside it counts.
+    """
     mark, out = tmp_path / "mark", tmp_path / "out"
-    assert suite(CLAIMS.format(mark=mark, seconds=0), name="degradation").process.wait(120) == 0
+
+    def claiming(stem: str, seconds: int) -> str:
+        study = stem.partition("_")[2].replace("_", "-")
+        return CLAIMS.format(
+            stem=stem, study=study, seconds=seconds, mark=mark if stem[:2] == "01" else tmp_path / "no"
+        )
+
+    first, second = "01_degradation", "02_degradation"
+    whole = suite(claiming(first, 0), claiming(second, 0), name="degradation")
+    assert whole.process.wait(120) == 0
     mark.unlink()
-    assert [claim["id"] for claim in read_results(out).claims] == ["degradation.early"]
-    running = suite(CLAIMS.format(mark=mark, seconds=600), name="degradation")
+    assert len(read_results(out).claims) == 2
+    running = suite(claiming(first, 600), claiming(second, 0), name="degradation")
     wait_until(mark.exists, running.process)
+    wait_until(lambda: claims.is_finished(out / f"notebooks/{second}.ipynb"), running.process)
+    time.sleep(1)  # its claims are merged right after
     running.process.send_signal(number)
     assert running.orphans() == []
 
     monkeypatch.setenv("RESNOTES_OUT", str(out))
     monkeypatch.setattr(paths, "project_root", lambda: tmp_path)
-    listed = CliRunner().invoke(app, ["run", "--list"]).output
-    assert "last run not finished" in listed
-    assert "done" not in listed
-    results = read_results(out)
-    assert (results.claims, results.figures, results.notebooks[0].state) == ([], [], "unfinished")
-    assert "no claims" in CliRunner().invoke(app, ["claims"]).output
-    for lang, said in (("en", "The notebook was not finished"), ("zh", "该笔记本未执行完")):
-        report = write_report(results, tmp_path / lang, lang=lang)
-        assert said in report.read_text()
-        assert said in report.with_suffix(".html").read_text()
-        assert "Said too early" not in report.read_text()
-    assert "not finished" in write_index(out).read_text()
-    assert claims.load(out / "claims.json") == []
 
-    notebook = out / "notebooks" / "01_degradation.ipynb"
+    def said(*arguments: str) -> str:
+        return CliRunner().invoke(app, arguments).output
+
+    listed = said("run", "--list")
+    assert listed.index("last run not finished") < listed.index("done")
+    results = read_results(out)
+    assert [(book.stem, book.state) for book in results.notebooks] == [(first, "unfinished"), (second, "done")]
+    assert {claim["notebook"] for claim in results.claims} == {second}
+    assert [figure["name"] for figure in results.figures] == [second]
+    assert said("claims").count("Said too early.") == 1
+    assert {claim["notebook"] for claim in claims.load(out / "claims.json")} == {second}
+    assert "02_degradation.png" in said("figures", "--to", str(tmp_path / "exported"), "--format", "png")
+    assert [path.name for path in (tmp_path / "exported").glob("*.png")] == ["02_degradation.png"]
+    assert not (out / "index.html").exists(), "it would be that of before"
+    assert "not finished" in write_index(out).read_text()
+    for lang, words in (("en", "The notebook was not finished"), ("zh", "该笔记本未执行完")):
+        report = write_report(results, tmp_path / lang, lang=lang)
+        assert words in report.read_text()
+        assert words in report.with_suffix(".html").read_text()
+        assert "Said too early" not in report.read_text()
+
+    notebook = out / "notebooks" / f"{first}.ipynb"
     notebook.write_bytes(notebook.read_bytes()[:1000])  # ended while it was written
     assert read_results(out).notebooks[0].state == "unfinished"
     write_index(out)
