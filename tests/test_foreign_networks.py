@@ -399,6 +399,18 @@ def test_what_a_block_does_beside_its_parts_is_done() -> None:
     assert_plain_loop(torch.compile(forwards, backend="eager"), lesions)  # type: ignore[arg-type]
 
 
+def test_a_block_that_puts_out_what_is_negative_whatever_follows_its_sum() -> None:
+    """ReLU of a block that is deleted has something left to rectify."""
+
+    class Negative(Unit):
+        def forward(self, x: Tensor) -> Tensor:
+            return -super().forward(x)
+
+    network = build(["conv-bn"] * 3, "ReLU", stem="rectified")
+    network.blocks[0] = Negative(RESIDUALS["conv-bn"](), None, nn.ReLU())
+    assert_plain_loop(network.eval(), [unravel.Lesion(), *unravel.single_deletions(range(3))])
+
+
 class Half(Unit):
     def forward(self, x: Tensor) -> Tensor:
         return 0.93 * super().forward(x)

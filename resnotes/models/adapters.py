@@ -150,7 +150,7 @@ def _compare(network: Network, model: nn.Module, images: Tensor | None) -> None:
         autocast(image.device, "float32"),
     ):
         expected, found = model(image.clone()), network(image.clone())
-    if not isinstance(expected, Tensor) or not agree(found, expected, units=4):
+    if not isinstance(expected, Tensor) or not agree(found, expected, units=8):
         raise UsageError(
             f"cannot adapt this {name}: stem, blocks and head in a row put out something else than it does;"
             " it has a forward of its own, or hooks"

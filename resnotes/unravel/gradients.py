@@ -158,7 +158,7 @@ def _units(
         logits = check_logits(network.head(x.clone()), f"the head of {name}", len(images))
         check_labels(labels, images, logits.shape[1])
         with torch.no_grad():
-            if has_forward(network) and not agree(logits, network(inputs), units=4):
+            if has_forward(network) and not agree(logits, network(inputs), units=8):
                 raise UsageError(
                     f"{name} puts out something else than its stem, its blocks and its head in a row, each block"
                     " after(shortcut(x) + residual(x))"
