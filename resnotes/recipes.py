@@ -96,11 +96,6 @@ class Recipe:
         if self.precision not in PRECISIONS:
             raise UsageError(f"recipe: unknown precision {self.precision!r}; allowed: {', '.join(PRECISIONS)}")
 
-        if self.milestones and self.schedule != "steps":
-            raise UsageError(f"recipe: milestones are for the schedule steps, found {self.schedule!r}; leave them out")
-        if self.warmup_lr != defaults(self)["warmup_lr"] and not self.warmup_iterations:
-            raise UsageError(f"recipe: warmup_lr is {self.warmup_lr!r}, but there are no warmup_iterations")
-
     def check_task(self, task: str) -> None:
         """Refuse a field that a task would ignore, and that would be part of a run's address nevertheless.
 
@@ -113,6 +108,17 @@ class Recipe:
         for name, default in defaults(self).items():
             if ALONE.get(name, task) != task and (found := getattr(self, name)) != default:
                 raise UsageError(f"recipe: {name} is for {ALONE[name]} alone, found {found!r} for {task}; leave it out")
+
+    def check_schedule(self) -> None:
+        """Refuse what the schedule would ignore, likewise.
+
+        Raises:
+            UsageError: names the field.
+        """
+        if self.milestones and self.schedule != "steps":
+            raise UsageError(f"recipe: milestones are for the schedule steps, found {self.schedule!r}; leave them out")
+        if self.warmup_lr != defaults(self)["warmup_lr"] and not self.warmup_iterations:
+            raise UsageError(f"recipe: warmup_lr is {self.warmup_lr!r}, but there are no warmup_iterations")
 
     def lr_at(self, iteration: int) -> float:
         """Learning rate of iteration 0, 1, ..., `iterations` - 1.

@@ -216,6 +216,11 @@ class RunStore:
 
     def _train(self, spec: RunSpec, data: Data, device: str) -> None:
         """Train under the run's lock; `run.json` last, so that a run is finished or visibly is not."""
+        if spec.pretrained and isinstance(data, Classification):
+            raise UsageError(
+                f"{spec.model} cannot start from {spec.pretrained}: only encoders of segmentation networks are"
+                " pretrained"
+            )
         folder = self.root / spec.name
         first = distributed.rank() == 0
         if first:

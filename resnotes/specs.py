@@ -51,12 +51,7 @@ class RunSpec:
             values = getattr(self, name).items()
             object.__setattr__(self, name, {key: tuple(v) if isinstance(v, list) else v for key, v in values})
         if self.dataset in datasets.names():  # another is refused where it is loaded
-            self.recipe.check_task(task := datasets.task(self.dataset))
-            if self.pretrained and task == "classification":
-                raise UsageError(
-                    f"{self.model} cannot start from {self.pretrained}: only encoders of segmentation networks are"
-                    " pretrained"
-                )
+            self.recipe.check_task(datasets.task(self.dataset))
         if self.start and self.pretrained:
             raise UsageError(f"{self.model} cannot start both from {self.start.model} and from {self.pretrained}")
         if self.start:

@@ -167,8 +167,9 @@ def task_for(data: Data, recipe: Recipe, *, seed: int, device: torch.device, pre
     """Classification or segmentation, as the data has one label an image or one a pixel.
 
     Raises:
-        UsageError: a recipe with fields that the task ignores; or see the tasks.
+        UsageError: a recipe with fields that the task or the schedule ignores; or see the tasks.
     """
+    recipe.check_schedule()
     recipe.check_task("classification" if isinstance(data, Classification) else "segmentation")
     kind = ClassificationTask if isinstance(data, Classification) else SegmentationTask
     return kind(data, recipe, seed=seed, device=device, precision=precision)  # type: ignore[arg-type]

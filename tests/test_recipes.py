@@ -11,6 +11,7 @@ from torch import nn
 from resnotes import datasets, models
 from resnotes.datasets import Data
 from resnotes.errors import UsageError
+from resnotes.profiles import Study
 from resnotes.recipes import ALONE, TASKS, Recipe
 from resnotes.specs import RunSpec
 from resnotes.training import Training, train
@@ -126,8 +127,19 @@ def test_a_field_does_something_or_is_refused(
         assert spec(recipe).name != spec(dataclasses.replace(BASE, warmup_iterations=warmup)).name
 
 
-def test_fields_that_the_schedule_ignores_are_refused() -> None:
-    with pytest.raises(UsageError, match="milestones are for the schedule steps, found 'one-cycle'"):
-        Recipe(iterations=4, schedule="one-cycle", milestones=(2,))
-    with pytest.raises(UsageError, match=r"warmup_lr is 0.05, but there are no warmup_iterations"):
-        Recipe(iterations=4, warmup_lr=0.05)
+@pytest.mark.parametrize(
+    ("ignored", "message"),
+    [
+        ({"schedule": "one-cycle", "milestones": (2,)}, "milestones are for the schedule steps, found 'one-cycle'"),
+        ({"warmup_lr": 0.05}, r"warmup_lr is 0.05, but there are no warmup_iterations"),
+    ],
+)
+def test_fields_that_the_schedule_ignores_are_refused(
+    task: str, data: Data, ignored: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(UsageError, match=message):
+        Fit(task, data, dataclasses.replace(BASE, **ignored), tmp_path)
+    assert not list(tmp_path.iterdir())
+    study = Study(dataset=DATASETS[task], models=(MODELS[task],), seeds=(0,), recipe={"iterations": 3, **ignored})
+    with pytest.raises(UsageError, match=message):
+        study.all_specs()

@@ -110,11 +110,11 @@ def assert_same_weights(left: Network, right: Network) -> None:
 # Specifications and their names
 
 recipes = st.builds(
-    lambda schedule, **values: Recipe(**schedule, **values),
-    st.sampled_from(["one-cycle", "poly"]).map(lambda name: {"schedule": name})
-    | st.lists(st.integers(0, 10**6), max_size=3).map(lambda milestones: {"milestones": tuple(milestones)}),
+    Recipe,
     iterations=st.integers(1, 10**6),
     lr=st.floats(1e-6, 10),
+    schedule=st.sampled_from(["steps", "one-cycle", "poly"]),
+    milestones=st.lists(st.integers(0, 10**6), max_size=3).map(tuple),
     flip=st.booleans(),
     probe_images=st.none() | st.integers(1, 10**4),
     snapshots=st.lists(st.integers(1, 100), max_size=3).map(tuple),

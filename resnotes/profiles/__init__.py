@@ -63,11 +63,13 @@ class Study:
     def spec(self, model: str, seed: int) -> RunSpec:
         """The run of `model`, a name with or without options, with `seed`, not deepened from another."""
         name, options = from_label(model)
+        recipe = Recipe(**{**self.recipe, **self.recipes.get(model, {})})
+        recipe.check_schedule()
         return RunSpec(
             model=name,
             dataset=self.dataset,
             seed=seed,
-            recipe=Recipe(**{**self.recipe, **self.recipes.get(model, {})}),
+            recipe=recipe,
             options=options,
             data=self.data,
             pretrained=self.pretrained,
