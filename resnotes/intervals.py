@@ -122,8 +122,8 @@ def unpaired_difference(a: Sequence[float], b: Sequence[float], unit: str = "") 
     errors = [float(sample.var(ddof=1)) / sample.size for sample in both]  # squared, of each mean
     if not sum(errors):
         return Interval(difference, difference, difference, n, unit)
-    # Welch-Satterthwaite
-    freedom = sum(errors) ** 2 / sum(e**2 / (sample.size - 1) for e, sample in zip(errors, both, strict=True))
+    shares = [error / sum(errors) for error in errors]
+    freedom = 1 / sum(s**2 / (sample.size - 1) for s, sample in zip(shares, both, strict=True))  # Welch-Satterthwaite
     half = float(stdtrit(freedom, 0.975) * math.sqrt(sum(errors)))
     return Interval(difference, difference - half, difference + half, n, unit)
 
