@@ -2,6 +2,7 @@
 
 import struct
 import zlib
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from pathlib import Path
 
@@ -53,12 +54,13 @@ def sixteen_bits(array: np.ndarray) -> Image.Image:
 # The three loaders, each given one image (and its labels) to read
 
 
-class Loader:
+class Loader(ABC):
     def __init__(self, root: Path, height: int, width: int, image: Path, annotation: Path | None) -> None:
         self.root, self.height, self.width, self.image, self.annotation = root, height, width, image, annotation
 
+    @abstractmethod
     def read(self) -> tuple[Tensor, Tensor | None]:
-        raise NotImplementedError
+        """The image, and its labels if there are any, as the data set gives them."""
 
 
 class CamVid(Loader):
