@@ -16,10 +16,12 @@ test: $(STAMP) lint  ## lint, types, unit tests, nbval on the committed notebook
 	RESNOTES_OUT="$$(mktemp -d)" "$(BIN)/python" -m pytest --nbval-lax notebooks  # not what was executed last
 	"$(BIN)/python" -m pytest -m browser
 
-lint: $(STAMP)
+lint: $(STAMP)  ## style, types, who imports whom, and how much there is to read
 	"$(BIN)/ruff" check .
 	"$(BIN)/ruff" format --check .
 	"$(BIN)/mypy"
+	"$(BIN)/lint-imports"
+	-"$(BIN)/python" -m benchmarks.size
 
 coverage: $(STAMP)  ## lines of the package that unit tests execute; fails below 90 %
 	"$(BIN)/python" -m coverage erase
@@ -36,7 +38,7 @@ lab: $(STAMP)  ## JupyterLab on the notebooks
 	"$(BIN)/jupyter" lab notebooks $(if $(filter 0,$(shell id -u)),--allow-root) $(LAB_FLAGS)
 
 notebooks: $(STAMP)  ## refresh the committed outputs of the notebooks
-	"$(BIN)/python" -m resnotes.notebooks
+	"$(BIN)/python" -m resnotes.book.notebooks
 
 figures: $(STAMP)  ## refresh the committed figures and claims
 	"$(BIN)/python" -m resnotes run --out "$(OUT)"

@@ -28,16 +28,16 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks import timing
 from benchmarks.growth import fit
-from resnotes import profiles
 from resnotes.datasets import Classification, Data, Normalization, Segmentation
 from resnotes.datasets.segmentation import Stacked
 from resnotes.devices import resolve_precision
-from resnotes.recipes import Recipe
-from resnotes.run_folder import initial_network
-from resnotes.runs import RunStore
-from resnotes.specs import RunSpec
-from resnotes.thinning import thinned
-from resnotes.training import optimizer_step, task_for
+from resnotes.runs import profiles
+from resnotes.runs.folder import initial_network
+from resnotes.runs.spec import RunSpec
+from resnotes.runs.store import RunStore
+from resnotes.training.loop import optimizer_step, task_for
+from resnotes.training.recipe import Recipe
+from resnotes.training.thinning import thinned
 
 CORES = 2
 GPUS = 8
@@ -131,7 +131,7 @@ def made(spec: RunSpec, count: int) -> Data:
 
 
 def steps(spec: RunSpec, count: int) -> tuple[Callable[[], Any], Callable[[], Any]]:
-    """A training step on `count` images, and an evaluation of twice as many; as `resnotes.training.train` does them."""
+    """A training step on `count` images, and an evaluation of twice as many; as `training.loop.train` does."""
     recipe = dataclasses.replace(spec.recipe, batch_size=count, probe_images=None)
     precision = resolve_precision(recipe.precision, torch.device("cpu"))
     task = task_for(made(spec, count), recipe, seed=0, device=torch.device("cpu"), precision=precision)

@@ -16,11 +16,11 @@ from torch.nn import functional as F
 from benchmarks.timing import Peak, Row, Settings, Work, operations, turns
 from benchmarks.training import sgd
 from resnotes import models
+from resnotes.analysis.prediction import SCALES, predict
 from resnotes.datasets import Normalization
 from resnotes.devices import resolve_precision
 from resnotes.models.segmentation import IGNORED
-from resnotes.segmentation.prediction import SCALES, predict
-from resnotes.training import optimizer_step
+from resnotes.training.loop import optimizer_step
 
 CLASSES = 11
 

@@ -27,11 +27,11 @@ from torchvision import transforms
 
 from benchmarks.timing import Peak, Row, Settings, Work, operations, turns
 from resnotes import models
-from resnotes.classification import batches
 from resnotes.datasets import Normalization
 from resnotes.devices import resolve_device, resolve_precision
-from resnotes.recipes import Recipe
-from resnotes.training import optimizer_step
+from resnotes.training.classification import batches
+from resnotes.training.loop import optimizer_step
+from resnotes.training.recipe import Recipe
 
 RECIPE = Recipe(iterations=1)
 
@@ -72,7 +72,7 @@ def public_batches(images: Tensor, labels: Tensor) -> Iterator[tuple[Tensor, Ten
 
 
 def our_batches(images: Tensor, labels: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """Those of `resnotes.training.train`, epoch after epoch, on the device of the images."""
+    """Those of `resnotes.training.loop.train`, epoch after epoch, on the device of the images."""
     normalization = Normalization.per_pixel(images)
     epoch = 0
     while True:
@@ -93,7 +93,7 @@ def eager_steps(network: nn.Module, drawn: Iterator[tuple[Tensor, Tensor]]) -> I
 
 
 def our_steps(network: nn.Module, drawn: Iterator[tuple[Tensor, Tensor]], precision: str) -> Iterator[None]:
-    """What `resnotes.training.train` does, one optimiser step a turn."""
+    """What `resnotes.training.loop.train` does, one optimiser step a turn."""
     optimizer = sgd(network.to(memory_format=torch.channels_last).train(), fused=True)
     for inputs, targets in drawn:
         optimizer_step(network, optimizer, inputs, targets, precision)

@@ -20,9 +20,9 @@ from resnotes.errors import ResnotesError, RunError, UsageError, reporting_error
 if TYPE_CHECKING:
     from concurrent.futures import Executor
 
-    from resnotes.notebooks import Notebook
-    from resnotes.runs import Run, RunStore
-    from resnotes.specs import RunSpec
+    from resnotes.book.notebooks import Notebook
+    from resnotes.runs.spec import RunSpec
+    from resnotes.runs.store import Run, RunStore
 
 
 class _Commands(typer.core.TyperGroup):
@@ -67,14 +67,14 @@ def run(
     ] = False,
 ) -> None:
     """Execute notebooks and write what they found to a folder, with an index."""
-    from resnotes import notebooks as suite
+    from resnotes.book import notebooks as suite
 
     folder = _folder(out)
     selected = suite.select(notebooks or [])
     if listed:
         _list(selected, folder)
         return
-    from resnotes.index import write_index
+    from resnotes.book.index import write_index
 
     settings = ([] if profile is None else [f"profile={profile}"]) + (parameter or [])
     overrides = suite.parse_overrides(settings, selected)
@@ -119,8 +119,8 @@ def train(
     from tqdm import tqdm
 
     from resnotes import distributed
-    from resnotes.runs import RunStore
-    from resnotes.sweeps import failure
+    from resnotes.runs.store import RunStore
+    from resnotes.runs.sweep import failure
 
     specs = _specs(profile, study)
     store = RunStore()
@@ -139,7 +139,7 @@ def train(
 @app.command()
 def claims(out: Out = None) -> None:
     """Print the claims of a run: whether each holds, what was expected and what was measured."""
-    from resnotes.claims import WORDS, collect, load
+    from resnotes.book.ledger import WORDS, collect, load
 
     folder = _folder(out)
     path = folder / "claims.json"  # what a run that was ended could not bring up to date
@@ -162,7 +162,7 @@ def figures(
     ] = None,
 ) -> None:
     """Copy the figures of a run to a folder and print Markdown that shows them."""
-    from resnotes.figures import export
+    from resnotes.book.exports import export
 
     for snippet in export(
         to, _folder(out) / "figures", formats=[kind.strip() for kind in formats.split(",")], only=only or []
@@ -187,9 +187,9 @@ def report(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a report that is there.")] = False,
 ) -> None:
     """Write a weekly report from a run: Markdown, one HTML page, and the figures."""
-    from resnotes import notebooks as suite
-    from resnotes.report import write_report
-    from resnotes.results import read_results
+    from resnotes.book import notebooks as suite
+    from resnotes.book.report import write_report
+    from resnotes.book.results import read_results
 
     folder = _folder(results)
     named = [*(notebooks or []), *(more or [])]  # so that one --notebooks takes several
@@ -216,7 +216,7 @@ Recorded = Annotated[bool, typer.Option("--recorded", help="The recorded runs in
 @runs_app.command("list")
 def list_runs(recorded: Recorded = False) -> None:
     """One line per finished run: its name, data, training and test error."""
-    from resnotes.runs import RunStore
+    from resnotes.runs.store import RunStore
 
     store = RunStore()
     finished = store.finished(recorded=recorded)
@@ -245,7 +245,7 @@ def verify(
     tolerance: Annotated[float, typer.Option(min=0, help="Points by which other processors may round.")] = 0.2,
 ) -> None:
     """Check the files of runs, evaluate their weights again and compare with the test error on record."""
-    from resnotes import recording
+    from resnotes.runs import recording
 
     failed = False
     for run in _matching(names or [""], recorded):
@@ -272,8 +272,8 @@ def record(
     weights: Annotated[bool, typer.Option(help="With the weights, or only the errors.")] = True,
 ) -> None:
     """Copy the finished runs of a profile to data/recorded, to be committed."""
-    from resnotes import recording
-    from resnotes.runs import RunStore
+    from resnotes.runs import recording
+    from resnotes.runs.store import RunStore
 
     store = RunStore()
     finished = store.find_all(_specs(profile, study))
@@ -334,11 +334,11 @@ def _executor(store: RunStore, device: str, workers: int | None, cluster: str | 
     if [cluster is not None, workers is not None, distributed.size() > 1].count(True) > 1:
         raise UsageError("of --cluster, --workers and torchrun, expected one at most: each has processes of its own")
     if cluster is None:
-        from resnotes.workers import local_workers
+        from resnotes.runs.workers import local_workers
 
         yield local_workers(device, workers)
         return
-    from resnotes.cluster import connected
+    from resnotes.runs.cluster import connected
 
     with connected(cluster, store.root) as executor:
         typer.echo(f"{executor.workers} workers; dashboard: {executor.dashboard or 'none'}", err=True)
@@ -347,7 +347,7 @@ def _executor(store: RunStore, device: str, workers: int | None, cluster: str | 
 
 def _specs(profile: str, studies: Sequence[str] | None) -> list[RunSpec]:
     """The runs of some studies of a profile, in this order, or of all in the profile's."""
-    from resnotes import profiles
+    from resnotes.runs import profiles
 
     loaded = profiles.load(profile)
     return [spec for name in studies or loaded.studies for spec in loaded.study(name).all_specs()]
@@ -355,7 +355,7 @@ def _specs(profile: str, studies: Sequence[str] | None) -> list[RunSpec]:
 
 def _matching(names: list[str], recorded: bool) -> list[Run]:
     """Finished runs whose names begin with one of `names`."""
-    from resnotes.runs import RunStore
+    from resnotes.runs.store import RunStore
 
     finished = RunStore().finished(recorded=recorded)
     for name in names:
@@ -376,7 +376,7 @@ def _summary(run: Run) -> str:
 
 def _list(notebooks: Sequence[Notebook], folder: Path) -> None:
     """Print notebooks with the parameters they take and what became of them in `folder`."""
-    from resnotes.results import executed
+    from resnotes.book.results import executed
 
     for book in notebooks:
         typer.echo(f"{book.stem}: {book.title}")

@@ -8,6 +8,7 @@ and emptied in the end.
 from __future__ import annotations
 
 import io
+import sys
 from collections.abc import Iterable
 from multiprocessing import parent_process
 from typing import Any
@@ -15,7 +16,6 @@ from typing import Any
 from tqdm import tqdm
 
 from resnotes import distributed
-from resnotes.frontend import attended, request
 
 DELAY = 0.5  # seconds; what is done sooner gets no bar, which would only flash up
 
@@ -63,3 +63,19 @@ class _CellBar(tqdm):  # type: ignore[type-arg]  # at run time, tqdm takes no ty
     def close(self) -> None:
         super().close()
         self.clear()
+
+
+def request() -> dict[str, Any]:
+    """The message that the kernel is at work on, in Jupyter's messaging protocol; empty outside of notebooks."""
+    ipython: Any = sys.modules.get("IPython")  # importing it takes long, and it makes no notebook
+    shell: Any = ipython.get_ipython() if ipython else None
+    return shell.get_parent() if hasattr(shell, "get_parent") else {}
+
+
+def attended() -> bool:
+    """Whether the cell at work was sent by a front-end that a person sits at.
+
+    Its request to execute the cell then says ``allow_stdin``, that is, a question could be put to that person.
+    JupyterLab says so for every cell; papermill, nbconvert and nbval never do.
+    """
+    return bool(request().get("content", {}).get("allow_stdin"))

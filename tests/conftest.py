@@ -15,7 +15,7 @@ import torchvision
 from cifar10_files import Originals, Tree, python2_batch
 from hypothesis import settings
 
-from resnotes import cli, datasets, training
+from resnotes import cli, datasets
 from resnotes.datasets import Classification, Segmentation, ade20k, camvid
 
 # How long an example takes says how busy the machine is, and what had been imported before.
@@ -34,7 +34,7 @@ def _written_elsewhere(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Non
         # The networks of the tests are small: a second thread would mostly wait, on a busy machine for long.
         patch.setenv("OMP_NUM_THREADS", "1")
         torch.set_num_threads(1)
-        patch.setattr(training, "CHECKPOINT_SECONDS", 0.0)  # after every epoch, however short
+        patch.setattr("resnotes.training.loop.CHECKPOINT_SECONDS", 0.0)  # after every epoch, however short
         yield
 
 

@@ -19,15 +19,15 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from resnotes import training
 from resnotes.errors import ResnotesError
-from resnotes.runs import RunStore
-from resnotes.specs import RunSpec
+from resnotes.runs.spec import RunSpec
+from resnotes.runs.store import RunStore
+from resnotes.training import loop
 
 NO_NAMESPACES = 77  # exit status where the system does not let a process give up its rights
 
 _context = get_context("forkserver")
-_context.set_forkserver_preload(["torch", "resnotes.runs", "crashes"])
+_context.set_forkserver_preload(["torch", "resnotes.runs.store", "crashes"])
 
 
 def start(spec: RunSpec, root: Path, **faults: Any) -> ForkServerProcess:
@@ -61,7 +61,7 @@ def _get(
         largest: no file can get larger than so many bytes, as on a disk that is full.
         powerless: the superuser's rights are given up, so that the mode of a folder means something.
     """
-    training.CHECKPOINT_SECONDS = 0
+    loop.CHECKPOINT_SECONDS = 0
     torch.set_num_threads(1)
     tqdm.set_lock(RLock())  # its own is a semaphore, of which each process that is killed would leave one
     if dies_at is not None:

@@ -8,11 +8,11 @@ import nbformat
 from markdown_it import MarkdownIt
 from PIL import Image
 
-from resnotes import story
-from resnotes.claims import Claim
+from resnotes.analysis.intervals import interval
+from resnotes.book import story
+from resnotes.book.ledger import Claim
+from resnotes.book.notebooks import OUTCOME
 from resnotes.files import write_json
-from resnotes.intervals import interval
-from resnotes.notebooks import OUTCOME
 
 STUDIES = story.studies()
 NOTEBOOKS = {study.key[0].split(".")[0]: study.notebook for study in STUDIES}  # by the first half of a claim's id

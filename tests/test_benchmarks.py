@@ -16,9 +16,9 @@ from benchmarks import __main__ as command
 from benchmarks import cost, gradients, growth, lesions, report, timing
 from benchmarks.growth import Curve, fit
 from benchmarks.timing import Peak, Row, Settings
-from resnotes import profiles
 from resnotes.datasets import Classification
 from resnotes.errors import ResnotesError, UsageError
+from resnotes.runs import profiles
 from resnotes.unravel import lesion_predictions, path_gradients, single_deletions
 
 ROOT = Path(__file__).parent.parent

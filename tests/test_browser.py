@@ -30,7 +30,7 @@ from playwright.sync_api import Browser, ConsoleMessage, Error, Locator, Page, e
 from test_runs import RECIPE, SPEC
 
 import resnotes
-from resnotes import notebooks
+from resnotes.book import notebooks
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(4 * 3600)]
 
@@ -303,7 +303,7 @@ def explore(explorer: Locator) -> None:
 def test_long_cells_show_their_progress_and_leave_nothing(lab: Lab, page: Page, tmp_path: Path) -> None:
     background, itself = (replace(SPEC, recipe=RECIPE, seed=seed, train_images=None) for seed in (1, 2))
     sources = [
-        "from pathlib import Path\nfrom resnotes.runs import RunStore\nfrom resnotes.specs import RunSpec\n"
+        "from pathlib import Path\nfrom resnotes.runs.store import RunStore\nfrom resnotes.runs.spec import RunSpec\n"
         f"store = RunStore(Path({str(tmp_path)!r}), Path('none'))",
         f"_ = list(store.start([RunSpec.from_json({background.to_json()!r})], device='cpu', workers=1))",
         f"_ = store.get(RunSpec.from_json({itself.to_json()!r}), device='cpu')",

@@ -11,9 +11,7 @@ from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from resnotes.claims import Ledger, collect, load
-from resnotes.errors import ResnotesError, UsageError
-from resnotes.intervals import (
+from resnotes.analysis.intervals import (
     Interval,
     all_of,
     bootstrap,
@@ -26,6 +24,8 @@ from resnotes.intervals import (
     unpaired_difference,
     verdict,
 )
+from resnotes.book.ledger import Ledger, collect, load
+from resnotes.errors import ResnotesError, UsageError
 
 numbers = st.floats(-1e6, 1e6)
 samples = st.lists(numbers, min_size=2, max_size=8)

@@ -10,12 +10,14 @@ import pytest
 from matplotlib.figure import Figure
 from test_notebooks import write_notebook
 
-from resnotes import figures, notebooks, paths, profiles, recording
-from resnotes.claims import Ledger, load
+from resnotes import figures, paths
+from resnotes.analysis.intervals import interval
+from resnotes.book import notebooks
+from resnotes.book.index import write_index
+from resnotes.book.ledger import Ledger, load
 from resnotes.errors import DatasetError
-from resnotes.index import write_index
-from resnotes.intervals import interval
-from resnotes.runs import RunStore
+from resnotes.runs import profiles, recording
+from resnotes.runs.store import RunStore
 
 
 @pytest.fixture(autouse=True)
@@ -84,7 +86,7 @@ def test_run_writes_notebooks_claims_figures_and_index(root, resnotes):
         root / "notebooks",
         "01_a",
         "import pandas as pd; from matplotlib.figure import Figure; from resnotes import figures",
-        "from resnotes.claims import Ledger; ledger = Ledger('01_a', profile, 'digits', [seed])\n"
+        "from resnotes.book.ledger import Ledger; ledger = Ledger('01_a', profile, 'digits', [seed])\n"
         "_ = ledger.record('a.b', 'Yes.', statement_zh='是', source='', expected='', expected_zh='',\n"
         "                  measured=seed, holds=True)",
         "_ = figures.save(Figure(), 'empty', caption='Nothing', caption_zh='无', claims=['a.b'],\n"
@@ -303,7 +305,8 @@ def test_unknown_runs_and_data_are_refused_in_one_line(tiny, resnotes, arguments
 
 
 def test_studies_are_taken_in_the_order_they_are_named():
-    from resnotes import cli, profiles
+    from resnotes import cli
+    from resnotes.runs import profiles
 
     desk = profiles.load("desk")
     lesions, degradation = (desk.study(name).all_specs() for name in ("lesions", "degradation"))

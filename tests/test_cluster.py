@@ -17,12 +17,13 @@ from filelock import FileLock
 from test_training import timeless
 from test_workers import SHORT, SPEC
 
-from resnotes import cli, cluster, profiles
-from resnotes.cluster import connected
+from resnotes import cli
 from resnotes.errors import ResnotesError, RunError
-from resnotes.recording import verify
-from resnotes.runs import RunStore
-from resnotes.sweeps import in_order
+from resnotes.runs import cluster, profiles
+from resnotes.runs.cluster import connected
+from resnotes.runs.recording import verify
+from resnotes.runs.store import RunStore
+from resnotes.runs.sweep import in_order
 
 distributed = pytest.importorskip("distributed", reason="Dask is not installed: pip install 'resnotes[cluster]'")
 dask = pytest.importorskip("dask")

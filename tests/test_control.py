@@ -41,12 +41,12 @@ def test_a_version_is_equal_to_itself(before: dict[str, Any]) -> None:
 
 
 def test_other_arithmetic_is_noticed(before: dict[str, Any], tmp_path: Path) -> None:
-    tree = changed(tmp_path, "resnotes/training.py", "momentum=recipe.momentum", "momentum=1e-6 + recipe.momentum")
+    tree = changed(tmp_path, "resnotes/training/loop.py", "momentum=recipe.momentum", "momentum=1e-6 + recipe.momentum")
     assert differences(before, probe(tree, 2)) == ["weights differ", "history differ"]
 
 
 def test_other_addresses_are_noticed(before: dict[str, Any], tmp_path: Path) -> None:
-    tree = changed(tmp_path, "resnotes/specs.py", 'separators=(",", ":")', 'separators=(", ", ":")')
+    tree = changed(tmp_path, "resnotes/runs/spec.py", 'separators=(",", ":")', 'separators=(", ", ":")')
     first, *others = differences(before, probe(tree, 2))
     assert first == "address differ"
     assert len(others) == len(before["recorded"])

@@ -16,8 +16,9 @@ from matplotlib.colors import to_rgba
 from scipy import stats
 from torch import Tensor
 
-from resnotes import cooccurrence, figures
-from resnotes.cooccurrence import Cooccurrence, heat_map, presence, scene_frequencies, violations
+from resnotes import figures
+from resnotes.analysis import cooccurrence
+from resnotes.analysis.cooccurrence import Cooccurrence, heat_map, presence, scene_frequencies, violations
 from resnotes.datasets import Segmentation, ade20k, scenes
 from resnotes.datasets.scenes import CLASSES
 from resnotes.datasets.segmentation import Stacked

@@ -12,12 +12,13 @@ import torch
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
-from resnotes import datasets, runs
+from resnotes import datasets
 from resnotes.datasets import Classification, Normalization
 from resnotes.datasets.classification import fingerprinted
 from resnotes.errors import UsageError
-from resnotes.recipes import Recipe
-from resnotes.specs import RunSpec
+from resnotes.runs.spec import RunSpec
+from resnotes.runs.store import RunStore
+from resnotes.training.recipe import Recipe
 
 
 @pytest.fixture(scope="module")
@@ -199,7 +200,7 @@ def test_who_needs_one_kind_of_labels_gets_no_other(tmp_path: Path) -> None:
 
 
 def test_a_network_and_its_data_have_labels_of_one_kind(tmp_path: Path) -> None:
-    store = runs.RunStore(tmp_path)
+    store = RunStore(tmp_path)
     for model, data in (("plain-8", "scenes"), ("fcn-small", "digits")):
         spec = RunSpec(model=model, dataset=data, seed=0, recipe=Recipe(iterations=1))
         with pytest.raises(UsageError, match=f"{model} cannot learn {data}, which has one label for"):

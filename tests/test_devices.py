@@ -13,8 +13,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from resnotes import datasets, models
 from resnotes.datasets import Classification, Segmentation
 from resnotes.devices import send
-from resnotes.recipes import Recipe
-from resnotes.training import task_for
+from resnotes.training.loop import task_for
+from resnotes.training.recipe import Recipe
 
 GPU = torch.device("cuda", 0)
 

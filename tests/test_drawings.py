@@ -8,8 +8,9 @@ from matplotlib.patches import Circle, FancyBboxPatch
 from matplotlib.text import Text
 from torch import nn
 
-from resnotes import drawings, figures
+from resnotes import figures
 from resnotes.errors import UsageError
+from resnotes.figures import drawings
 from resnotes.models import Block, build
 from resnotes.models.residual import ORDERS
 from resnotes.models.shortcuts import Gate, Gated, GatedShortcut

@@ -21,10 +21,11 @@ import resnotes
 from resnotes import datasets, figures, models
 from resnotes.datasets import Classification
 from resnotes.errors import UsageError
+from resnotes.figures import explorer
+from resnotes.figures.examination import Subject, lesioned, swapped
+from resnotes.figures.explorer import VIEW, Explorer, draw, explore
 from resnotes.models import Network
-from resnotes.unravel import Lesion, explorer, lesion_errors, lesion_predictions, path_gradients, path_shares
-from resnotes.unravel.examination import Subject, lesioned, swapped
-from resnotes.unravel.explorer import VIEW, Explorer, draw, explore
+from resnotes.unravel import Lesion, lesion_errors, lesion_predictions, path_gradients, path_shares
 
 PNG = b"\x89PNG"
 NETWORKS = ["preresnet-20", "resnet-20", "bottleneck-29", "plain-20", "vgg-15", "alexnet"]
@@ -289,7 +290,7 @@ def test_what_is_shown(there: bool, data: Classification, monkeypatch: pytest.Mo
 CELL = """
 import torch
 from resnotes import datasets, models
-from resnotes.unravel.explorer import explore
+from resnotes.figures.explorer import explore
 
 explore({"tiny": models.build("resnet-14", in_channels=1, width=2)}, datasets.load("digits"), images=20)
 """

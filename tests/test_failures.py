@@ -21,22 +21,12 @@ from scipy.cluster import hierarchy
 from torch import Tensor
 
 from resnotes import figures
+from resnotes.analysis.scores import confusion_matrix
 from resnotes.datasets import scenes
 from resnotes.errors import UsageError
-from resnotes.failures import (
-    KINDS,
-    clustered,
-    compare,
-    confused_pairs,
-    counts,
-    mine,
-    octaves,
-    recall_by_size,
-    validate,
-)
-from resnotes.failures.drawing import confusion_figure, palette, panels, seen
+from resnotes.failures import KINDS, clustered, compare, confused_pairs, counts, mine, octaves, recall_by_size, validate
 from resnotes.failures.mining import connected
-from resnotes.segmentation import confusion_matrix
+from resnotes.figures.failures import confusion_figure, palette, panels, seen
 
 CLASSES = ("water", "boat", "car", "sky")
 WATER, BOAT, CAR, SKY = range(4)

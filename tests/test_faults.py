@@ -29,15 +29,16 @@ from test_training import timeless
 from typer.testing import CliRunner
 
 import resnotes
-from resnotes import claims, datasets, files, paths, progress, runs
+from resnotes import datasets, files, paths, progress
+from resnotes.book import ledger
+from resnotes.book.index import write_index
+from resnotes.book.report import write_report
+from resnotes.book.results import read_results
 from resnotes.cli import app
 from resnotes.errors import RunError
-from resnotes.index import write_index
-from resnotes.recipes import Recipe
-from resnotes.report import write_report
-from resnotes.results import read_results
-from resnotes.runs import Run, RunStore
-from resnotes.specs import RunSpec
+from resnotes.runs.spec import RunSpec
+from resnotes.runs.store import Run, RunStore
+from resnotes.training.recipe import Recipe
 
 # 24 epochs, in a second or two.
 SPEC = RunSpec(
@@ -282,7 +283,7 @@ def test_a_clock_that_goes_back_changes_nothing(
     assert 0 <= run.facts["seconds"] < 60
     for path in store.root.rglob("*"):
         os.utime(path, (4_000_000_000, 4_000_000_000))
-    monkeypatch.setattr(runs, "train", lambda *_, **__: pytest.fail("trained again"))
+    monkeypatch.setattr("resnotes.runs.store.train", lambda *_, **__: pytest.fail("trained again"))
     assert RunStore(store.root, store.recorded).get(SHORT).facts == run.facts
 
 
@@ -307,7 +308,7 @@ def test_a_data_folder_that_changes_between_runs_is_named_and_never_mixed(
     was = datasets.load("cifar10").fingerprint
     if unfinished:
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-            patch.setattr(runs, "save_weights", interrupt)
+            patch.setattr("resnotes.runs.store.save_weights", interrupt)
             store.get(spec, device="cpu")
     else:
         store.get(spec, device="cpu")
@@ -345,7 +346,7 @@ CLAIMS = """
 import time
 import matplotlib.pyplot as plt
 from resnotes import figures
-from resnotes.claims import Ledger
+from resnotes.book.ledger import Ledger
 
 texts = dict(statement_zh="", source="", expected="", expected_zh="")
 ledger = Ledger("{stem}", "quick", "digits", [0])
@@ -356,9 +357,9 @@ Path("{mark}").touch()
 time.sleep({seconds})
 """
 TRAINS = """
-from resnotes.recipes import Recipe
-from resnotes.runs import RunStore
-from resnotes.specs import RunSpec
+from resnotes.training.recipe import Recipe
+from resnotes.runs.store import RunStore
+from resnotes.runs.spec import RunSpec
 
 recipe = Recipe(iterations=10**6, batch_size=64)
 specs = [RunSpec(model="plain-8", dataset="digits", seed=seed, recipe=recipe) for seed in (0, 1)]
@@ -489,7 +490,7 @@ def test_a_command_that_is_ended_has_not_finished(
     assert len(read_results(out).claims) == 2
     running = suite(claiming(first, 600), claiming(second, 0), name="degradation")
     wait_until(mark.exists, running.process)
-    wait_until(lambda: claims.is_finished(out / f"notebooks/{second}.ipynb"), running.process)
+    wait_until(lambda: ledger.is_finished(out / f"notebooks/{second}.ipynb"), running.process)
     time.sleep(1)  # its claims are merged right after
     running.process.send_signal(number)
     assert running.orphans() == []
@@ -507,7 +508,7 @@ def test_a_command_that_is_ended_has_not_finished(
     assert {claim["notebook"] for claim in results.claims} == {second}
     assert [figure["name"] for figure in results.figures] == [second]
     assert said("claims").count("Said too early.") == 1
-    assert {claim["notebook"] for claim in claims.load(out / "claims.json")} == {second}
+    assert {claim["notebook"] for claim in ledger.load(out / "claims.json")} == {second}
     assert "02_degradation.png" in said("figures", "--to", str(tmp_path / "exported"), "--format", "png")
     assert [path.name for path in (tmp_path / "exported").glob("*.png")] == ["02_degradation.png"]
     assert not (out / "index.html").exists(), "it would be that of before"

@@ -12,8 +12,8 @@ from torch.nn import functional as F
 from resnotes import datasets, models
 from resnotes.errors import UsageError
 from resnotes.models import Network, count_parameters
-from resnotes.recipes import Recipe
-from resnotes.training import train
+from resnotes.training.loop import train
+from resnotes.training.recipe import Recipe
 
 VGG_BLOCKS, VGG_POOLED = 13, (3, 8)  # the fifth and the tenth convolution; the first one is the stem
 ALEXNET_CHANNELS = (1, 3, 6, 4, 4)

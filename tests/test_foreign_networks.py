@@ -18,9 +18,9 @@ from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 from torchvision.ops import StochasticDepth
 
 from resnotes import models, unravel
+from resnotes.analysis.propagation import gradient_flow, gradient_norms, identity_errors, layer_responses
 from resnotes.errors import UsageError
 from resnotes.models import Network
-from resnotes.propagation import gradient_flow, gradient_norms, identity_errors, layer_responses
 from resnotes.unravel import sweep as engine
 
 IMAGES = torch.randn(6, 3, 8, 8, generator=torch.Generator().manual_seed(1))

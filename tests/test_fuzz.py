@@ -36,19 +36,20 @@ from test_pretrained import SPEC as PRETRAINED
 from test_pretrained import state as state
 from test_runs import SPEC, finished
 
-from resnotes import datasets, profiles
+from resnotes import datasets
 from resnotes.datasets import ade20k
 from resnotes.datasets.pairs import Pair, read
 from resnotes.errors import DatasetError, RunError, UsageError
 from resnotes.models import build
-from resnotes.pretrained import load_pretrained
-from resnotes.recording import record, verify
-from resnotes.runs import Run, RunStore
-from resnotes.specs import RunSpec
+from resnotes.models.pretrained import load_pretrained
+from resnotes.runs import profiles
+from resnotes.runs.recording import record, verify
+from resnotes.runs.spec import RunSpec
+from resnotes.runs.store import Run, RunStore
 
 __all__ = ["finished", "state", "weights"]  # fixtures
 
-ROOT = Path(profiles.__file__).parents[2]
+ROOT = Path(profiles.__file__).parents[3]
 MANY = int(os.environ.get("RESNOTES_FUZZ", "0"))
 
 
@@ -242,7 +243,7 @@ def profile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[bytes]
     return loads
 
 
-QUICK = (ROOT / "resnotes" / "profiles" / "quick.toml").read_bytes()
+QUICK = (ROOT / "resnotes" / "runs" / "profiles" / "quick.toml").read_bytes()
 
 
 @pytest.mark.parametrize("whole", [TINY.encode(), QUICK], ids=["tiny", "quick"])
@@ -592,7 +593,7 @@ def test_no_reader_unpickles(
     assert run.spec.pretrained == FILE
     checkpoint = run.folder / "checkpoint.pt"
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("resnotes.runs.save_weights", interrupt)
+        patch.setattr("resnotes.runs.store.save_weights", interrupt)
         store.get(SPEC, device="cpu")
     checkpoint = store.root / SPEC.name / "checkpoint.pt"
     assert checkpoint.exists()

@@ -14,15 +14,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from resnotes import models
-from resnotes.errors import UsageError
-from resnotes.models import Block, Network, batch_statistics
-from resnotes.propagation import (
+from resnotes.analysis.propagation import (
     direct_terms,
     gradient_correlation,
     gradient_flow,
     gradient_step_gain,
     identity_errors,
 )
+from resnotes.errors import UsageError
+from resnotes.models import Block, Network, batch_statistics
 
 IMAGES = torch.randn(16, 1, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
 LABELS = torch.arange(16) % 10

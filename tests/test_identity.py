@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
-from resnotes import identity
-from resnotes.identity import compare_fits, fit, near_identity
+from resnotes.analysis import identity
+from resnotes.analysis.identity import compare_fits, fit, near_identity
 from resnotes.models import Block
 
 MAPS = torch.rand(64, 4, 6, 6, generator=torch.Generator().manual_seed(1))

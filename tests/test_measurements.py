@@ -17,11 +17,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as stn
 
-from resnotes import datasets, measurements, provenance
-from resnotes.measurements import measured_once
-from resnotes.recipes import Recipe
-from resnotes.runs import RunStore
-from resnotes.specs import RunSpec
+from resnotes import datasets, provenance
+from resnotes.runs import measurements
+from resnotes.runs.measurements import measured_once
+from resnotes.runs.spec import RunSpec
+from resnotes.runs.store import RunStore
+from resnotes.training.recipe import Recipe
 
 SPEC = RunSpec(model="plain-8", dataset="digits", seed=0, recipe=Recipe(iterations=2, batch_size=32), train_images=64)
 

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from resnotes import models, papers
+from resnotes import models
+from resnotes.book import papers
 from resnotes.errors import UsageError
 from resnotes.models import Block, Network, count_parameters
 from resnotes.models.shortcuts import ZeroPadShortcut

@@ -15,10 +15,11 @@ from nbformat import v4
 from PIL import Image
 
 import resnotes
-from resnotes import notebooks, paths
+from resnotes import paths
+from resnotes.book import notebooks
+from resnotes.book.notebooks import Notebook, execute, parse_overrides, refresh, select
+from resnotes.book.tidy import hygiene, tidied
 from resnotes.errors import ResnotesError, UsageError
-from resnotes.notebooks import Notebook, execute, parse_overrides, refresh, select
-from resnotes.tidy import hygiene, tidied
 
 PACKAGE = Path(resnotes.__file__).parent
 COMMITTED = sorted((PACKAGE.parent / "notebooks").glob("*.ipynb"))
@@ -132,7 +133,7 @@ def test_each_notebook_is_given_what_it_takes_and_failures_stay_apart(root, monk
     monkeypatch.setenv("RESNOTES_RUNS", "relative")
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     folder = root / "notebooks"
-    ledger = "from resnotes.claims import Ledger; ledger = Ledger('{}', profile, 'digits', [seed])\n"
+    ledger = "from resnotes.book.ledger import Ledger; ledger = Ledger('{}', profile, 'digits', [seed])\n"
     claim = (
         "ledger.record('a.b', 'Yes.', statement_zh='是', source='', expected='', expected_zh='',"
         " measured=1, holds=True)"

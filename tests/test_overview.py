@@ -7,7 +7,8 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import pytest
 
-from resnotes import overview, paths, story
+from resnotes import paths
+from resnotes.book import overview, story
 from resnotes.errors import ResnotesError
 
 RECORDED = json.loads((Path(__file__).parent.parent / "data" / "recorded" / "claims.json").read_text())

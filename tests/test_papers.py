@@ -7,7 +7,8 @@ import pytest
 import torch
 from scipy.stats import binom
 
-from resnotes import models, papers, paths
+from resnotes import models, paths
+from resnotes.book import papers
 from resnotes.errors import UsageError
 from resnotes.models.residual import ORDERS
 from resnotes.models.segmentation import SegmentationNetwork

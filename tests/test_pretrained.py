@@ -10,16 +10,17 @@ import torch
 import torchvision
 from torch import Tensor
 
-from resnotes import datasets, models, profiles, runs
+from resnotes import datasets, models
 from resnotes.errors import DatasetError, RunError, UsageError
+from resnotes.models.pretrained import load_pretrained
 from resnotes.models.segmentation import SegmentationNetwork
-from resnotes.pretrained import load_pretrained
-from resnotes.recipes import Recipe
-from resnotes.recording import verify
-from resnotes.run_folder import initial_network
-from resnotes.runs import RunStore
-from resnotes.specs import RunSpec
-from resnotes.training import Training, train
+from resnotes.runs import profiles
+from resnotes.runs.folder import initial_network
+from resnotes.runs.recording import verify
+from resnotes.runs.spec import RunSpec
+from resnotes.runs.store import RunStore
+from resnotes.training.loop import Training, train
+from resnotes.training.recipe import Recipe
 
 FILE = "resnet18.pth"
 SPEC = RunSpec(
@@ -80,7 +81,7 @@ def test_a_run_starts_from_them_and_is_read_without(
         initial.append({key: value.clone() for key, value in started.state_dict().items()})
         return train(started, *arguments, **options)
 
-    monkeypatch.setattr(runs, "train", noting)
+    monkeypatch.setattr("resnotes.runs.store.train", noting)
     store = RunStore(tmp_path / "runs", tmp_path / "recorded")
     run = store.get(SPEC, device="cpu")
     digest = hashlib.sha256(weights.read_bytes()).hexdigest()

@@ -5,10 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from resnotes import datasets, models, papers, profiles
+from resnotes import datasets, models
+from resnotes.book import papers
 from resnotes.errors import UsageError
-from resnotes.recipes import Recipe
-from resnotes.specs import RunSpec
+from resnotes.runs import profiles
+from resnotes.runs.spec import RunSpec
+from resnotes.training.recipe import Recipe
 
 STUDIES = [(name, study) for name in profiles.names() for study in profiles.load(name).studies]
 

@@ -21,8 +21,9 @@ from test_explorer import Lab, executed, request
 from test_runs import SPEC
 
 import resnotes
-from resnotes import progress, sweeps
-from resnotes.frontend import attended
+from resnotes import progress
+from resnotes.progress import attended
+from resnotes.runs import sweep
 
 EMPTY = {"text/plain": ""}
 
@@ -106,9 +107,11 @@ def test_a_bar_stands_in_the_cell_that_waits(screen: Screen, monkeypatch: pytest
     monkeypatch.setattr(progress, "DELAY", 60)  # of a bar that is updated, not of one that tells what is waited for
     futures: dict[str, Future[Any]] = {name: Future() for name in "abc"}
     looks = iter(("b", "", "ac"))
-    monkeypatch.setattr(sweeps, "wait", lambda *_, **__: [futures[name].set_result(None) for name in next(looks)])
+    monkeypatch.setattr(
+        "resnotes.runs.sweep.wait", lambda *_, **__: [futures[name].set_result(None) for name in next(looks)]
+    )
     with progress.bar(total=3, desc="runs", unit="run") as bar:
-        ended = sweeps.as_completed(futures, bar)
+        ended = sweep.as_completed(futures, bar)
         for cell, name in zip(("first", "first", "second"), "bac", strict=True):
             screen.cell = cell
             assert next(ended) == name
@@ -141,8 +144,8 @@ def test_a_notebook(
 TRAIN = f"""
 from pathlib import Path
 from resnotes import progress
-from resnotes.runs import RunStore
-from resnotes.specs import RunSpec
+from resnotes.runs.store import RunStore
+from resnotes.runs.spec import RunSpec
 
 progress.DELAY = 0  # of the processes that train, too: they execute this again
 spec = RunSpec.from_json({SPEC.to_json()!r})

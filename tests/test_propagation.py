@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from resnotes import models
+from resnotes.analysis.propagation import gradient_norms, gradient_step_gain, layer_responses
 from resnotes.errors import UsageError
 from resnotes.models import Network
-from resnotes.propagation import gradient_norms, gradient_step_gain, layer_responses
 
 IMAGES = torch.randn(32, 1, 8, 8, generator=torch.Generator().manual_seed(1))
 LABELS = torch.arange(32) % 10

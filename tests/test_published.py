@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from resnotes import datasets, models, paths
-from resnotes.classification import evaluate
 from resnotes.datasets import Classification, cifar10
 from resnotes.datasets import download as downloads
 from resnotes.datasets.download import _transfer as transfer
@@ -26,6 +25,7 @@ from resnotes.errors import DatasetError, UsageError
 from resnotes.models import Published
 from resnotes.models.network import Network
 from resnotes.models.published_networks import _entries, fetch, from_published, is_at_hand, names, read_weights, status
+from resnotes.training.classification import evaluate
 
 DEPTHS = (20, 32, 44, 56)
 

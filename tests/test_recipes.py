@@ -11,10 +11,10 @@ from torch import nn
 from resnotes import datasets, models
 from resnotes.datasets import Data
 from resnotes.errors import UsageError
-from resnotes.profiles import Study
-from resnotes.recipes import ALONE, TASKS, Recipe
-from resnotes.specs import RunSpec
-from resnotes.training import Training, train
+from resnotes.runs.profiles import Study
+from resnotes.runs.spec import RunSpec
+from resnotes.training.loop import Training, train
+from resnotes.training.recipe import ALONE, TASKS, Recipe
 
 BASE = Recipe(iterations=3, batch_size=8, precision="float32")
 # Something else than the default, and what it takes to matter.

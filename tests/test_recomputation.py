@@ -17,15 +17,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from resnotes import datasets, models
-from resnotes.classification import cross_entropy
 from resnotes.datasets import Classification
 from resnotes.devices import autocast
 from resnotes.errors import UsageError
 from resnotes.models import Network
-from resnotes.recipes import Recipe
-from resnotes.recomputation import forward
-from resnotes.specs import RunSpec
-from resnotes.training import Training, optimizer_step, train
+from resnotes.runs.spec import RunSpec
+from resnotes.training.classification import cross_entropy
+from resnotes.training.loop import Training, optimizer_step, train
+from resnotes.training.recipe import Recipe
+from resnotes.training.recomputation import forward
 
 IMAGES = torch.randn(8, 1, 8, 8, generator=torch.Generator().manual_seed(1))
 LABELS = torch.arange(8) % 10
@@ -248,8 +248,8 @@ from pathlib import Path
 import torch
 from resnotes import models
 from functools import partial
-from resnotes.classification import cross_entropy
-from resnotes.training import optimizer_step
+from resnotes.training.classification import cross_entropy
+from resnotes.training.loop import optimizer_step
 
 def peak():
     return int(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]) / 1024

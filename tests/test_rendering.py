@@ -5,8 +5,8 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
-from resnotes import notebooks
-from resnotes.rendering import notebook_page
+from resnotes.book import notebooks
+from resnotes.book.rendering import notebook_page
 
 
 class Page(HTMLParser):

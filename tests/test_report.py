@@ -15,14 +15,15 @@ from hypothesis import strategies as st
 from PIL import Image
 from report_files import STUDIES, Markdown, Page, claim, executed, numbers, squeezed, tree
 
-from resnotes import claims, files
-from resnotes.claims import WORDS
+from resnotes import files
+from resnotes.book import ledger
+from resnotes.book.index import write_index
+from resnotes.book.ledger import WORDS
+from resnotes.book.markdown import escape
+from resnotes.book.report import finding, words_of, write_report
+from resnotes.book.results import read_results
 from resnotes.errors import ResnotesError
 from resnotes.files import write_json
-from resnotes.index import write_index
-from resnotes.markdown import escape
-from resnotes.report import finding, words_of, write_report
-from resnotes.results import read_results
 
 IN_BOTH = pytest.mark.parametrize("lang", ["en", "zh"])
 
@@ -180,7 +181,7 @@ def test_figures_are_copied_and_linked(out, results, tmp_path):
     for file in (*links, *(link.replace(".png", ".json") for link in links)):
         assert (path.parent / file).read_bytes() == (out / file).read_bytes()
     reported = {"01_degradation", "02_identity_mappings", "04_pspnet_failure_cases"}
-    assert {entry["notebook"] for entry in claims.load(path.parent / "claims.json")} == reported
+    assert {entry["notebook"] for entry in ledger.load(path.parent / "claims.json")} == reported
 
 
 @pytest.mark.parametrize(

@@ -20,16 +20,17 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from resnotes import datasets, recording, runs, workers
+from resnotes import datasets
 from resnotes.errors import RunError, UsageError
 from resnotes.models import Network
-from resnotes.recipes import Recipe
-from resnotes.recording import record, verify
-from resnotes.run_folder import finish
-from resnotes.runs import Run, RunStore
-from resnotes.specs import RunSpec
-from resnotes.tasks import Scores
-from resnotes.training import Training, train
+from resnotes.runs import recording, workers
+from resnotes.runs.folder import finish, histories
+from resnotes.runs.recording import record, verify
+from resnotes.runs.spec import RunSpec
+from resnotes.runs.store import Run, RunStore
+from resnotes.training.loop import Training, train
+from resnotes.training.recipe import Recipe
+from resnotes.training.task import Scores
 
 # Twenty epochs: some seconds, for tests that interrupt it or wait for it.
 RECIPE = Recipe(iterations=220, schedule="one-cycle")
@@ -49,8 +50,8 @@ def start_training(spec: RunSpec, root: Path) -> "subprocess.Popen[str]":
     """A process that gets `spec` from the store at `root`, with one thread."""
     program = (
         "import sys; from pathlib import Path;"
-        "from resnotes import training; from resnotes.runs import RunStore; from resnotes.specs import RunSpec;"
-        "training.CHECKPOINT_SECONDS = 0;"
+        "from resnotes.training import loop; from resnotes.runs import RunSpec, RunStore;"
+        "loop.CHECKPOINT_SECONDS = 0;"
         "RunStore(Path(sys.argv[1]), Path('none')).get(RunSpec.from_json(sys.argv[2]), device='cpu')"
     )
     return subprocess.Popen(
@@ -88,7 +89,7 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         names.append(label)
         return train(*arguments, label=label, **options)
 
-    monkeypatch.setattr(runs, "train", counting)
+    monkeypatch.setattr("resnotes.runs.store.train", counting)
     return names
 
 
@@ -265,7 +266,7 @@ def test_initial_weights_are_those_that_training_began_with(store: RunStore, mon
         initial.append({key: value.clone() for key, value in network.state_dict().items()})
         return train(network, *arguments, **options)
 
-    monkeypatch.setattr(runs, "train", noting)
+    monkeypatch.setattr("resnotes.runs.store.train", noting)
     torch.manual_seed(99)  # has no say
     run = store.get(SPEC, device="cpu")
     torch.testing.assert_close(dict(run.model(0).state_dict()), initial[0], rtol=0, atol=0)
@@ -288,10 +289,10 @@ def test_models_come_ready_for_measurements(finished: Run) -> None:
 
 
 def test_histories_are_put_below_each_other(finished: Run) -> None:
-    table = runs.histories([finished, finished])
+    table = histories([finished, finished])
     assert len(table) == 2 * len(finished.history)
     assert set(table.model) | set(table.dataset) == {"plain-8 width=4", "digits"}
-    assert runs.histories([]).empty
+    assert histories([]).empty
 
 
 def test_of_two_processes_one_trains_and_the_other_waits(
@@ -303,7 +304,7 @@ def test_of_two_processes_one_trains_and_the_other_waits(
         assert other.poll() is None, other.communicate()
         time.sleep(0.01)
     assert store.find(spec) is None  # it is at it
-    monkeypatch.setattr(runs, "train", lambda *_, **__: pytest.fail("trained twice"))
+    monkeypatch.setattr("resnotes.runs.store.train", lambda *_, **__: pytest.fail("trained twice"))
     run = store.get(spec)
     assert len(run.history) == 20
     assert run.facts["resumed"] == 0
@@ -363,7 +364,7 @@ def test_a_run_that_was_stopped_goes_on(store: RunStore, finished: Run, monkeypa
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(runs, "train", stopped)
+        patch.setattr("resnotes.runs.store.train", stopped)
         store.get(SPEC, device="cpu")
     assert (store.root / SPEC.name / "checkpoint.pt").exists()
     assert store.find(SPEC) is None
@@ -389,7 +390,7 @@ def test_a_deepened_run_starts_from_what_the_shallow_one_learned(
             initial[label] = network.eval()(data.normalization(images))
         return train(network, data, *rest, label=label, **options)
 
-    monkeypatch.setattr(runs, "train", noting)
+    monkeypatch.setattr("resnotes.runs.store.train", noting)
     run = store.get(DEEPENED, device="cpu")
     assert list(initial) == [SPEC.name, DEEPENED.name]
     assert run.name.startswith("plain-14-from-plain-8-digits")
@@ -471,7 +472,7 @@ def test_a_store_that_cannot_be_written_to(store: RunStore, monkeypatch: pytest.
     def refused(*_: object, **__: object) -> Iterator[None]:
         raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr(runs, "lock", refused)
+    monkeypatch.setattr("resnotes.runs.store.lock", refused)
     with pytest.raises(RunError, match=r"cannot write to the run store: .*set RESNOTES_RUNS to a folder of yours"):
         store.get(SPEC)
 

@@ -16,22 +16,14 @@ from sklearn import metrics
 from torch import Tensor, nn
 
 from resnotes import figures
+from resnotes.analysis.prediction import SCALES, predict, probabilities
+from resnotes.analysis.receptive_fields import effective_receptive_field, theoretical_receptive_field
+from resnotes.analysis.scores import class_iou, confusion_matrix, mean_iou, pixel_accuracy
 from resnotes.datasets import Normalization
 from resnotes.errors import UsageError
+from resnotes.figures.pspnet import pyramid_pooling
 from resnotes.models.segmentation import SegmentationNetwork, segmentation_network
-from resnotes.segmentation import (
-    SCALES,
-    augment,
-    class_iou,
-    confusion_matrix,
-    effective_receptive_field,
-    mean_iou,
-    pixel_accuracy,
-    predict,
-    probabilities,
-    theoretical_receptive_field,
-)
-from resnotes.segmentation.drawing import pyramid_pooling
+from resnotes.training.augmentation import augment
 
 AS_THEY_ARE = Normalization(torch.zeros(3, 1, 1), torch.tensor(1.0))
 

@@ -17,19 +17,20 @@ from test_training import timeless
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from resnotes import datasets, models, recording, runs
+from resnotes import datasets, models
+from resnotes.analysis.prediction import predict
 from resnotes.datasets import Normalization, Sample, Segmentation, Split
 from resnotes.datasets.segmentation import Lazy, Stacked
 from resnotes.errors import DatasetError, UsageError
 from resnotes.models.segmentation import Outputs, SegmentationNetwork
-from resnotes.recipes import Recipe
-from resnotes.recording import record, verify
-from resnotes.runs import Run, RunStore
-from resnotes.segmentation import predict
-from resnotes.segmentation import task as module
-from resnotes.segmentation.task import SegmentationTask, evaluate
-from resnotes.specs import RunSpec
-from resnotes.training import Training, train
+from resnotes.runs import recording
+from resnotes.runs.recording import record, verify
+from resnotes.runs.spec import RunSpec
+from resnotes.runs.store import Run, RunStore, load_data
+from resnotes.training import segmentation as module
+from resnotes.training.loop import Training, train
+from resnotes.training.recipe import Recipe
+from resnotes.training.segmentation import SegmentationTask, evaluate
 
 IGNORED = 255
 NONE = Normalization(torch.zeros(3, 1, 1), torch.ones(3, 1, 1))
@@ -419,18 +420,18 @@ def test_lists_and_tuples_are_the_same_options() -> None:
 
 
 def test_options_of_the_data_reach_its_loader() -> None:
-    loaded = runs.load_data(spec(data={"train": 5, "test": 2, "size": 80}))
+    loaded = load_data(spec(data={"train": 5, "test": 2, "size": 80}))
     assert loaded.sizes == (5, 2)
     assert isinstance(loaded, Segmentation)
     assert stacked(loaded.train).images.shape == (5, 3, 80, 80)
     with pytest.raises(UsageError, match="scenes takes no option 'sise'; allowed: train, test, seed, size, noise"):
-        runs.load_data(spec(data={"sise": 80}))
+        load_data(spec(data={"sise": 80}))
     with pytest.raises(UsageError, match="digits takes no option 'size'; allowed: none"):
-        runs.load_data(RunSpec(model="plain-8", dataset="digits", seed=0, recipe=SHORT, data={"size": 80}))
+        load_data(RunSpec(model="plain-8", dataset="digits", seed=0, recipe=SHORT, data={"size": 80}))
 
 
 def test_a_subset_is_evenly_spaced_and_keeps_the_rest(data: Segmentation) -> None:
-    subset = runs.load_data(spec(train_images=5))
+    subset = load_data(spec(train_images=5))
     assert isinstance(subset, Segmentation)
     assert subset.sizes == (5, 10)
     names = stacked(data.train).names
@@ -457,7 +458,7 @@ def finished(store: RunStore) -> Run:
 
 
 def test_a_run_is_what_training_by_hand_gives(store: RunStore, finished: Run) -> None:
-    loaded = runs.load_data(finished.spec)
+    loaded = load_data(finished.spec)
     by_hand = finished.model(0).train()
     assert isinstance(by_hand, SegmentationNetwork)
     record = train(by_hand, loaded, finished.spec.recipe, seed=0, device="cpu")

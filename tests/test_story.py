@@ -9,12 +9,12 @@ from string import Formatter
 import pytest
 from report_files import STUDIES, TOLD, claim, notebook_of
 
-import resnotes
-from resnotes import claims, notebooks, paths, story
-from resnotes.claims import WORDS
-from resnotes.report import finding, words_of
+from resnotes import paths
+from resnotes.book import ledger, notebooks, story
+from resnotes.book.ledger import WORDS
+from resnotes.book.report import finding, words_of
 
-PACKAGE = Path(resnotes.__file__).parent
+PACKAGE = Path(story.__file__).parent
 TABLES = tomllib.loads((PACKAGE / "templates/words.toml").read_text(encoding="utf-8"))
 
 
@@ -24,7 +24,7 @@ def shipped():
     path = paths.recorded_root() / "claims.json"
     if not path.exists():
         pytest.skip(f"there is no {path}")
-    return claims.load(path)
+    return ledger.load(path)
 
 
 def test_studies_are_notebooks_and_every_text_is_in_both_languages():

@@ -15,15 +15,16 @@ from test_training import assert_same
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from resnotes import classification, datasets, models, training
-from resnotes.classification import batches, evaluate
+from resnotes import datasets, models
 from resnotes.datasets import Classification
 from resnotes.errors import UsageError
 from resnotes.models import Network
-from resnotes.recipes import Recipe
-from resnotes.specs import RunSpec
-from resnotes.thinning import draws, parse, survival, thin, thinned, whole
-from resnotes.training import Training, train
+from resnotes.runs.spec import RunSpec
+from resnotes.training import classification
+from resnotes.training.classification import batches, evaluate
+from resnotes.training.loop import Training, train
+from resnotes.training.recipe import Recipe
+from resnotes.training.thinning import draws, parse, survival, thin, thinned, whole
 
 IMAGES = torch.randn(8, 1, 8, 8, generator=torch.Generator().manual_seed(1))
 # Two epochs of four batches, and one of three.
@@ -241,7 +242,7 @@ def test_what_is_evaluated_is_what_is_returned_and_kept(data: Classification, tm
 
 def test_factors_enter_once(data: Classification, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also where training was killed after its last epoch."""
-    monkeypatch.setattr(training, "CHECKPOINT_SECONDS", 0)
+    monkeypatch.setattr("resnotes.training.loop.CHECKPOINT_SECONDS", 0)
     recipe = dataclasses.replace(SHORT, blocks="exactly:2")
     once, again = fit(data, recipe, folder=tmp_path), fit(data, recipe, folder=tmp_path)
     assert again[1].resumed == 1
@@ -279,7 +280,7 @@ def test_going_on_after_an_interruption_changes_nothing(
         return augment(*arguments)
 
     augment = classification.augment
-    monkeypatch.setattr(training, "CHECKPOINT_SECONDS", 0)
+    monkeypatch.setattr("resnotes.training.loop.CHECKPOINT_SECONDS", 0)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(classification, "augment", interrupted)
         fit(data, recipe, folder=tmp_path)

@@ -18,15 +18,16 @@ from test_training import timeless
 from torch import Tensor, nn
 
 import resnotes
-from resnotes import datasets, distributed, models, profiles, runs
+from resnotes import datasets, distributed, models
 from resnotes.distributed import joined
 from resnotes.errors import UsageError
-from resnotes.recipes import Recipe
-from resnotes.run_folder import initial_network
-from resnotes.runs import Run, RunStore
-from resnotes.segmentation.task import SegmentationTask
-from resnotes.specs import RunSpec
-from resnotes.training import train
+from resnotes.runs import profiles
+from resnotes.runs.folder import initial_network
+from resnotes.runs.spec import RunSpec
+from resnotes.runs.store import Run, RunStore, load_data
+from resnotes.training.loop import train
+from resnotes.training.recipe import Recipe
+from resnotes.training.segmentation import SegmentationTask
 
 
 @dataclass
@@ -66,7 +67,7 @@ def pair(_unequal: None, tmp_path_factory: pytest.TempPathFactory) -> Pair:
     begun = specs[2]
     half = dataclasses.replace(begun.recipe, iterations=2)
     network: Any = initial_network(begun, {"classes": 25, "channels": 3})
-    train(network, runs.load_data(begun), half, seed=1, device="cpu", folder=folder / "runs" / begun.name)
+    train(network, load_data(begun), half, seed=1, device="cpu", folder=folder / "runs" / begun.name)
     done = subprocess.run(
         [
             *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"),
@@ -105,7 +106,7 @@ def test_two_processes_train_as_one_does(pair: Pair, alone: Run) -> None:
 
 def test_the_mean_of_the_processes_means_would_be_another_loss(pair: Pair, alone: Run) -> None:
     """As their parts of a batch have unequal numbers of labelled pixels."""
-    data: Any = runs.load_data(pair.specs[0])
+    data: Any = load_data(pair.specs[0])
     task = SegmentationTask(data, alone.spec.recipe, seed=0, device=torch.device("cpu"), precision="float32")
     network: Any = alone.model(3)
     [(images, labels)] = task.batches(4)
@@ -141,7 +142,7 @@ def test_a_run_that_one_process_began_goes_on_in_two(pair: Pair) -> None:
     assert run is not None
     assert run.facts["resumed"] == 1
     straight: Any = run.model(0)
-    record = train(straight, runs.load_data(run.spec), run.spec.recipe, seed=1, device="cpu")
+    record = train(straight, load_data(run.spec), run.spec.recipe, seed=1, device="cpu")
     pd.testing.assert_frame_equal(timeless(run.history), timeless(record.frame()), rtol=1e-3)
     torch.testing.assert_close(run.model().state_dict(), straight.state_dict(), rtol=1e-3, atol=1e-5)
 
@@ -152,7 +153,7 @@ def test_a_run_is_trained_once_and_all_get_it(pair: Pair, monkeypatch: pytest.Mo
     for seen in pair.seen:
         assert seen["trained"] == names[:4]
         assert seen["got"] == [names[0], *names]
-    monkeypatch.setattr(runs, "train", lambda *_, **__: pytest.fail("trained again"))
+    monkeypatch.setattr("resnotes.runs.store.train", lambda *_, **__: pytest.fail("trained again"))
     assert [run.name for run in pair.store.get_all(pair.specs, device="cpu", workers=1)] == names
 
 
@@ -258,5 +259,5 @@ def test_synchronised_bn_is_the_same_network() -> None:
 
 def test_synchronised_bn_is_frozen_like_bn(alone: Run) -> None:
     network: Any = nn.SyncBatchNorm.convert_sync_batchnorm(alone.model(0))
-    train(network, runs.load_data(alone.spec), alone.spec.recipe, seed=0, device="cpu")
+    train(network, load_data(alone.spec), alone.spec.recipe, seed=0, device="cpu")
     torch.testing.assert_close(dict(network.state_dict()), dict(alone.model().state_dict()), rtol=0, atol=0)

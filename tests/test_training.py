@@ -20,17 +20,18 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.transforms import functional as vision
 
-from resnotes import classification, datasets, models
-from resnotes.classification import augment, evaluate
+from resnotes import datasets, models
 from resnotes.datasets import Classification
 from resnotes.devices import resolve_device, resolve_precision
 from resnotes.errors import RunError, TrainingDiverged, UsageError
 from resnotes.files import sealed, unsealed
 from resnotes.models import Network
-from resnotes.recipes import Recipe
-from resnotes.runs import Run, RunSpec, RunStore
-from resnotes.tasks import Scores
-from resnotes.training import Training, train
+from resnotes.runs.store import Run, RunSpec, RunStore
+from resnotes.training import classification
+from resnotes.training.classification import augment, evaluate
+from resnotes.training.loop import Training, train
+from resnotes.training.recipe import Recipe
+from resnotes.training.task import Scores
 
 
 @pytest.fixture(scope="module")

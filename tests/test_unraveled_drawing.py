@@ -12,8 +12,9 @@ from matplotlib.text import Text
 
 from resnotes import figures
 from resnotes.errors import UsageError
+from resnotes.figures import unraveled
 from resnotes.models import build
-from resnotes.unravel import drawing, enumeration, gradients_along
+from resnotes.unravel import enumeration, gradients_along
 
 PATHS_OF_3 = ["", "1", "2", "3", "12", "13", "23", "123"]
 ROWS = ["shortcuts", "f1", "f2", "f2·f1", "f3", "f3·f1", "f3·f2", "f3·f2·f1"]  # from top to bottom
@@ -31,7 +32,7 @@ def boxes(ax):
     """Middle, text, and whether it is alive, of every box of a residual branch."""
     found = []
     for patch in ax.patches:
-        if isinstance(patch, FancyBboxPatch) and patch.get_width() == drawing.BOX_WIDTH:
+        if isinstance(patch, FancyBboxPatch) and patch.get_width() == unraveled.BOX_WIDTH:
             middle = (patch.get_x() + patch.get_width() / 2, patch.get_y() + patch.get_height() / 2)
             (text,) = [t.get_text() for t in ax.texts if np.allclose(t.get_position(), middle)]
             found.append((*middle, text, patch.get_linestyle() == "solid"))
@@ -44,7 +45,7 @@ def rows(ax):
     texts = [text for text in ax.texts if text.get_position()[0] < edge and text.get_position()[1] < 0.1]
     by_row = {}
     for text in sorted(texts, key=lambda t: t.get_position()[0]):
-        by_row.setdefault(round(-text.get_position()[1] / drawing.ROW), []).append(text)
+        by_row.setdefault(round(-text.get_position()[1] / unraveled.ROW), []).append(text)
     return [by_row[row] for row in range(len(by_row))]
 
 
@@ -53,7 +54,7 @@ def plain(text):
 
 
 def is_faded(text):
-    return same_color(text.get_color(), drawing.FADED_TEXT)
+    return same_color(text.get_color(), unraveled.FADED_TEXT)
 
 
 def fits(fig):
@@ -125,22 +126,22 @@ def test_one_deleted_unit_or_several():
 
 
 def test_table_of_paths():
-    table = enumeration.path_table(3, deleted=1, weights=range(8))
+    table = unraveled.path_table(3, deleted=1, weights=range(8))
     assert table.path.tolist() == ["identity", "f1", "f2", "f3", "f2·f1", "f3·f1", "f3·f2", "f3·f2·f1"]
     assert table.length.tolist() == [len(path) for path in PATHS_OF_3]
     assert table.survives.tolist() == ["2" not in path for path in PATHS_OF_3]
     assert table.weight.tolist() == list(range(8))
-    whole = enumeration.path_table(build("resnet-8"))
+    whole = unraveled.path_table(build("resnet-8"))
     assert list(whole) == ["path", "length", "survives"] and whole.survives.all()
     assert whole.path[0] == "shortcuts", "two of them are no identities"
-    assert len(enumeration.path_table(build("resnet-20", width=1), deleted=[0, 5])) == 2**9
+    assert len(unraveled.path_table(build("resnet-20", width=1), deleted=[0, 5])) == 2**9
 
 
 def test_units_are_those_of_the_network():
-    first, *others = enumeration.read_units(build("resnet-8"))
-    assert first == drawing.Unit("f1", downsamples=False, identity=True, after="ReLU")
-    assert others == [drawing.Unit(f"f{i}", downsamples=True, identity=False, after="ReLU") for i in (2, 3)]
-    units = enumeration.read_units(build("prebottleneck-20"))
+    first, *others = unraveled.read_units(build("resnet-8"))
+    assert first == unraveled.Unit("f1", downsamples=False, identity=True, after="ReLU")
+    assert others == [unraveled.Unit(f"f{i}", downsamples=True, identity=False, after="ReLU") for i in (2, 3)]
+    units = unraveled.read_units(build("prebottleneck-20"))
     assert [unit.downsamples for unit in units] == [False, False, True, False, True, False]
     assert [unit.on_shortcut for unit in units] == ["h", "", "↓", "", "↓", ""], "the first widens the map"
     assert {unit.after for unit in units} == {""}
@@ -148,7 +149,7 @@ def test_units_are_those_of_the_network():
 
 @pytest.mark.parametrize("n", [1, 2, 3, 4])
 def test_tree_has_each_unit_as_often_as_it_is_computed(n):
-    conventional, tree = drawing.unraveled_view(n).axes
+    conventional, tree = unraveled.unraveled_view(n).axes
     drawn = Counter(text for *_, text, _ in boxes(tree))
     assert drawn == {f"$f_{{{i}}}$": 2 ** (n - i) for i in range(1, n + 1)}
     assert sum(text.get_text() == "+" for text in tree.texts) == 2**n - 1
@@ -159,8 +160,8 @@ def test_tree_has_each_unit_as_often_as_it_is_computed(n):
 
 def test_each_row_leads_through_the_units_of_its_path():
     """Followed from its row to the output, a path meets its boxes and no others."""
-    _, tree = drawing.unraveled_view(build("resnet-8")).axes
-    found = {(round(x / drawing.STEP + 0.5), round(-y / drawing.ROW)): text for x, y, text, _ in boxes(tree)}
+    _, tree = unraveled.unraveled_view(build("resnet-8")).axes
+    found = {(round(x / unraveled.STEP + 0.5), round(-y / unraveled.ROW)): text for x, y, text, _ in boxes(tree)}
     labels = [plain(name) for (name,) in rows(tree)]
     assert labels == ROWS
     for start, label in enumerate(labels):
@@ -174,12 +175,12 @@ def test_each_row_leads_through_the_units_of_its_path():
 
 
 def test_down_sampling_is_shown():
-    conventional, tree = drawing.unraveled_view(build("resnet-8")).axes
+    conventional, tree = unraveled.unraveled_view(build("resnet-8")).axes
     assert [text for _, y, text, _ in sorted(boxes(conventional)) if y == 0] == ["$f_{1}$", "$f_{2}$↓", "$f_{3}$↓"]
     assert sum(text.get_text() == "↓" for text in tree.texts) == 2 + 1, "on the shortcuts of the additions 2 and 3"
     texts = [text.get_text() for text in conventional.texts]
     assert "half the resolution" in texts and "addition, then ReLU" in texts
-    texts = [text.get_text() for text in drawing.unraveled_view(3).axes[0].texts]
+    texts = [text.get_text() for text in unraveled.unraveled_view(3).axes[0].texts]
     assert "half the resolution" not in texts and "addition" in texts
 
 
@@ -188,9 +189,9 @@ def test_bars_are_the_weights():
     network = build("resnet-8", width=4).eval()
     images, labels = torch.randn(2, 3, 8, 8), torch.tensor([1, 2])
     norms = gradients_along(network, images, labels, enumeration.all_paths(3)).flatten(1).norm(dim=1)
-    fig = drawing.unraveled_view(network, weights=norms)
+    fig = unraveled.unraveled_view(network, weights=norms)
     tree = fig.axes[1]
-    table = enumeration.path_table(network, weights=norms).set_index("path").loc[ROWS]
+    table = unraveled.path_table(network, weights=norms).set_index("path").loc[ROWS]
     bars = sorted((patch for patch in tree.patches if isinstance(patch, Rectangle)), key=lambda bar: -bar.get_y())
     widths = np.array([bar.get_width() for bar in bars])
     np.testing.assert_allclose(widths / widths.max(), table.weight / table.weight.max())
@@ -199,12 +200,12 @@ def test_bars_are_the_weights():
 
 @pytest.mark.parametrize("deleted", [0, 1, 2])
 def test_lesion_takes_half_of_the_paths_or_the_only_one(deleted):
-    residual, feed_forward = drawing.lesioned_view(build("resnet-8"), deleted=deleted, weights=range(8)).axes
+    residual, feed_forward = unraveled.lesioned_view(build("resnet-8"), deleted=deleted, weights=range(8)).axes
     name = f"f{deleted + 1}"
     for label, number in rows(residual):
         assert is_faded(label) == is_faded(number) == (name in plain(label)), label
     bars = sorted((p for p in residual.patches if isinstance(p, Rectangle)), key=lambda bar: -bar.get_y())
-    faded = [same_color(bar.get_facecolor(), drawing.FADED_BAR) for bar in bars]
+    faded = [same_color(bar.get_facecolor(), unraveled.FADED_BAR) for bar in bars]
     assert faded == [name in path for path in ROWS] and sum(faded) == 4
     symbol = f"$f_{{{deleted + 1}}}$"
     assert residual.get_title(loc="left") == f"(a) resnet-8 without {symbol}:\n4 of 8 paths left"
@@ -216,13 +217,13 @@ def test_lesion_takes_half_of_the_paths_or_the_only_one(deleted):
 
 
 def test_a_box_is_faded_if_no_path_through_it_is_left():
-    residual, _ = drawing.lesioned_view(3, deleted=1).axes
+    residual, _ = unraveled.lesioned_view(3, deleted=1).axes
     alive = Counter((text, alive) for *_, text, alive in boxes(residual))
     assert alive == {("$f_{1}$", True): 2, ("$f_{1}$", False): 2, ("$f_{2}$", False): 2, ("$f_{3}$", True): 1}
 
 
 def test_nothing_is_faded_in_the_whole_network():
-    for ax in drawing.unraveled_view(3, weights=range(8)).axes:
+    for ax in unraveled.unraveled_view(3, weights=range(8)).axes:
         assert not any(is_faded(text) for text in ax.texts)
         assert all(alive for *_, alive in boxes(ax))
         assert all(p.get_linestyle() == "solid" for p in ax.patches if isinstance(p, FancyArrowPatch))
@@ -231,7 +232,7 @@ def test_nothing_is_faded_in_the_whole_network():
 @pytest.mark.parametrize("weights", [None, torch.linspace(1e-9, 3e-8, 8), torch.zeros(8)])
 def test_nothing_overlaps(weights):
     for network in (3, build("preresnet-8", shortcut="C")):
-        figs = drawing.unraveled_view(network, weights=weights), drawing.lesioned_view(network, weights=weights)
+        figs = unraveled.unraveled_view(network, weights=weights), unraveled.lesioned_view(network, weights=weights)
         for fig in figs:
             fits(fig)
             (_, y0), (_, y1) = (ax.get_position().max for ax in fig.axes)
@@ -241,13 +242,13 @@ def test_nothing_overlaps(weights):
 @pytest.mark.parametrize("n", [1, 2, 4])
 def test_nothing_overlaps_with_other_numbers_of_units(n):
     for weights in (None, range(2**n)):
-        fits(drawing.unraveled_view(n, weights=weights))
-        fits(drawing.lesioned_view(n, deleted=n - 1, weights=weights))
+        fits(unraveled.unraveled_view(n, weights=weights))
+        fits(unraveled.lesioned_view(n, deleted=n - 1, weights=weights))
 
 
 @pytest.mark.filterwarnings("error")
 def test_saving_moves_nothing(tmp_path):
-    fig = drawing.unraveled_view(3)
+    fig = unraveled.unraveled_view(3)
     before = [ax.get_position().bounds for ax in fig.axes]
     for extension in ("png", "pdf", "png"):
         fig.savefig(tmp_path / f"view.{extension}", dpi=50)
@@ -255,7 +256,7 @@ def test_saving_moves_nothing(tmp_path):
 
 
 def test_wrong_arguments_are_refused():
-    for view in (drawing.unraveled_view, drawing.lesioned_view):
+    for view in (unraveled.unraveled_view, unraveled.lesioned_view):
         for many in (5, build("resnet-14"), build("resnet18")):
             with pytest.raises(UsageError, match="at most 4 units"):
                 view(many)
@@ -270,5 +271,5 @@ def test_wrong_arguments_are_refused():
                 view(3, weights=[1.0] * 7 + [wrong])
     for wrong in (3, -1):
         with pytest.raises(UsageError, match=f"units 0 to 2 to delete, found {wrong}"):
-            drawing.lesioned_view(3, deleted=wrong)
+            unraveled.lesioned_view(3, deleted=wrong)
     assert not plt.get_fignums(), "no empty figures are left"

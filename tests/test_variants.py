@@ -20,7 +20,7 @@ from resnotes import models
 from resnotes.errors import UsageError
 from resnotes.models import Block, Network, count_parameters, deepen
 from resnotes.models.shortcuts import Gate
-from resnotes.training import save_weights
+from resnotes.training.loop import save_weights
 
 
 @pytest.fixture(autouse=True)

@@ -18,13 +18,14 @@ import pytest
 import torch
 from test_training import timeless
 
-from resnotes import runs, workers
+import resnotes
 from resnotes.errors import RunError, TrainingDiverged, UsageError
-from resnotes.recipes import Recipe
-from resnotes.runs import RunStore
-from resnotes.specs import RunSpec
-from resnotes.sweeps import failure
-from resnotes.workers import Workers
+from resnotes.runs import workers
+from resnotes.runs.spec import RunSpec
+from resnotes.runs.store import RunStore
+from resnotes.runs.sweep import failure
+from resnotes.runs.workers import Workers
+from resnotes.training.recipe import Recipe
 
 SPEC = RunSpec(
     model="plain-8",
@@ -124,10 +125,10 @@ def test_they_have_one_thread() -> None:
 def test_on_linux_none_imports_what_another_has_imported() -> None:
     """In a process of its own, as the tests of faults fork from a process that has imported more."""
     program = (
-        "import calls, json; from resnotes.workers import Workers\n"
+        "import calls, json; from resnotes.runs.workers import Workers\n"
         "with Workers(1) as executor: print(json.dumps(executor.submit(calls.imported_before).result()))"
     )
-    search = [str(Path(__file__).parent), str(Path(runs.__file__).parents[1])]
+    search = [str(Path(__file__).parent), str(Path(resnotes.__file__).parents[1])]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(search)}
     done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
     modules = json.loads(done.stdout)
@@ -160,7 +161,7 @@ import signal
 import sys
 from pathlib import Path
 from calls import slow
-from resnotes.workers import Workers
+from resnotes.runs.workers import Workers
 
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's background jobs ignore
@@ -174,7 +175,7 @@ if __name__ == "__main__":
 def test_workers_end_with_their_parent(tmp_path: Path, number: signal.Signals) -> None:
     program = tmp_path / "parent.py"
     program.write_text(PARENT)
-    search = [str(Path(__file__).parent), str(Path(runs.__file__).parents[1])]
+    search = [str(Path(__file__).parent), str(Path(resnotes.__file__).parents[1])]
     parent = subprocess.Popen(
         [sys.executable, str(program), str(tmp_path)],
         env={**os.environ, "PYTHONPATH": os.pathsep.join(search)},
@@ -290,8 +291,8 @@ def test_a_run_that_does_not_appear_is_an_error(store: RunStore, monkeypatch: py
             return super().submit(str.strip, "")
 
     monkeypatch.setattr(workers, "Workers", Elsewhere)
-    monkeypatch.setattr(runs, "VISIBLE_SECONDS", 0.2)
-    monkeypatch.setattr(runs, "train", lambda *_, **__: pytest.fail("trained here"))
+    monkeypatch.setattr("resnotes.runs.store.VISIBLE_SECONDS", 0.2)
+    monkeypatch.setattr("resnotes.runs.store.train", lambda *_, **__: pytest.fail("trained here"))
     with pytest.raises(RunError, match="do all machines share that folder"):
         store.get_all([SHORT], device="cpu", workers=2)
 

@@ -13,14 +13,16 @@ from typing import Any
 
 import torch
 
-from resnotes import cli, datasets, files, profiles, runs, training, workers
+from resnotes import cli, datasets, files
 from resnotes.datasets import Segmentation
 from resnotes.datasets.segmentation import Stacked
-from resnotes.profiles import Study
-from resnotes.runs import RunStore
-from resnotes.specs import RunSpec
-from resnotes.sweeps import Outcomes
-from resnotes.training import Training
+from resnotes.runs import profiles, store, workers
+from resnotes.runs.profiles import Study
+from resnotes.runs.spec import RunSpec
+from resnotes.runs.store import RunStore
+from resnotes.runs.sweep import Outcomes
+from resnotes.training import loop
+from resnotes.training.loop import Training
 
 PROFILE = """
 [small]
@@ -63,7 +65,7 @@ def study(folder: Path) -> Study:
 def main(folder: Path) -> None:
     rank = os.environ["RANK"]
     seen: dict[str, list[str]] = {"trained": [], "got": [], "written": []}
-    train, sweep, write = runs.train, RunStore.sweep, files.write_atomic
+    train, sweep, write = store.train, RunStore.sweep, files.write_atomic
 
     def training_noted(network: Any, *arguments: Any, label: str, **options: Any) -> Training:
         seen["trained"].append(label)
@@ -88,9 +90,9 @@ def main(folder: Path) -> None:
 
     profiles.FOLDER = folder
     datasets.load = unequal
-    training.CHECKPOINT_SECONDS = 0
-    runs.train, RunStore.sweep, workers.ProcessPoolExecutor = training_noted, swept_noted, refused
-    for module in (files, runs, training):
+    loop.CHECKPOINT_SECONDS = 0
+    store.train, RunStore.sweep, workers.ProcessPoolExecutor = training_noted, swept_noted, refused
+    for module in (files, store, loop):
         module.write_atomic = writing_noted
     sys.argv = ["resnotes", "train", "--profile", "tiny", "--device", "cpu"]
     try:

@@ -10,10 +10,10 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from resnotes.analysis.intervals import bootstrap_ratio, bootstrap_ratio_difference
 from resnotes.datasets.segmentation import Sample
 from resnotes.errors import UsageError, unknown
 from resnotes.failures.mining import KINDS, check, labelled_pieces, piece_numbers
-from resnotes.intervals import bootstrap_ratio, bootstrap_ratio_difference
 from resnotes.models.segmentation import IGNORED
 
 MEASURES = ("pixels", "objects")

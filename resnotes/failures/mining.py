@@ -20,9 +20,9 @@ from scipy.ndimage import find_objects, maximum_filter, minimum_filter
 from scipy.special import stdtr
 from torch import Tensor
 
+from resnotes.analysis.scores import confusion_matrix
 from resnotes.errors import UsageError
 from resnotes.models.segmentation import IGNORED
-from resnotes.segmentation import confusion_matrix
 
 Numbers: TypeAlias = NDArray[np.intp]
 

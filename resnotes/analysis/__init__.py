@@ -1,0 +1,1 @@
+"""Measurements on networks, and statistics on what was measured; tensors and arrays in, numbers out."""

@@ -1,0 +1,406 @@
+"""Which classes images show together, and predictions that break with it (Zhao et al. 2017, Sec. 3.1).
+
+"There exist co-occurrent visual patterns. For example, an airplane is likely to be in runway or fly in sky while not
+over a road." Counted in the images of a training set, with tests of what is no chance; a predicted region of a class
+that is not seen beside the rest of the prediction is a violation.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Self
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import torch
+from matplotlib.axes import Axes
+from matplotlib.collections import PatchCollection
+from matplotlib.colors import LinearSegmentedColormap, Normalize
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Rectangle
+from numpy.typing import NDArray
+from torch import Tensor
+
+from resnotes.errors import UsageError, unknown
+from resnotes.models.segmentation import IGNORED
+
+RARE, LEVEL = 0.01, 0.05  # of a contradiction: P(class | context) below, and rate of false discoveries
+
+WIDTH = 7.0  # of a heat map; this and what follows in inches
+CELL, NAMES, KEY, LEGEND = 0.215, 0.8, 0.8, 0.3  # a cell at most; room for names, colour bar and legend
+SMALL = 0.4  # side of the square in a cell that chance explains, as a share of the cell's
+# Okabe and Ito's blue and vermilion, on either side of a grey that shows on white; beyond the blue, a darker one.
+NEVER, MIDDLE, BLANK = "#00304D", "#E4E4E4", "#F7F7F7"
+COLORS = {"pmi": ["#0072B2", MIDDLE, "#D55E00"], "conditional": [MIDDLE, "#D55E00"]}
+LABELS = {"pmi": "pointwise mutual information (bits)", "conditional": "P(row | column)"}
+
+
+def presence(
+    labels: Tensor | Iterable[Tensor], num_classes: int, *, ignore_index: int = IGNORED, share: float = 0.0
+) -> Tensor:
+    """Which classes each image shows.
+
+    Args:
+        labels: integers ``[N, H, W]``, or maps ``[H, W]`` of any sizes, such as the labels of a split one by one.
+        num_classes: number of classes, C.
+        ignore_index: label of pixels that do not count.
+        share: of an image's labelled pixels, 0 to 1; a class must cover more.
+
+    Returns:
+        bool ``[N, C]``; nothing in an image without labelled pixels.
+
+    Raises:
+        UsageError: no image, labels outside the range, or a share that is not possible.
+    """
+    if not 0 <= share < 1:
+        raise UsageError(f"share must be at least 0 and below 1, found {share!r}")
+    pixels = [_pixels(each.cpu(), num_classes, ignore_index) for each in labels]
+    if not pixels:
+        raise UsageError("expected at least one map of labels, found none")
+    counts = torch.stack(pixels)
+    return counts.double() / counts.sum(1, keepdim=True) > share  # 0 / 0 is NaN, which is not above
+
+
+@dataclass(frozen=True, eq=False)
+class Cooccurrence:
+    """In how many images a class and a context occur: each alone, and both.
+
+    Attributes:
+        classes: names, C of them, in label order.
+        contexts: names, K of them: the classes again, or scenes.
+        counts: int64 ``[C, K]``, images with both.
+        class_images: int64 ``[C]``, images with the class.
+        context_images: int64 ``[K]``, images with the context.
+        images: all of them.
+    """
+
+    classes: tuple[str, ...]
+    contexts: tuple[str, ...]
+    counts: Tensor
+    class_images: Tensor
+    context_images: Tensor
+    images: int
+
+    @classmethod
+    def between_classes(cls, present: Tensor, classes: Sequence[str]) -> Self:
+        """Of classes with classes.
+
+        Args:
+            present: bool ``[N, C]``, see `presence`.
+            classes: names.
+
+        Raises:
+            UsageError: no image, or another number of classes.
+        """
+        return cls._count(present, classes, present, classes)
+
+    @classmethod
+    def with_contexts(cls, present: Tensor, contexts: Sequence[str], classes: Sequence[str]) -> Self:
+        """Of classes with kinds of images, such as scenes, which come in alphabetical order.
+
+        Args:
+            present: bool ``[N, C]``, see `presence`.
+            contexts: one for each image.
+            classes: names.
+
+        Raises:
+            UsageError: no image, an image without context, or another number of classes or images.
+        """
+        if len(contexts) != len(present) or not all(contexts):
+            known = sum(map(bool, contexts))
+            raise UsageError(f"expected a context for each of {len(present)} images, found {known}")
+        names, indices = np.unique(contexts, return_inverse=True)
+        having = torch.from_numpy(indices[:, None] == np.arange(len(names)))
+        return cls._count(present, classes, having, names.tolist())
+
+    @classmethod
+    def _count(cls, present: Tensor, classes: Sequence[str], having: Tensor, contexts: Sequence[str]) -> Self:
+        if present.shape[1:] != (len(classes),) or not len(present):
+            shape = tuple(present.shape)
+            raise UsageError(f"expected presence of {len(classes)} classes in at least one image, found shape {shape}")
+        counts = (present.double().T @ having.double()).long()  # exact, and faster than with integers
+        return cls(tuple(classes), tuple(contexts), counts, present.sum(0), having.sum(0), len(present))
+
+    @property
+    def among_classes(self) -> bool:
+        """The contexts are the classes; the tables are symmetric then, and their diagonal says nothing."""
+        return self.contexts == self.classes
+
+    def expected(self) -> Tensor:
+        """Images with both if the two were independent, float64 ``[C, K]``."""
+        return self.class_images.double()[:, None] * self.context_images / self.images
+
+    def conditional(self) -> Tensor:
+        """P(class | context), float64 ``[C, K]``; NaN for a context that never occurs."""
+        return self.counts.double() / self.context_images
+
+    def pmi(self) -> Tensor:
+        """Pointwise mutual information ``log2 P(class, context) / (P(class) P(context))`` in bits, float64 ``[C, K]``.
+
+        0 where the two are independent, -inf where they are never together though both occur, NaN where one does not.
+        """
+        return torch.log2(self.counts / self.expected())
+
+    def chance(self, level: float = LEVEL) -> tuple[Tensor, Tensor]:
+        """Bounds of the PMI of a class and a context that are independent, in bits, each float64 ``[C, K]``.
+
+        The PMI at the quantiles ``level / 2`` and ``1 - level / 2`` of the hypergeometric distribution, which the count
+        of images with both has then, given how many have each. They are for a pair looked at alone: of many pairs, a
+        share of up to `level` lies outside by chance; see `significant`.
+        """
+        from scipy.stats import hypergeom  # a second of import time
+
+        low, high = (torch.from_numpy(hypergeom.ppf(q, *self._margins())) for q in (level / 2, 1 - level / 2))
+        return torch.log2(low / self.expected()), torch.log2(high / self.expected())
+
+    def p_values(self) -> Tensor:
+        """Fisher's exact test of independence, float64 ``[C, K]``; NaN for a class with itself.
+
+        Two-sided: twice the smaller of the two tails, each with the count itself, and at most 1. Images that are not
+        independent draws, such as frames of one video, make it too small.
+        """
+        from scipy.stats import hypergeom
+
+        counts, margins = self.counts.numpy(), self._margins()
+        tails = hypergeom.cdf(counts, *margins), hypergeom.sf(counts - 1, *margins)
+        p = torch.from_numpy(np.minimum(2 * np.minimum(*tails), 1))
+        return p.fill_diagonal_(torch.nan) if self.among_classes else p
+
+    def significant(self, level: float = LEVEL) -> Tensor:
+        """Pairs that are together more often (1) or less often (-1) than if independent, int8 ``[C, K]``; 0 otherwise.
+
+        By `p_values`, with the false discovery rate over all pairs held at `level` (Benjamini and Hochberg 1995).
+        """
+        from scipy.stats import false_discovery_control
+
+        p = self.p_values().numpy()
+        # Pairs of classes are there twice, which changes no adjusted value: ranks and their number double.
+        tested = ~np.isnan(p)
+        found = np.zeros(p.shape, dtype=np.int8)
+        found[tested] = false_discovery_control(p[tested]) <= level
+        return torch.from_numpy(found) * (self.counts - self.expected()).sign().to(torch.int8)
+
+    def pairs(self, level: float = LEVEL) -> pd.DataFrame:
+        """What is known of each pair, highest PMI first; one of two classes is there once.
+
+        Returns:
+            `class`, `context`, `images` with both, `expected` number of them, `pmi` in bits with its bounds `low` and
+            `high` by `chance`, `p` by `p_values`, and `significant`; see there.
+        """
+        cells = np.ones(self.counts.shape, dtype=bool)
+        rows, columns = np.nonzero(np.triu(cells, 1) if self.among_classes else cells)
+        low, high = self.chance(level)
+        values = {"images": self.counts, "expected": self.expected(), "pmi": self.pmi(), "low": low, "high": high}
+        values |= {"p": self.p_values(), "significant": self.significant(level)}
+        names = {"class": np.array(self.classes)[rows], "context": np.array(self.contexts)[columns]}
+        frame = pd.DataFrame(names | {name: value.numpy()[rows, columns] for name, value in values.items()})
+        return frame.sort_values("pmi", ascending=False, kind="stable", ignore_index=True)
+
+    def contradictions(self, *, rare: float = RARE, level: float = LEVEL) -> Tensor:
+        """Classes that do not belong into a context, bool ``[C, K]``.
+
+        P(class | context) is below `rare`, and below what independence gives, by `significant` at `level`. Rarity alone
+        would have a rare class contradict whatever it was not seen with; significance alone, a common class where it is
+        merely less common. A class never seen contradicts nothing and is contradicted by nothing, and none contradicts
+        itself.
+        """
+        return (self.conditional() < rare) & (self.significant(level) < 0)
+
+    def contradicts(self, present: Tensor, *, rare: float = RARE, level: float = LEVEL) -> Tensor:
+        """Which classes, shown or not, contradict at least one context of an image, bool ``[N, C]``.
+
+        Args:
+            present: bool ``[N, K]``, the contexts of each image; among classes, those that it shows.
+            rare: as in `contradictions`.
+            level: as in `contradictions`.
+
+        Raises:
+            UsageError: another number of contexts.
+        """
+        if present.shape[1:] != (len(self.contexts),):
+            raise UsageError(f"expected presence of {len(self.contexts)} contexts, found shape {tuple(present.shape)}")
+        return present.double() @ self.contradictions(rare=rare, level=level).double().T > 0
+
+    def _margins(self) -> tuple[Any, ...]:
+        """Number of images, and how many have the one and the other, as `scipy.stats.hypergeom` takes them."""
+        rows, columns = self.class_images.numpy()[:, None], self.context_images.numpy()
+        # The distribution does not change if both change places, but rounding might: smaller first.
+        return self.images, np.minimum(rows, columns), np.maximum(rows, columns)
+
+
+def scene_frequencies(scenes: Mapping[str, str]) -> pd.DataFrame:
+    """How often each scene of ADE20K occurs, commonest first; of what is in the images it says nothing.
+
+    `misc`, the second commonest, is no scene, and many are there in one split alone.
+
+    Args:
+        scenes: scene by name of image, as `resnotes.datasets.ade20k.scene_categories` reads it.
+
+    Returns:
+        by scene: `images`, `share` of all images, `cumulative` share of this and commoner scenes, and the images of
+        each split by its name: `train` and `val`.
+
+    Raises:
+        UsageError: no image, or a name not of the form `ADE_train_00000001`.
+    """
+    wrong = [name for name in scenes if not re.fullmatch(r"ADE_[a-z]+_\d+", name)]
+    if wrong or not scenes:
+        raise UsageError(f"expected names of images such as ADE_train_00000001, found {wrong[0] if wrong else 'none'}")
+    table = pd.crosstab(pd.Series(list(scenes.values()), name="scene"), [name.split("_")[1] for name in scenes])
+    images = table.sum(axis=1).sort_values(ascending=False, kind="stable")
+    frequencies = pd.DataFrame({"images": images, "share": images / images.sum()})
+    frequencies["cumulative"] = images.cumsum() / images.sum()
+    return frequencies.join(table)
+
+
+class Violations(NamedTuple):
+    """Of each image, int64 ``[N]``; a rate is a ratio of sums over images, see `intervals.bootstrap_ratio`.
+
+    Attributes:
+        regions: predicted regions.
+        violating: those that contradict the prediction they are part of.
+        pixels: of the regions.
+        violating_pixels: of the violating ones.
+    """
+
+    regions: Tensor
+    violating: Tensor
+    pixels: Tensor
+    violating_pixels: Tensor
+
+
+def violations(
+    predictions: Tensor | Iterable[Tensor],
+    cooccurrence: Cooccurrence,
+    *,
+    min_pixels: int = 16,
+    ignore_index: int = IGNORED,
+    rare: float = RARE,
+    level: float = LEVEL,
+) -> Violations:
+    """Regions of one predicted class that contradict the rest of the predicted image; no labels are needed.
+
+    A region is what is connected through the sides of its pixels. The classes of a prediction are heard in order of
+    their pixels, most first: one that contradicts a class accepted before it is not accepted, and its regions violate.
+    For contradiction is mutual more often than not, and a car on a lake is to be held against the car; not against the
+    lake, nor against a jetty that is smaller than the car.
+
+    Args:
+        predictions: integers ``[N, H, W]``, or maps ``[H, W]`` of any sizes.
+        cooccurrence: of classes, in a training set.
+        min_pixels: regions with fewer are speckle, and not counted.
+        ignore_index: what is in no region, such as the unlabelled pixels where labels are examined.
+        rare: as in `Cooccurrence.contradictions`.
+        level: as in `Cooccurrence.contradictions`.
+
+    Raises:
+        UsageError: contexts that are not the classes, no image, or predictions outside the range.
+    """
+    from scipy.ndimage import label
+
+    if not cooccurrence.among_classes:
+        raise UsageError(f"expected co-occurrence of classes with classes, found contexts {cooccurrence.contexts[:3]}")
+    contradictions = cooccurrence.contradictions(rare=rare, level=level)
+    rows = []
+    for prediction in (each.cpu() for each in predictions):
+        pixels = _pixels(prediction, len(cooccurrence.classes), ignore_index)
+        accepted = torch.zeros_like(pixels, dtype=torch.bool)
+        image, row = prediction.numpy(), np.zeros((2, 2), dtype=np.int64)
+        for index in pixels.argsort(descending=True, stable=True)[: pixels.count_nonzero()].tolist():
+            accepted[index] = not (contradictions[index] & accepted).any()
+            sizes = np.bincount(label(image == index)[0].ravel())[1:]
+            counted = sizes[sizes >= min_pixels]
+            row += np.outer([len(counted), counted.sum()], [1, not accepted[index]])
+        rows.append(row.ravel())
+    if not rows:
+        raise UsageError("expected at least one prediction, found none")
+    return Violations(*torch.from_numpy(np.stack(rows)).T)
+
+
+def heat_map(
+    cooccurrence: Cooccurrence, values: str = "pmi", *, level: float = LEVEL, ax: Axes | None = None
+) -> Figure:
+    """All pairs, rows and columns that are alike beside each other; 7 inches wide with 25 contexts or more.
+
+    A cell is filled if `Cooccurrence.significant`, and has a small square in it where it could be chance. The darkest
+    are never together. A class with itself is left blank, and so is what never occurs.
+
+    Args:
+        cooccurrence: a row for each class, a column for each context.
+        values: `"pmi"`, in bits, or `"conditional"`, P(class | context).
+        level: as in `Cooccurrence.significant`.
+        ax: where to draw, instead of in a figure of its own.
+
+    Raises:
+        UsageError: other values.
+    """
+    if values not in COLORS:
+        raise unknown("values", values, COLORS)
+    shown = getattr(cooccurrence, values)().numpy()
+    if cooccurrence.among_classes:
+        np.fill_diagonal(shown, np.nan)
+    never = (cooccurrence.counts.numpy() == 0) & ~np.isnan(shown)
+    limit = np.abs(shown[np.isfinite(shown)]).max(initial=0) or 1.0
+    low = -limit if values == "pmi" else 0.0
+    shown[never] = low - limit  # below the scale, which has a colour of its own
+
+    rows = _order(shown)
+    columns = rows if cooccurrence.among_classes else _order(shown.T)
+    if ax is None:
+        cell = min(CELL, (WIDTH - NAMES - KEY) / len(columns))
+        size = (len(columns) * cell + NAMES + KEY, len(rows) * cell + NAMES + LEGEND)
+        ax = plt.figure(figsize=size, layout="constrained").add_subplot()
+    explained = (cooccurrence.significant(level) == 0).numpy() & ~np.isnan(shown)
+    sides = np.where(explained, SMALL, 1.0)[np.ix_(rows, columns)]
+    cells = [Rectangle((x - side / 2, y - side / 2), side, side) for (y, x), side in np.ndenumerate(sides)]
+    colors = LinearSegmentedColormap.from_list(values, COLORS[values]).with_extremes(bad=BLANK, under=NEVER)
+    drawn = PatchCollection(cells, cmap=colors, norm=Normalize(low, limit), edgecolor="white", linewidth=0.4)
+    drawn.set_array(shown[np.ix_(rows, columns)].ravel())
+    ax.add_collection(drawn)
+
+    ax.set(aspect="equal", xlim=(-0.5, len(columns) - 0.5), ylim=(len(rows) - 0.5, -0.5))
+    ax.set_xticks(range(len(columns)), [cooccurrence.contexts[i] for i in columns], rotation=90)
+    ax.set_yticks(range(len(rows)), [cooccurrence.classes[i] for i in rows])
+    ax.tick_params(length=0)
+    ax.grid(visible=False)
+    ax.spines[:].set_visible(False)
+    look: dict[str, Any] = {"marker": "s", "linestyle": ""}
+    keys = [Line2D([], [], label="could be chance", color="0.6", markersize=2, **look)]
+    if (cooccurrence.counts == 0).any():
+        keys.insert(0, Line2D([], [], label="never together", color=NEVER, **look))
+    # Not wider than the cells, or the layout would make room for it at their expense.
+    ax.legend(
+        handles=keys,
+        loc="lower left",
+        bbox_to_anchor=(0, 1),
+        ncols=2 if len(columns) > 9 else 1,
+        borderaxespad=0,
+        handletextpad=0.2,
+    )
+    figure = ax.get_figure(root=True)
+    assert figure is not None
+    figure.colorbar(drawn, ax=ax, label=LABELS[values], shrink=0.6, aspect=30)
+    return figure
+
+
+def _pixels(labels: Tensor, num_classes: int, ignore_index: int) -> Tensor:
+    """How many pixels each class has in one map ``[H, W]``, int64 ``[C]``."""
+    named = labels[labels != ignore_index].long()
+    if len(named) and (named.min() < 0 or named.max() >= num_classes):
+        found = f"{int(named.min())} to {int(named.max())}"
+        raise UsageError(f"expected classes 0 to {num_classes - 1}, or {ignore_index} for none; found {found}")
+    return torch.bincount(named, minlength=num_classes)
+
+
+def _order(values: NDArray[Any]) -> list[int]:
+    """The rows of a table such that alike ones are neighbours; NaN counts as 0."""
+    from scipy.cluster.hierarchy import leaves_list, linkage
+
+    if len(values) < 2:
+        return [0]
+    order: list[int] = leaves_list(linkage(np.nan_to_num(values), "average", optimal_ordering=True)).tolist()
+    return order

@@ -1,0 +1,236 @@
+"""The ledger: what each notebook claims, what was expected, what was measured, and whether the claim holds.
+
+Every text is there in English and in Chinese, so that reports in both languages come from the same entries.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from resnotes import paths
+from resnotes.analysis.intervals import Interval, Verdict
+from resnotes.errors import ResnotesError, UsageError
+from resnotes.files import read_json, write_json
+
+WORDS: dict[Verdict, str] = {True: "true", False: "false", None: "undecided"}
+
+# Metadata of an executed notebook: how long, when, where and with what it ran, and whether it failed.
+OUTCOME = "resnotes"
+
+_ID = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*(\.[a-z0-9]+(-[a-z0-9]+)*)+")
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One entry of the ledger, as it stands in `claims.json`.
+
+    `measured` is `{mean, low, high, n, unit, text, text_zh}` for an interval and `{value, text, text_zh}` for
+    anything else. `why` and `why_zh` are empty for a claim that holds, and may be for any other.
+    """
+
+    id: str
+    statement: str
+    statement_zh: str
+    source: str
+    expected: str
+    expected_zh: str
+    measured: dict[str, Any]
+    why: str
+    why_zh: str
+    holds: Verdict
+    profile: str
+    dataset: str
+    seeds: tuple[int, ...]
+    notebook: str
+
+
+_TEXTS = [field.name for field in fields(Claim) if field.type == "str"]
+
+
+class Ledger:
+    """The claims of one notebook, kept on disk as they are recorded.
+
+    Args:
+        notebook: stem of the notebook's file, such as `01_degradation`; its ledger starts afresh.
+        profile: profile that the measurements were made at.
+        dataset: variant of the data set measured on.
+        seeds: seeds measured.
+    """
+
+    def __init__(self, notebook: str, profile: str, dataset: str, seeds: Sequence[int]) -> None:
+        self.notebook, self.profile, self.dataset = notebook, profile, dataset
+        self.seeds = tuple(int(seed) for seed in seeds)
+        self._claims: dict[str, Claim] = {}
+        self._write()
+
+    def record(
+        self,
+        id: str,
+        statement: str,
+        *,
+        statement_zh: str,
+        source: str,
+        expected: str,
+        expected_zh: str,
+        measured: Interval | float | str,
+        measured_zh: str | None = None,
+        holds: Verdict,
+        why: str = "",
+        why_zh: str = "",
+        profile: str | None = None,
+        dataset: str | None = None,
+        seeds: Sequence[int] | None = None,
+    ) -> Claim:
+        """Enter a claim, replacing one of the same id, and write the ledger.
+
+        Args:
+            id: `study.claim` in lower case with hyphens, such as `degradation.plain-deeper-worse`.
+            statement: what is claimed, in English.
+            statement_zh: the same in Chinese.
+            source: where it is claimed, such as `He et al. 2016, Fig. 6`.
+            expected: what the source reports.
+            expected_zh: the same in Chinese.
+            measured: what was found; NumPy and torch scalars are taken as numbers.
+            measured_zh: the same in Chinese, for a string with words in it; `Interval.zh` gives that of an interval.
+            holds: True, False, or None where the measurement cannot decide.
+            why: why it may not hold, as far as it is known; forgotten where it does.
+            why_zh: the same in Chinese.
+            profile: profile, where it differs from the ledger's, as for recorded runs.
+            dataset: data set variant, where it differs from the ledger's.
+            seeds: seeds, where they differ from the ledger's.
+
+        Raises:
+            UsageError: the id is malformed, a number is NaN or infinite, `holds` is none of the three, or `why` is
+                given in one language alone.
+        """
+        if not _ID.fullmatch(id):
+            raise UsageError(f"claim id {id!r} is not of the form study.claim (lower case, digits, hyphens)")
+        if bool(why) != bool(why_zh):
+            raise UsageError(f"claim {id} says why in one language alone; give both why= and why_zh=")
+        holds = _holds(id, holds)
+        claim = Claim(
+            id=id,
+            statement=statement,
+            statement_zh=statement_zh,
+            source=source,
+            expected=expected,
+            expected_zh=expected_zh,
+            measured=_measured(id, measured, measured_zh),
+            why="" if holds else why,
+            why_zh="" if holds else why_zh,
+            holds=holds,
+            profile=self.profile if profile is None else profile,
+            dataset=self.dataset if dataset is None else dataset,
+            seeds=self.seeds if seeds is None else tuple(int(seed) for seed in seeds),
+            notebook=self.notebook,
+        )
+        self._claims[id] = claim
+        self._write()
+        return claim
+
+    def table(self) -> pd.DataFrame:
+        """Statement, expected, measured and verdict, one row per claim, by id."""
+        rows = [
+            (claim.statement, claim.expected, claim.measured["text"], WORDS[claim.holds])
+            for claim in self._claims.values()
+        ]
+        return pd.DataFrame(
+            rows,
+            columns=["statement", "expected", "measured", "verdict"],
+            index=pd.Index(self._claims, name="claim"),
+        )
+
+    def verdicts(self) -> dict[str, str]:
+        """`true`, `false` or `undecided` by id: what nbval compares, free of numbers that vary by machine."""
+        return {claim.id: WORDS[claim.holds] for claim in self._claims.values()}
+
+    def _write(self) -> None:
+        entries = [asdict(claim) for claim in self._claims.values()]
+        write_json(paths.out_root() / "claims" / f"{self.notebook}.json", entries)
+
+
+def collect(folder: Path) -> list[dict[str, Any]]:
+    """The claims of all notebooks whose ledgers lie in `folder`, by notebook, then in the order recorded.
+
+    Those of a notebook that was not finished do not count: `folder` has its claims so far, and beside that lies the
+    notebook, without an outcome.
+    """
+    ledgers = sorted(folder.glob("*.json"))
+    notebooks = folder.parent / "notebooks"
+    return [claim for path in ledgers if is_finished(notebooks / f"{path.stem}.ipynb") for claim in load(path)]
+
+
+def is_finished(notebook: Path) -> bool:
+    """Whether the runner noted an outcome in an executed notebook; one that it did not execute is not there.
+
+    Whoever executes a notebook may be killed at any time. The note is the last thing that is written: without it, or
+    where the file is not even whole, the notebook was not finished.
+    """
+    if not notebook.exists():
+        return True
+    try:
+        return OUTCOME in read_json(notebook)["metadata"]
+    except (ResnotesError, KeyError, TypeError):
+        return False
+
+
+def merge(out: Path) -> list[dict[str, Any]]:
+    """Write the claims of all notebooks of a run, in `out/claims/`, to `out/claims.json`, and return them."""
+    entries = collect(out / "claims")
+    write_json(out / "claims.json", entries)
+    return entries
+
+
+def load(path: Path) -> list[dict[str, Any]]:
+    """The claims in a ledger or in a run's `claims.json`.
+
+    Raises:
+        ResnotesError: the file is missing, damaged, or an entry lacks a field or a valid verdict.
+    """
+    entries = read_json(path)
+    if not isinstance(entries, list):
+        raise ResnotesError(f"{path} is no ledger: expected a list of claims, found {type(entries).__name__}")
+    for position, entry in enumerate(entries, start=1):
+        claim = f"{path}: claim {position}"
+        names = entry.keys() if isinstance(entry, dict) else set()
+        if missing := sorted(Claim.__dataclass_fields__.keys() - names):
+            raise ResnotesError(f"{claim} lacks {', '.join(missing)}")
+        if not (entry["holds"] is None or isinstance(entry["holds"], bool)):
+            raise ResnotesError(f"{claim} holds {entry['holds']!r}; expected true, false or null")
+        if no_text := [name for name in _TEXTS if not isinstance(entry[name], str)]:
+            raise ResnotesError(f"{claim} has {no_text[0]} {entry[no_text[0]]!r}; expected a text")
+        if not isinstance(entry["seeds"], list):
+            raise ResnotesError(f"{claim} has seeds {entry['seeds']!r}; expected a list")
+        if not (isinstance(entry["measured"], dict) and {"text", "text_zh"} <= entry["measured"].keys()):
+            raise ResnotesError(f"{claim} measured {entry['measured']!r}; expected an object with text and text_zh")
+    return entries
+
+
+def _measured(id: str, measured: Any, measured_zh: str | None) -> dict[str, Any]:
+    """The JSON form of a measurement."""
+    if isinstance(measured, str):
+        return {"value": measured, "text": measured, "text_zh": measured_zh or measured}
+    if measured_zh is not None:
+        raise UsageError(f"claim {id} measured a number, which needs no measured_zh=: found {measured_zh!r}")
+    if isinstance(measured, Interval):
+        return {**asdict(measured), "text": str(measured), "text_zh": measured.zh}
+    value = measured.item() if hasattr(measured, "item") else measured
+    if not isinstance(value, int | float) or not math.isfinite(value):
+        raise UsageError(f"claim {id} measured {measured!r}; expected an interval, a finite number or a string")
+    text = f"{value:.4g}" if isinstance(value, float) else str(value)
+    return {"value": value, "text": text, "text_zh": text}
+
+
+def _holds(id: str, holds: Any) -> Verdict:
+    """`holds` as Python's own bool or None; 1, 0 and arrays are mistakes, not verdicts."""
+    if holds is None or isinstance(holds, bool | np.bool_):
+        return None if holds is None else bool(holds)
+    raise UsageError(f"claim {id} holds {holds!r}; expected True, False or None")

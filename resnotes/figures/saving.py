@@ -1,0 +1,85 @@
+"""Figures as files that say what they show and where it came from."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+import resnotes
+from resnotes import paths
+from resnotes.errors import UsageError
+from resnotes.files import write_atomic, write_json
+from resnotes.provenance import code_version
+
+# What a figure is saved as, and what keeps the date out of the file.
+FORMATS: dict[str, dict[str, Any]] = {"png": {}, "pdf": {"CreationDate": None}, "svg": {"Date": None}}
+_NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
+
+
+def save(
+    fig: Figure,
+    name: str,
+    *,
+    caption: str,
+    caption_zh: str,
+    claims: Sequence[str],
+    data: pd.DataFrame | Mapping[str, pd.DataFrame],
+    parameters: Mapping[str, Any],
+) -> Path:
+    """Write `fig` as PNG (300 dpi), PDF and SVG with a JSON beside them; the same figure gives the same bytes.
+
+    Args:
+        fig: the figure; its layout is fixed by this call.
+        name: stem of the files, lower case.
+        caption: what is seen, in English.
+        caption_zh: the same in Chinese.
+        claims: ids of the claims that the figure supports.
+        data: what is drawn: columns become lists; several frames, by name, where one does not do.
+        parameters: what it was drawn from, such as profile, seeds and data set.
+
+    Returns:
+        Path of the PNG.
+
+    Raises:
+        UsageError: the name is malformed.
+    """
+    if not _NAME.fullmatch(name):
+        raise UsageError(f"figure name {name!r} is not of the form [a-z0-9_-]+")
+    folder = paths.out_root() / "figures"
+    # Constrained layout moves a little each time it runs: run it once and keep the result for every format.
+    fig.draw_without_rendering()
+    fig.set_layout_engine("none")
+    for extension, metadata in FORMATS.items():
+        buffer = io.BytesIO()
+        with mpl.rc_context({"svg.hashsalt": "resnotes"}):
+            fig.savefig(buffer, format=extension, dpi=300, metadata=metadata)
+        write_atomic(folder / f"{name}.{extension}", buffer.getvalue())
+    columns = _columns(data) if isinstance(data, pd.DataFrame) else {key: _columns(data[key]) for key in data}
+    write_json(
+        folder / f"{name}.json",
+        {
+            "name": name,
+            "caption": {"en": caption, "zh": caption_zh},
+            "claims": list(claims),
+            "parameters": dict(parameters),
+            "data": columns,
+            **code_version(),
+            "version": resnotes.__version__,
+        },
+    )
+    return folder / f"{name}.png"
+
+
+def _columns(frame: pd.DataFrame) -> dict[str, list[Any]]:
+    """Columns as lists, a named index among them; a missing or infinite value is null, as JSON has no NaN."""
+    frame = frame.reset_index() if any(name is not None for name in frame.index.names) else frame
+    frame = frame.replace([np.inf, -np.inf], np.nan).astype(object)
+    return {str(column): frame[column].where(frame[column].notna(), None).tolist() for column in frame}

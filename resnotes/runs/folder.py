@@ -1,0 +1,181 @@
+"""A finished run on disk: a folder named by a readable slug and the hash of its specification.
+
+    spec.json           what was asked for
+    history.csv         one row per epoch, see `resnotes.training.loop.Epoch`
+    model.safetensors   weights after the last iteration
+    iteration-NNNNNN.safetensors  weights after other iterations, where the recipe asks for snapshots
+    run.json            data variant and fingerprint, versions, device, precision, threads, wall time, commit, and the
+                        checksum of the pretrained weights that it started from
+    checkpoint.pt       only while the run is unfinished
+
+`run.json` is written last, so a folder without one is unfinished. It holds the checksums of the other files.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
+
+from resnotes import models
+from resnotes.errors import RunError, UsageError
+from resnotes.files import write_json
+from resnotes.runs.spec import RunSpec
+from resnotes.training.loop import snapshot_name
+
+FORMAT = 1  # of the run folder
+NO_WEIGHTS = "none"  # what run.json says of a run that was recorded without them
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run on disk."""
+
+    folder: Path
+
+    @property
+    def name(self) -> str:
+        """The folder's name."""
+        return self.folder.name
+
+    @cached_property
+    def facts(self) -> dict[str, Any]:
+        """What `run.json` says: data, versions, device, precision, threads, wall seconds, commit.
+
+        Raises:
+            RunError: it is missing or damaged.
+        """
+        try:
+            facts = json.loads((self.folder / "run.json").read_bytes())
+            if facts["format"] != FORMAT:
+                raise RunError(f"{self.folder / 'run.json'}: format {facts['format']}, expected {FORMAT}")
+            for key in ("channels", "classes"):
+                if type(count := facts["dataset"][key]) is not int or not 0 < count < 2**15:
+                    raise ValueError(f"{count!r} {key}")
+            _ = facts["dataset"]["variant"], facts["dataset"]["fingerprint"]
+            _ = facts["precision"], facts["weights"], facts["files"]["spec.json"]
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+            raise RunError(
+                f"run {self.folder} is damaged (run.json: {error!r}); delete the folder to redo it"
+            ) from error
+        return dict(facts)
+
+    def read(self, file: str) -> bytes:
+        """The bytes of a file of the run.
+
+        Raises:
+            RunError: there is no such file, or it is not what was written.
+        """
+        if file not in self.facts["files"]:
+            raise RunError(f"run {self.folder} has no {file}; it has {', '.join(self.facts['files'])}")
+        try:
+            content = (self.folder / file).read_bytes()
+        except OSError as error:
+            raise RunError(f"run {self.folder} lacks {file}; delete the folder to redo it") from error
+        if hashlib.sha256(content).hexdigest() != self.facts["files"][file]:
+            raise RunError(f"{self.folder / file} is not what the run wrote; delete the folder to redo it")
+        return content
+
+    @cached_property
+    def spec(self) -> RunSpec:
+        """What was asked for.
+
+        Raises:
+            RunError: it is damaged, or the folder is named as another run's.
+        """
+        spec = RunSpec.from_json(self.read("spec.json"))
+        if spec.name != self.name:
+            raise RunError(f"{self.folder} holds the run {spec.name}; give the folder that name back")
+        return spec
+
+    @cached_property
+    def history(self) -> pd.DataFrame:
+        """One row per epoch; the columns are those of `resnotes.training.loop.Epoch`.
+
+        Raises:
+            RunError: it is damaged.
+        """
+        content = self.read("history.csv")
+        try:
+            history = pd.read_csv(io.BytesIO(content))
+            _ = history[["clean_error", "test_error"]].astype(float).iloc[-1]
+        except (ValueError, LookupError) as error:
+            raise RunError(
+                f"{self.folder / 'history.csv'} is no history ({error}); delete the folder to redo it"
+            ) from error
+        return history
+
+    @property
+    def final(self) -> pd.Series[Any]:
+        """The last row of the history: the run's result."""
+        return self.history.iloc[-1]
+
+    @property
+    def variant(self) -> str:
+        """The data that was read, such as ``cifar10-jpeg``."""
+        return str(self.facts["dataset"]["variant"])
+
+    @property
+    def held(self) -> str:
+        """What its test images are: ``held-out``, where they were cut out of the training images, or ``test``."""
+        return "held-out" if self.spec.data.get("holdout") else "test"
+
+    @property
+    def fingerprint(self) -> str:
+        """Fingerprint of the data that was read."""
+        return str(self.facts["dataset"]["fingerprint"])
+
+    @property
+    def snapshots(self) -> tuple[int, ...]:
+        """The iterations that there are weights of, besides the initial and the final ones; none of a recorded run."""
+        return tuple(i for i in self.spec.recipe.snapshots if snapshot_name(i) in self.facts["files"])
+
+    def model(self, iteration: int | None = None) -> models.Network:
+        """The network in eval mode, float32, on the CPU: final weights, or those of the snapshot after `iteration`.
+
+        Iteration 0 gives the initial weights, drawn again from the seed, if that is where they came from.
+
+        Raises:
+            RunError: no such snapshot, or damaged weights.
+        """
+        file = "model.safetensors" if iteration is None else snapshot_name(iteration)
+        try:
+            network = initial_network(self.spec, self.facts["dataset"])
+            if iteration == 0 and self.spec.start is None and self.spec.pretrained is None:
+                return network.eval()
+            network.load_state_dict(load_tensors(self.read(file)))
+        except (SafetensorError, RuntimeError, UsageError) as error:
+            raise RunError(f"{self.folder / file} does not fit {self.spec.model}: {error}") from error
+        return network.eval()
+
+
+def histories(finished: Iterable[Run]) -> pd.DataFrame:
+    """The histories of several runs below each other, with columns ``model``, ``seed`` and ``dataset`` (variant).
+
+    ``model`` is the network with its options, see `RunSpec.label`.
+    """
+    frames = [run.history.assign(model=run.spec.label, seed=run.spec.seed, dataset=run.variant) for run in finished]
+    return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
+
+
+def initial_network(spec: RunSpec, dataset: Mapping[str, Any]) -> models.Network:
+    """Fresh weights, drawn from the seed alone; `dataset` holds ``channels`` and ``classes`` (counts)."""
+    with torch.random.fork_rng([]):
+        torch.manual_seed(spec.seed)
+        return models.build(spec.model, num_classes=dataset["classes"], in_channels=dataset["channels"], **spec.options)
+
+
+def finish(folder: Path, facts: Mapping[str, Any]) -> None:
+    """Write `run.json` with the checksums of the files it names."""
+    files = {file: hashlib.sha256((folder / file).read_bytes()).hexdigest() for file in sorted(facts["files"])}
+    write_json(folder / "run.json", {**facts, "files": files})

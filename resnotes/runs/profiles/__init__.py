@@ -1,0 +1,133 @@
+"""What each study trains at each scale: `load("quick").study("degradation").specs()`.
+
+A profile is a TOML file beside this module with a table for each study:
+
+    [degradation]
+    dataset = "digits"                     # a name for resnotes.datasets.load
+    models = ["plain-56", "resnet-56 shortcut=B"]  # names for resnotes.models.build, options after them
+    seeds = [0, 1, 2]
+    data = { size = [120, 160] }           # optional: for the loader of the data set
+    pretrained = "resnet50-11ad3fa6.pth"   # optional: weights that encoders start from, see resnotes.models.pretrained
+    train_images = 1000                    # optional: a fixed subset
+    deepen = { "plain-20" = "plain-56" }   # optional: train on from the first, deepened to the second
+    [degradation.recipe]                   # the fields of resnotes.training.recipe.Recipe
+    [degradation.recipes."resnet-110"]     # optional: what is different for one model
+    [degradation.settings]                 # optional: numbers that the study's notebook reads
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from resnotes import typed
+from resnotes.errors import UsageError, unknown
+from resnotes.models import from_label
+from resnotes.runs.spec import RunSpec
+from resnotes.training.recipe import Recipe
+
+FOLDER = Path(__file__).parent
+
+
+def names() -> list[str]:
+    """The profiles there are, smallest first."""
+    order = ["quick", "desk", "paper"]
+    found = [path.stem for path in FOLDER.glob("*.toml")]
+    return sorted(found, key=lambda name: (order.index(name) if name in order else len(order), name))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Study:
+    """One study of a profile; the fields are those of its table."""
+
+    dataset: str
+    models: tuple[str, ...]
+    seeds: tuple[int, ...]
+    recipe: Mapping[str, Any]
+    recipes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    data: Mapping[str, Any] = field(default_factory=dict)
+    pretrained: str | None = None
+    train_images: int | None = None
+    deepen: Mapping[str, str] = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        typed.check(self, "study")
+        known = {*self.models, *self.deepen, *self.deepen.values()}
+        if strange := [model for model in self.recipes if model not in known]:
+            raise UsageError(f"recipes for {strange[0]!r}, which is none of the models; allowed: {', '.join(known)}")
+
+    def spec(self, model: str, seed: int) -> RunSpec:
+        """The run of `model`, a name with or without options, with `seed`, not deepened from another."""
+        name, options = from_label(model)
+        recipe = Recipe(**{**self.recipe, **self.recipes.get(model, {})})
+        recipe.check_schedule()
+        return RunSpec(
+            model=name,
+            dataset=self.dataset,
+            seed=seed,
+            recipe=recipe,
+            options=options,
+            data=self.data,
+            pretrained=self.pretrained,
+            train_images=self.train_images,
+        )
+
+    def deepened(self, shallow: str, deep: str, seed: int) -> RunSpec:
+        """The run of `deep` that starts from the trained `shallow` network, deepened by identity blocks."""
+        return replace(self.spec(deep, seed), start=self.spec(shallow, seed))
+
+    def specs(self, models: Iterable[str] | None = None, seeds: Iterable[int] | None = None) -> list[RunSpec]:
+        """Every run but the deepened ones, seed by seed; `models` and `seeds` narrow or widen what is there."""
+        models = list(self.models if models is None else models)
+        return [self.spec(model, seed) for seed in (self.seeds if seeds is None else seeds) for model in models]
+
+    def all_specs(self) -> list[RunSpec]:
+        """Every run of the study: those of `specs`, then those from deepened networks."""
+        deepened = [self.deepened(*pair, seed) for seed in self.seeds for pair in self.deepen.items()]
+        return [*self.specs(), *deepened]
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Studies at one scale."""
+
+    name: str
+    studies: Mapping[str, Study]
+
+    def study(self, name: str) -> Study:
+        """The study called `name`.
+
+        Raises:
+            UsageError: there is none; the message lists those there are.
+        """
+        if name not in self.studies:
+            raise unknown(f"study of profile {self.name}", name, self.studies)
+        return self.studies[name]
+
+
+def load(name: str) -> Profile:
+    """Read a profile.
+
+    Raises:
+        UsageError: no such profile, or a file with unknown or missing fields.
+    """
+    if name not in names():
+        raise unknown("profile", name, names())
+    path = FOLDER / f"{name}.toml"
+    try:
+        tables = tomllib.loads(path.read_text(encoding="utf-8"))
+        studies = {study: _study(table) for study, table in tables.items()}
+    except (AttributeError, TypeError, ValueError, RecursionError) as error:  # TOML errors are ValueErrors
+        raise UsageError(f"{path}: {error}") from error
+    return Profile(name, studies)
+
+
+def _study(table: Mapping[str, Any]) -> Study:
+    values: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in table.items()}
+    study = Study(**values)
+    study.all_specs()  # a recipe that cannot be is reported when the file is read, not hours later
+    return study

@@ -1,0 +1,1 @@
+"""Training: a recipe, the loop, and what the loop asks of a task."""
