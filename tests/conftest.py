@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import torch
 import torchvision
-from cifar10_files import Originals, Tree, python2_batch
 from hypothesis import settings
+from kit.cifar10 import Originals, Tree, python2_batch
 
 from resnotes import cli, datasets
 from resnotes.datasets import Classification, Segmentation, ade20k, camvid

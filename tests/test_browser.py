@@ -26,8 +26,8 @@ import nbformat
 import psutil
 import pytest
 from ipykernel.kernelspec import write_kernel_spec
+from kit.runs import RECIPE, SPEC
 from playwright.sync_api import Browser, ConsoleMessage, Error, Locator, Page, expect, sync_playwright
-from test_runs import RECIPE, SPEC
 
 import resnotes
 from resnotes.book import notebooks

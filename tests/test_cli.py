@@ -7,8 +7,9 @@ from datetime import datetime
 
 import pandas as pd
 import pytest
+from kit.notebooks import write_notebook
+from kit.runs import TINY
 from matplotlib.figure import Figure
-from test_notebooks import write_notebook
 
 from resnotes import figures, paths
 from resnotes.analysis.intervals import interval
@@ -41,18 +42,6 @@ def add_claim(holds=True, statement="Deeper <b>is</b> worse."):
         measured=interval([1, 2], "%"),
         holds=holds,
     )
-
-
-TINY = """
-[small]
-dataset = "digits"
-models = ["plain-8 width=4", "resnet-8 width=4"]
-seeds = [0]
-train_images = 64
-[small.recipe]
-iterations = 2
-batch_size = 32
-"""
 
 
 @pytest.fixture

@@ -22,19 +22,16 @@ from typing import Any
 import nbformat
 import numpy as np
 import pytest
-import test_ade20k
-import test_camvid
 import torch
-from cifar10_files import Originals, Tree, as_folder, as_tar, as_zip, decoded_folders, load, tree
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from pair_files import labels, picture, save
+from kit.cifar10 import Originals, Tree, as_folder, as_tar, as_zip, decoded_folders, load, tree
+from kit.pairs import ade20k_tree, camvid_tree, labels, picture, save
+from kit.runs import SPEC, TINY, finished
+from kit.weights import FILE, weights
+from kit.weights import SPEC as PRETRAINED
+from kit.weights import state as state
 from PIL import Image
-from test_cli import TINY
-from test_pretrained import FILE, weights
-from test_pretrained import SPEC as PRETRAINED
-from test_pretrained import state as state
-from test_runs import SPEC, finished
 
 from resnotes import datasets
 from resnotes.datasets import ade20k
@@ -479,7 +476,7 @@ def reads_as_a_pair_or_not(pair: Pair, highest: int) -> None:
 @fuzzed(150)
 @given(changes)
 def test_damaged_tables_of_ade20k(root: Path, file: str, changes: list[tuple[str, int, bytes]]) -> None:
-    path = test_ade20k.tree(root / "ade20k", splits=()) / file
+    path = ade20k_tree(root / "ade20k", splits=()) / file
     path.write_bytes(damaged(path.read_bytes(), changes))
     try:
         scenes, infos = ade20k.scene_categories(root), ade20k.object_info(root)
@@ -573,8 +570,8 @@ def test_no_reader_unpickles(
 ) -> None:
     """Data sets, runs, recorded runs, checkpoints and weights of others, with every way to unpickle blocked."""
     as_folder(originals(), root / "cifar10")
-    test_ade20k.tree(root / "ade20k")
-    test_camvid.tree(root / "camvid")
+    ade20k_tree(root / "ade20k")
+    camvid_tree(root / "camvid")
     for name in ("load", "loads", "_load", "_loads"):
         monkeypatch.setattr(pickle, name, lambda *_, **__: pytest.fail("unpickled"))
     for name in ("Unpickler", "_Unpickler"):

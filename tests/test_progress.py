@@ -16,9 +16,9 @@ from typing import Any
 import IPython
 import IPython.display
 import pytest
+from kit.notebooks import Lab, executed, request
+from kit.runs import SPEC
 from nbclient import NotebookClient
-from test_explorer import Lab, executed, request
-from test_runs import SPEC
 
 import resnotes
 from resnotes import progress

@@ -1,0 +1,453 @@
+"""The identity equations, gradients unit by unit and shattered gradients, against autograd and every single path."""
+
+import copy
+import itertools
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from kit.networks import option_a, small
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from resnotes import models
+from resnotes.analysis.propagation import (
+    direct_terms,
+    gradient_correlation,
+    gradient_flow,
+    gradient_step_gain,
+    identity_errors,
+)
+from resnotes.errors import UsageError
+from resnotes.models import Block, Network, batch_statistics
+
+IMAGES = torch.randn(16, 1, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+LABELS = torch.arange(16) % 10
+MEASURES: list[Callable[[Network, Tensor, Tensor], object]] = [
+    identity_errors,
+    direct_terms,
+    gradient_flow,
+    gradient_correlation,
+]
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+
+
+def build(name: str, **options: object) -> Network:
+    """Narrow, in float64, with BN of its own in every layer."""
+    return small(name, in_channels=1, **options)
+
+
+def trained(network: Network, steps: int = 5) -> Network:
+    """After some steps of SGD."""
+    optimizer = torch.optim.SGD(network.train().parameters(), lr=0.05, momentum=0.9)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        F.cross_entropy(network(IMAGES), LABELS).backward()
+        optimizer.step()
+    optimizer.zero_grad()
+    return network
+
+
+def signals_of(network: Network) -> list[Tensor]:
+    """The input of every unit and the last one's output, with their gradients, by hooks on a pass in training mode."""
+    network = copy.deepcopy(network).train()
+    signals: list[Tensor] = []
+
+    def note(_: nn.Module, args: tuple[Tensor, ...]) -> None:
+        args[0].retain_grad()
+        signals.append(args[0])
+
+    for part in (*network.blocks, network.head):
+        part.register_forward_pre_hook(note)
+    F.cross_entropy(network(IMAGES), LABELS).backward()
+    return signals
+
+
+def vjp(function: Callable[[Tensor], Tensor], x: Tensor, cotangent: Tensor) -> Tensor:
+    """The gradient at `x` of what has the gradient `cotangent` behind `function`."""
+    found: Tensor = torch.autograd.functional.vjp(function, x.detach(), cotangent)[1]
+    return found
+
+
+# Eqs (4), (5), (7) and (8) between any two units
+
+
+def pairs_of(stages: int, units: int) -> list[tuple[int, int, int]]:
+    """Stage, l and L of all pairs, numbered over the whole network."""
+    return [
+        (stage + 1, stage * units + first, stage * units + last)
+        for stage in range(stages)
+        for first, last in itertools.combinations(range(units + 1), 2)
+    ]
+
+
+@pytest.mark.parametrize("steps", [0, 5])
+@pytest.mark.parametrize("shortcut", ["A", "scaling:0.5", "scaling:0.9", "scaling:1.1", "scaling:0.5,2"])
+def test_pure_shortcuts_obey_the_equations_exactly(shortcut: str, steps: int) -> None:
+    network = trained(build("preresnet-20", shortcut=shortcut), steps)
+    found = identity_errors(network, IMAGES, LABELS)
+    assert found[["forward", "backward"]].max().max() < 1e-10
+    pairs = list(zip(found.stage, found.l, found.L, strict=True))
+    assert len(pairs) == 3 * 3 * 4 / 2
+    assert sorted(pairs) == pairs_of(3, 3)
+
+
+@pytest.mark.parametrize("order", ["pre-activation", "relu-only-pre-activation", "relu-before-addition"])
+def test_orders_without_activation_after_the_addition_obey_the_equations(order: str) -> None:
+    found = identity_errors(build("resnet-14", order=order), IMAGES, LABELS)
+    assert found[["forward", "backward"]].max().max() < 1e-10
+
+
+@pytest.mark.parametrize("order", ["original", "bn-after-addition"])
+def test_activations_after_the_addition_break_the_equations(order: str) -> None:
+    """For every pair of units, neighbours included, in both directions."""
+    found = identity_errors(build("resnet-20", order=order), IMAGES, LABELS)
+    assert sorted(zip(found.stage, found.l, found.L, strict=True)) == pairs_of(3, 3)
+    assert found[["forward", "backward"]].min().min() > 1e-3
+
+
+def branch(block: Block, x: Tensor, stride: int) -> Tensor:
+    """F of the original order, with BN on the statistics of the batch."""
+
+    def bn(x: Tensor, layer: nn.BatchNorm2d) -> Tensor:
+        return F.batch_norm(x, None, None, layer.weight, layer.bias, training=True)
+
+    layers = block.residual
+    inner = bn(F.conv2d(x, layers.conv1.weight, stride=stride, padding=1), layers.bn1).clamp(min=0)
+    return bn(F.conv2d(inner, layers.conv2.weight, padding=1), layers.bn2)
+
+
+@pytest.mark.parametrize("factor", [1.0, 0.5, 1.5])
+def test_by_how_much_the_equations_fail_is_found_by_hand_too(factor: float) -> None:
+    """Spelt out for ReLU after the addition, where there is an error to be measured."""
+    network = build("resnet-14", shortcut=f"scaling:{factor}")
+    signals = signals_of(network)
+    found = identity_errors(network, IMAGES, LABELS)
+    assert len(found) == 9
+    for row in found.itertuples():
+        first, last = int(row.l), int(row.L)
+        narrows = first in (2, 4)  # the first unit of the second and the third stage
+
+        def right_side(x: Tensor, first: int = first, last: int = last, narrows: bool = narrows) -> Tensor:
+            total = factor ** (last - first) * (option_a(x) if narrows else x)
+            for i in range(first, last):
+                halves = narrows and i == first
+                added = branch(network.blocks[i], x, 2 if halves else 1)
+                total = total + factor ** (last - 1 - i) * added
+                x = (factor * (option_a(x) if halves else x) + added).clamp(min=0)
+            return total
+
+        forward = (signals[last] - right_side(signals[first])).norm() / signals[last].norm()
+        backward = signals[first].grad - vjp(right_side, signals[first], signals[last].grad)
+        assert row.forward == pytest.approx(forward.item(), rel=1e-9)
+        assert row.backward == pytest.approx((backward.norm() / signals[first].grad.norm()).item(), rel=1e-9)
+        assert min(row.forward, row.backward) > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("plain-8", {}),
+        ("preresnet-8", {"shortcut": "exclusive-gating:0"}),
+        ("preresnet-8", {"shortcut": "shortcut-gating:-6"}),
+        ("resnet-8", {"shortcut": "dropout:0.5"}),
+        ("resnet-8", {"shortcut": "C"}),
+        ("resnet-8", {"shortcut": "B"}),
+        ("prebottleneck-11", {}),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("measure", [identity_errors, direct_terms])
+def test_other_shortcuts_are_refused(
+    measure: Callable[[Network, Tensor, Tensor], object], name: str, options: dict[str, str]
+) -> None:
+    message = rf"{name} .*{options.get('shortcut', '')}.*: expected shortcuts that are identities, scalings or zero"
+    with pytest.raises(UsageError, match=message):
+        measure(build(name, **options), IMAGES, LABELS)
+
+
+# Direct terms
+
+
+@pytest.mark.parametrize("name", ["preresnet-20", "resnet-20"])
+@pytest.mark.parametrize("factor", [0.5, 0.9, 1.1, -0.8])
+def test_direct_terms_are_powers_of_lambda(name: str, factor: float) -> None:
+    found = direct_terms(build(name, shortcut=f"scaling:{factor}"), IMAGES, LABELS)
+    assert found.unit.tolist() == list(range(10))
+    assert found.forward.tolist() == pytest.approx([abs(factor) ** unit for unit in range(10)], rel=1e-9)
+    assert found.backward.tolist() == pytest.approx([abs(factor) ** (9 - unit) for unit in range(10)], rel=1e-9)
+
+
+@pytest.mark.parametrize("name", ["preresnet-20", "resnet-8"])
+def test_identities_carry_all(name: str) -> None:
+    found = direct_terms(build(name), IMAGES, LABELS)
+    assert found[["forward", "backward"]].to_numpy() == pytest.approx(1, rel=1e-9)
+
+
+# Gradients unit by unit
+
+UNITS: list[tuple[str, dict[str, object]]] = [
+    ("plain-8", {}),
+    ("preresnet-8", {}),
+    ("resnet-8", {}),
+    ("resnet-8", {"shortcut": "B"}),
+    ("resnet-8", {"shortcut": "C"}),
+    ("preresnet-8", {"shortcut": "C"}),
+    ("resnet-8", {"shortcut": "scaling:0.5"}),
+    ("preresnet-8", {"shortcut": "scaling:0.5,2"}),
+    ("resnet-8", {"shortcut": "exclusive-gating:0"}),
+    ("preresnet-8", {"shortcut": "shortcut-gating:-1"}),
+    ("resnet-8", {"order": "bn-after-addition"}),
+    ("resnet-8", {"order": "relu-before-addition"}),
+    ("prebottleneck-11", {}),
+    ("resnet-8", {"batch_norm": False}),
+]
+RESIDUAL = [given for given in UNITS if given[0] != "plain-8"]
+
+
+def ids(networks: list[tuple[str, dict[str, object]]]) -> list[str]:
+    return [models.label(*network) for network in networks]
+
+
+@pytest.mark.parametrize(("name", "options"), UNITS, ids=ids(UNITS))
+def test_signal_and_gradient_are_those_of_every_unit(name: str, options: dict[str, object]) -> None:
+    network = build(name, **options)
+    found = gradient_flow(network, IMAGES, LABELS)
+    signals = signals_of(network)
+    assert found.unit.tolist() == [0, 1, 2, 3]
+    rms = [signal.square().mean().sqrt().item() for signal in signals]
+    norms = [signal.grad.norm().item() for signal in signals]
+    assert min(norms) > 1e-6
+    assert found.signal.tolist() == pytest.approx(rms, rel=1e-12)
+    assert found.gradient.tolist() == pytest.approx(norms, rel=1e-9)
+    assert (found.share[3], found.direct[3]) == pytest.approx((1, norms[3]), rel=1e-12)
+
+
+def after_addition(network: Network, i: int, cotangent: Tensor, signals: list[Tensor]) -> Tensor:
+    """Back through what follows the addition of unit `i`: a mask where it is a ReLU, nothing where it is nothing."""
+    block = network.blocks[i]
+    if isinstance(block.after, nn.Identity):
+        return cotangent
+    if isinstance(block.after, nn.ReLU):
+        return cotangent * (signals[i + 1] > 0)
+    y = block.shortcut(signals[i]) + block.residual(signals[i])
+    return vjp(block.after, y, cotangent)
+
+
+def along(network: Network, path: tuple[bool, ...], signals: list[Tensor]) -> Tensor:
+    """The gradient that arrives at the first of the last ``len(path)`` units on one path; True takes the branch."""
+    network = copy.deepcopy(network).train()
+    cotangent = signals[-1].grad
+    units = range(len(network.blocks) - len(path), len(network.blocks))
+    for i, takes_branch in reversed(list(zip(units, path, strict=True))):
+        block = network.blocks[i]
+        cotangent = after_addition(network, i, cotangent, signals)
+        cotangent = vjp(block.residual if takes_branch else block.shortcut, signals[i], cotangent)
+    return cotangent
+
+
+@pytest.mark.parametrize(("name", "options"), RESIDUAL, ids=ids(RESIDUAL))
+def test_the_gradient_is_the_sum_over_all_paths(name: str, options: dict[str, object]) -> None:
+    """Of 2 to the n, the one without a residual branch is `direct`, and its part of the sum is `share`."""
+    network = build(name, **options)
+    signals = signals_of(network)
+    found = gradient_flow(network, IMAGES, LABELS)
+    for unit in range(4):
+        gradient = signals[unit].grad
+        paths = list(itertools.product([False, True], repeat=3 - unit))
+        gradients = [along(network, path, signals) for path in paths]
+        torch.testing.assert_close(sum(gradients), gradient, rtol=1e-9, atol=1e-12)
+        shares = [((part * gradient).sum() / gradient.square().sum()).item() for part in gradients]
+        assert sum(shares) == pytest.approx(1, rel=1e-9)
+        assert not any(paths[0])
+        assert found.direct[unit] == pytest.approx(gradients[0].norm().item(), rel=1e-9)
+        assert found.share[unit] == pytest.approx(shares[0], rel=1e-9, abs=1e-12)
+        if unit < 3:
+            assert abs(shares[0] - 1) > 1e-6, "a branch has a share, too"
+
+
+def test_a_plain_network_has_no_direct_gradient() -> None:
+    found = gradient_flow(build("plain-14"), IMAGES, LABELS)
+    assert found.unit.tolist() == list(range(7))
+    assert found.direct[:6].tolist() == found.share[:6].tolist() == [0] * 6
+    assert found.share[6] == pytest.approx(1)
+    assert found.direct[6] == pytest.approx(found.gradient[6], rel=1e-12)
+
+
+@pytest.mark.parametrize("shortcut", ["A", "C", "shortcut-gating:-1"])
+def test_without_branches_all_comes_through_shortcuts(shortcut: str) -> None:
+    """Branches that end in BN with weights of zero have neither output nor gradient."""
+    network = build("resnet-8", shortcut=shortcut)
+    for block in network.blocks:
+        nn.init.zeros_(block.residual.bn2.weight)
+        nn.init.zeros_(block.residual.bn2.bias)
+    found = gradient_flow(network, IMAGES, LABELS)
+    assert found.gradient.min() > 1e-6
+    assert found.direct.tolist() == pytest.approx(found.gradient.tolist(), rel=1e-9)
+    assert found.share.tolist() == pytest.approx([1] * 4, rel=1e-9)
+
+
+# Shattered gradients
+
+
+def linear(seed: int = 0) -> nn.Sequential:
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 10)).double()
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("plain-20", {}),
+        ("resnet-20", {}),
+        ("preresnet-8", {"shortcut": "C"}),
+    ],
+    ids=str,
+)
+def test_an_input_is_its_own_neighbour_at_no_distance(name: str, options: dict[str, object]) -> None:
+    assert gradient_correlation(build(name, **options), IMAGES, LABELS, 0) == pytest.approx(1, abs=1e-9)
+
+
+@given(st.floats(0, 1), st.integers(0, 99))
+def test_gradients_of_a_linear_classifier_never_change(distance: float, seed: int) -> None:
+    assert gradient_correlation(linear(seed), IMAGES, LABELS, distance) == pytest.approx(1, abs=1e-12)
+
+
+@pytest.mark.parametrize("distance", [0.1, 0.5, 1.0])
+@pytest.mark.parametrize("name", ["plain-8", "preresnet-8"])
+def test_correlation_is_numpys_image_by_image(name: str, distance: float) -> None:
+    network = build(name).train()
+
+    def gradients(images: Tensor) -> np.ndarray:
+        images = images.detach().clone().requires_grad_()
+        logits = network(images)
+        sum(logits[i, label] for i, label in enumerate(LABELS.tolist())).backward()
+        return images.grad.flatten(1).numpy()
+
+    neighbours = torch.stack([(1 - distance) * IMAGES[i] + distance * IMAGES[i - 1] for i in range(16)])
+    each = [np.corrcoef(*two)[0, 1] for two in zip(gradients(IMAGES), gradients(neighbours), strict=True)]
+    assert min(each) < 0.99
+    found = gradient_correlation(build_again(network), IMAGES, LABELS, distance)
+    assert found == pytest.approx(np.mean(each), rel=1e-9)
+
+
+def test_the_neighbour_is_near_unless_asked_for_otherwise() -> None:
+    network = build("plain-8")
+    usual = gradient_correlation(network, IMAGES, LABELS)
+    assert (
+        usual == gradient_correlation(network, IMAGES, LABELS, 0.1) != gradient_correlation(network, IMAGES, LABELS, 1)
+    )
+
+
+def build_again(network: Network) -> Network:
+    """The same weights, with nothing left of an earlier pass."""
+    fresh = models.build(network.name, **network.options).double()
+    fresh.load_state_dict(network.state_dict())
+    return fresh
+
+
+@given(st.floats(0, 1), st.integers(0, 999), st.sampled_from(["plain-8", "resnet-8", "preresnet-8"]))
+@settings(max_examples=30)
+def test_correlations_lie_between_minus_one_and_one(distance: float, seed: int, name: str) -> None:
+    torch.manual_seed(seed)
+    network = build(name)
+    assert -1 - 1e-12 <= gradient_correlation(network, torch.randn_like(IMAGES), LABELS, distance) <= 1 + 1e-12
+
+
+def test_opposite_gradients_have_correlation_minus_one() -> None:
+    """Squares of the inputs have gradients along the inputs, and the neighbours are the opposites."""
+
+    class Squares(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.flatten(1).square().sum(1, keepdim=True).expand(-1, 10)
+
+    images = torch.cat([IMAGES[:1], -IMAGES[:1]])
+    assert gradient_correlation(Squares(), images, LABELS[:2], 1.0) == pytest.approx(-1, abs=1e-12)
+
+
+def test_an_image_without_gradient_counts_as_zero() -> None:
+    classifier = linear()
+    with torch.no_grad():
+        classifier[1].weight[0] = 0
+    without = (LABELS == 0).double().mean().item()
+    assert 0 < without < 1
+    assert gradient_correlation(classifier, IMAGES, LABELS) == pytest.approx(1 - without, abs=1e-12)
+
+
+# What all of them leave alone
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("measure", MEASURES)
+@pytest.mark.parametrize("name", ["preresnet-8", "resnet-8"])
+def test_measuring_changes_nothing(
+    name: str, measure: Callable[[Network, Tensor, Tensor], object], training: bool
+) -> None:
+    network = build(name).train(training)
+    for parameter in network.parameters():
+        parameter.grad = torch.full_like(parameter, 3)
+    before = copy.deepcopy(network.state_dict())
+    measure(network, images := IMAGES.clone(), LABELS)
+    torch.testing.assert_close(network.state_dict(), before, rtol=0, atol=0)
+    assert all(module.training == training for module in network.modules())
+    assert all((parameter.grad == 3).all() for parameter in network.parameters())
+    assert all(parameter.requires_grad for parameter in network.parameters())
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in network.modules())
+    assert images.equal(IMAGES)
+    assert not images.requires_grad
+
+
+@pytest.mark.parametrize("measure", MEASURES)
+def test_what_is_measured_does_not_depend_on_the_mode(measure: Callable[[Network, Tensor, Tensor], object]) -> None:
+    """BN is on the statistics of the batch, whatever mode the network is in."""
+    network = build("preresnet-8")
+    first, second = measure(network.train(), IMAGES, LABELS), measure(network.eval(), IMAGES, LABELS)
+    np.testing.assert_array_equal(first, second)
+
+
+@pytest.mark.parametrize("measure", [gradient_flow, gradient_correlation])
+def test_dropout_that_drops_nothing_is_none(measure: Callable[..., object]) -> None:
+    with_it, without = build("resnet-8", shortcut="dropout:0"), build("resnet-8")
+    without.load_state_dict(with_it.state_dict())
+    np.testing.assert_array_equal(measure(with_it, IMAGES, LABELS), measure(without, IMAGES, LABELS))
+
+
+@pytest.mark.parametrize("measure", [gradient_flow, gradient_correlation, gradient_step_gain])
+def test_dropout_is_refused(measure: Callable[..., object]) -> None:
+    network = build("resnet-8", shortcut="dropout:0.5")
+    with pytest.raises(UsageError, match="expected a network without dropout"):
+        measure(network, IMAGES, LABELS)
+
+
+def test_across_stages_the_equations_hold_from_the_first_unit_to_every_later_one() -> None:
+    network = build("preresnet-14", shortcut="scaling:0.9")
+    found = identity_errors(network, IMAGES, LABELS, across=True)
+    assert (found.l == 0).all()
+    assert found.L.tolist() == list(range(1, 7))
+    assert found.stage.tolist() == [1, 1, 2, 2, 3, 3]
+    assert found[["forward", "backward"]].max(axis=None) < 1e-12
+    # Where both say something, within the first stage, they say the same.
+    within = identity_errors(network, IMAGES, LABELS).query("l == 0")
+    assert np.allclose(within[["forward", "backward"]], found[:2][["forward", "backward"]], atol=1e-14)
+    relu = identity_errors(build("resnet-14"), IMAGES, LABELS, across=True)
+    assert relu.forward.min() > 1e-3
+
+
+def test_statistics_of_the_batch_are_used_for_a_while_and_leave_no_trace() -> None:
+    network = build("resnet-8").eval()
+    network.blocks[0].train()
+    modes = [module.training for module in network.modules()]
+    before = {key: value.clone() for key, value in network.state_dict().items()}
+    with pytest.raises(KeyboardInterrupt), batch_statistics(network):
+        inside = network(IMAGES)
+        raise KeyboardInterrupt
+    assert torch.equal(inside, copy.deepcopy(network).train()(IMAGES))
+    assert [module.training for module in network.modules()] == modes
+    assert all(torch.equal(before[key], value) for key, value in network.state_dict().items())

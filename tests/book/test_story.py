@@ -1,0 +1,87 @@
+"""The texts of the report: what was asked, what the first report said, and the words of both languages."""
+
+import re
+import tomllib
+from itertools import product
+from pathlib import Path
+from string import Formatter
+
+import pytest
+from kit.report import STUDIES, TOLD, claim, notebook_of
+
+from resnotes import paths
+from resnotes.book import ledger, notebooks, story
+from resnotes.book.ledger import WORDS
+from resnotes.book.report import finding, words_of
+
+PACKAGE = Path(story.__file__).parent
+TABLES = tomllib.loads((PACKAGE / "templates/words.toml").read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="module")
+def shipped():
+    """The ledger that comes with the repository."""
+    path = paths.recorded_root() / "claims.json"
+    if not path.exists():
+        pytest.skip(f"there is no {path}")
+    return ledger.load(path)
+
+
+def test_studies_are_notebooks_and_every_text_is_in_both_languages():
+    assert {study.notebook for study in STUDIES} <= {book.stem for book in notebooks.discover()}
+    texts = [
+        text for entry in (*STUDIES, *story.statements()) for text in vars(entry).values() if isinstance(text, dict)
+    ]
+    assert len(texts) >= 2 * len(STUDIES) + len(story.statements()) + 2
+    for text in texts:
+        assert text.keys() == {"en", "zh"}
+        assert [bool(re.search(r"[\u4e00-\u9fff]", text[lang])) for lang in ("en", "zh")] == [False, True]
+
+
+def test_claims_of_the_story_are_in_the_ledger(shipped):
+    recorded = {entry["id"]: entry["notebook"] for entry in shipped}
+    for id in [*TOLD, *(id for pair in story.pairs() for id in pair)]:
+        assert recorded[id] == notebook_of(id)
+
+
+def test_a_statement_is_judged_by_the_claims_at_hand():
+    table = {"": None, "T": "true", "F": "false", "?": "undecided", "?T": "undecided", "?F": "false"}
+    table |= {"FT": "partly", "?FT": "partly"}
+    holds = {"T": True, "F": False, "?": None}
+    statement = story.Statement({}, ["a.a", "a.b", "a.c", "a.d"])
+    for verdicts in product("TF?-", repeat=4):  # - is not in the ledger
+        there = zip(statement.claims, verdicts, strict=True)
+        ledger = {id: {"holds": holds[verdict]} for id, verdict in there if verdict in holds}
+        assert statement.verdict(ledger) == table["".join(sorted(set(verdicts) - {"-"}))]
+
+
+def test_words_are_the_same_in_both_languages_and_all_in_use():
+    assert list(TABLES["en"]) == list(TABLES["zh"])
+    for key in set(TABLES["en"]) - {"remarks"}:
+        fields = [{field for _, field, _, _ in Formatter().parse(TABLES[lang][key])} - {None} for lang in ("en", "zh")]
+        assert fields[0] == fields[1], key
+    sources = [*(PACKAGE / "templates").glob("report.*"), PACKAGE / "report.py", PACKAGE / "overview.py"]
+    code = "\n".join(source.read_text(encoding="utf-8") for source in sources)
+    used = {key for key in TABLES["en"] if re.search(rf'\bw\.{key}\b|"{key}"', code)}
+    assert set(TABLES["en"]) - used <= {*WORDS.values(), "partly"}, "which templates look up by verdict"
+
+
+CITED = re.compile(r"[A-Z]\w+ et al\.|Figs?\. \d\w?|Secs?\. [\d.]+|Eqs?\. \(\d\)|Tables? \d|\d+", re.ASCII)
+
+
+def translated(source):
+    return finding(claim("unravel.x", source=source), "zh", words_of("zh")).source
+
+
+@pytest.mark.parametrize("remark", TABLES["zh"]["remarks"])
+def test_remarks_leave_citations_alone(remark):
+    source = f"He et al. 2015, Fig. 6 ({remark}); Veit et al. 2016, Sec. 4.1, Eqs. (7) and (8), Table 2; {remark}"
+    assert CITED.findall(translated(source)) == CITED.findall(source)
+    assert remark not in translated(source)
+
+
+def test_sources_of_the_ledger_are_translated(shipped):
+    for source in {entry["source"] for entry in shipped}:
+        assert CITED.findall(translated(source)) == CITED.findall(source)
+        words = re.sub(r'"[^"]*"|resnotes', "", translated(source))
+        assert not re.findall(r"(?<![A-Za-z])[a-z]{3,}", words), "other than what is quoted"

@@ -1,0 +1,210 @@
+from __future__ import annotations
+
+import logging
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from kit.cifar10 import (
+    IMAGE,
+    as_folder,
+    as_tar,
+    as_zip,
+    decoded_folders,
+    encoded,
+    fuzzed,
+    load,
+    pixels,
+    tree,
+)
+
+from resnotes import datasets
+from resnotes.datasets import cifar10
+from resnotes.datasets.archives import decode_rgb
+from resnotes.errors import DatasetError
+
+
+@pytest.fixture
+def decodings(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names every image that is decoded."""
+    seen: list[str] = []
+
+    def counting(data: bytes, where: str, size: tuple[int, int]) -> object:
+        seen.append(where)
+        return decode_rgb(data, where, size)
+
+    monkeypatch.setattr(cifar10, "decode_rgb", counting)
+    return seen
+
+
+def test_images_are_decoded_once(root: Path, cache: Path, decodings: list[str]) -> None:
+    as_folder(tree(), root / "cifar10")
+    first, second = load(root), load(root)
+    assert len(decodings) == 30
+    for field in ("train_images", "train_labels", "test_images", "test_labels"):
+        assert torch.equal(getattr(first, field), getattr(second, field))
+    assert (first.variant, first.fingerprint, first.classes) == (second.variant, second.fingerprint, second.classes)
+    assert len(decoded_folders(cache)) == 1
+    assert datasets.status(root)[1].variant == first.variant == "cifar10, train 20, test 10"
+
+
+def test_writing_to_the_images_leaves_the_cache_as_it_is(root: Path, decodings: list[str]) -> None:
+    as_folder(tree(), root / "cifar10")
+    fingerprint = load(root).fingerprint
+    load(root).train_images.zero_()
+    assert load(root).fingerprint == fingerprint
+    assert len(decodings) == 30
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def alter(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+
+
+def empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def garble(path: Path) -> None:
+    path.write_bytes(b"\x93NUMPY" + bytes(range(256)))
+
+
+@pytest.mark.parametrize("damage", [cut, alter, empty, garble, Path.unlink])
+@pytest.mark.parametrize("file", ["train_images.npy", "test_labels.npy", "record.json"])
+def test_a_damaged_cache_is_decoded_again(
+    root: Path,
+    cache: Path,
+    decodings: list[str],
+    caplog: pytest.LogCaptureFixture,
+    file: str,
+    damage: Callable[[Path], None],
+) -> None:
+    as_folder(tree(), root / "cifar10")
+    fingerprint = load(root).fingerprint
+    damaged = cache / decoded_folders(cache)[0] / file
+    before = damaged.read_bytes()
+    damage(damaged)
+    if file == "record.json" and damage is alter:
+        damaged.write_bytes(before.replace(b'"fingerprint": "', b'"fingerprint": "0'))
+    with caplog.at_level(logging.WARNING, "resnotes"):
+        assert load(root).fingerprint == fingerprint
+    assert "decoding it again" in caplog.text
+    assert len(decodings) == 60
+    assert damaged.read_bytes() == before
+    assert len(decoded_folders(cache)) == 1
+
+
+@fuzzed
+@given(where=st.integers(0, 10**6), bits=st.integers(1, 255))
+def test_no_flipped_byte_in_the_cache_goes_unnoticed(root: Path, cache: Path, where: int, bits: int) -> None:
+    if not (root / "cifar10/train").exists():
+        as_folder(tree("png", 1), root / "cifar10")
+    fingerprint = load(root).fingerprint
+    for file in ("train_labels.npy", "test_images.npy"):
+        path = cache / decoded_folders(cache)[0] / file
+        content = bytearray(path.read_bytes())
+        content[where % len(content)] ^= bits
+        path.write_bytes(content)
+    again = load(root)
+    assert again.fingerprint == fingerprint
+    assert again.train_labels.tolist() == list(range(10))
+
+
+def add(root: Path) -> None:
+    as_folder({"train/cat/new.png": encoded(pixels(5), "PNG")}, root / "cifar10")
+
+
+def replace(root: Path) -> None:
+    as_folder({IMAGE: encoded(pixels(5), "PNG")}, root / "cifar10")
+
+
+def remove(root: Path) -> None:
+    (root / "cifar10" / IMAGE).unlink()
+
+
+def rename(root: Path) -> None:
+    (root / "cifar10" / IMAGE).rename(root / "cifar10/train/dog/moved.png")
+
+
+@pytest.mark.parametrize("change", [add, replace, remove, rename])
+def test_a_changed_folder_is_decoded_again(root: Path, cache: Path, change: Callable[[Path], None]) -> None:
+    as_folder(tree(), root / "cifar10")
+    before = load(root).fingerprint
+    change(root)
+    assert datasets.status(root)[1].variant is None
+    after = load(root)
+    assert after.fingerprint != before
+    assert load(root).fingerprint == after.fingerprint
+    assert len(decoded_folders(cache)) == 1
+
+
+def test_a_changed_archive_is_decoded_again(root: Path) -> None:
+    path = as_zip(tree(), root / "cifar10.zip")
+    before = load(root)
+    as_zip(tree("jpg"), path)
+    after = load(root)
+    assert (before.variant, after.variant) == ("cifar10, train 20, test 10", "cifar10-jpeg, train 20, test 10")
+    # What was mapped before stays valid.
+    assert before.fingerprint == datasets.classification.fingerprint(
+        before.train_images, before.train_labels, before.test_images, before.test_labels
+    )
+
+
+def test_what_a_killed_process_left_is_cleared(root: Path, cache: Path) -> None:
+    as_folder(tree(), root / "cifar10")
+    load(root)
+    (folder,) = decoded_folders(cache)
+    (cache / folder).rename(cache / f"{folder}.partial")
+    load(root)
+    assert decoded_folders(cache) == [folder]
+
+
+def test_two_processes_at_once_decode_once(root: Path, cache: Path) -> None:
+    as_tar(tree(train=30), root / "cifar10.tar.xz", "w:xz")
+    program = (
+        "import sys, logging; logging.basicConfig(level='INFO')\n"
+        "from resnotes import datasets; from resnotes.datasets import cifar10\n"
+        "original = cifar10._read_tree\n"
+        "cifar10._read_tree = lambda source: (print('decoded'), original(source))[1]\n"
+        "print(datasets.load('cifar10', sys.argv[1]).fingerprint)"
+    )
+    command = [sys.executable, "-c", program, str(root)]
+    processes = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    outputs = [process.communicate(timeout=60) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], outputs
+    printed = "".join(out for out, _ in outputs).split()
+    assert printed.count("decoded") == 1
+    assert len({line for line in printed if line != "decoded"}) == 1
+    assert len(decoded_folders(cache)) == 1
+
+
+def test_a_cache_that_cannot_be_made_is_named(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    as_folder(tree(), root / "cifar10")
+    (tmp_path / "file").write_bytes(b"")
+    monkeypatch.setenv("RESNOTES_CACHE", str(tmp_path / "file" / "cache"))
+    with pytest.raises(DatasetError, match=r"file/cache cannot be written .*set RESNOTES_CACHE"):
+        load(root)
+
+
+def test_a_full_disk_is_named_and_nothing_is_left(root: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    as_folder(tree(), root / "cifar10")
+
+    def full(path: Path, array: np.ndarray) -> None:
+        Path(path).write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(np, "save", full)
+    with pytest.raises(DatasetError, match=r"No space left on device.*set RESNOTES_CACHE"):
+        load(root)
+    assert decoded_folders(cache) == []

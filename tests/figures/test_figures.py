@@ -1,0 +1,200 @@
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.colors import to_rgb
+
+from resnotes import figures, paths, provenance
+from resnotes.errors import ResnotesError, UsageError
+
+
+@pytest.fixture(autouse=True)
+def out(tmp_path, monkeypatch):
+    monkeypatch.setenv("RESNOTES_OUT", str(tmp_path / "out"))
+    with mpl.rc_context({"backend": "agg"}):
+        figures.use_style()
+        yield tmp_path / "out"
+    plt.close("all")
+
+
+def curve():
+    fig, ax = plt.subplots()
+    image = ax.scatter([0, 1, 2], [3, 1, 2], c=[1, 2, 3])
+    ax.set(xlabel="iteration", ylabel="training error (%)")
+    fig.colorbar(image, label="depth")
+    return fig
+
+
+def save(fig, name="degradation", **changes):
+    fields = {
+        "caption": "Deeper [plain] nets",
+        "caption_zh": "更深的网络",
+        "claims": ["a.b"],
+        "data": pd.DataFrame({"iteration": [0, 1], "error": [90.0, np.nan], "net": ["plain-20", "plain-56"]}),
+        "parameters": {"seeds": (0, 1)},
+    }
+    return figures.save(fig, name, **{**fields, **changes})
+
+
+def test_the_same_figure_gives_the_same_bytes(out):
+    first, again = curve(), curve()
+    written = []
+    for fig in (first, first, again):
+        save(fig)
+        written.append([(out / f"figures/degradation.{kind}").read_bytes() for kind in ("png", "pdf", "svg", "json")])
+    assert written[0] == written[1] == written[2]
+    assert not list((out / "figures").glob(".*")), "no temporary file is left"
+
+
+def test_another_process_draws_the_same_bytes(out, tmp_path):
+    save(curve())
+    here = Path(__file__)
+    program = f"import sys; sys.path.insert(0, {str(here.parent)!r}); import {here.stem} as t; t.figures.use_style(); "
+    environment = {"RESNOTES_OUT": str(tmp_path / "again"), "PYTHONHASHSEED": "7", "MPLBACKEND": "agg"}
+    command = [sys.executable, "-c", program + "t.save(t.curve())"]
+    subprocess.run(command, env={**os.environ, **environment}, cwd=here.parents[2], check=True)
+    for kind in ("png", "svg"):
+        again = (tmp_path / f"again/figures/degradation.{kind}").read_bytes()
+        assert again == (out / f"figures/degradation.{kind}").read_bytes()
+
+
+def test_png_has_300_dots_per_inch(out):
+    fig = curve()
+    height, width, _ = plt.imread(save(fig)).shape
+    assert (width, height) == tuple(round(300 * inches) for inches in fig.get_size_inches())
+
+
+def test_sidecar_says_what_is_drawn(out):
+    sidecar = json.loads(save(curve()).with_suffix(".json").read_text())
+    assert sidecar["caption"] == {"en": "Deeper [plain] nets", "zh": "更深的网络"}
+    assert sidecar["claims"] == ["a.b"]
+    assert sidecar["parameters"] == {"seeds": [0, 1]}
+    assert sidecar["data"] == {"iteration": [0, 1], "error": [90.0, None], "net": ["plain-20", "plain-56"]}
+    assert {"name", "commit", "dirty", "version"} <= set(sidecar)
+
+
+def test_sidecar_of_several_frames_keeps_named_indices(out):
+    frame = pd.DataFrame({"std": np.float32([0.5, np.inf])}, index=pd.Index([1, 2], name="layer"))
+    sidecar = json.loads(save(curve(), data={"ordered": frame, "ranked": frame}).with_suffix(".json").read_text())
+    assert sidecar["data"] == {key: {"layer": [1, 2], "std": [0.5, None]} for key in ("ordered", "ranked")}
+
+
+@pytest.mark.parametrize("name", ["", "a/b", "../a", "A", "a.png"])
+def test_save_refuses_names_that_are_no_slug(name):
+    with pytest.raises(UsageError, match="figure name"):
+        save(curve(), name)
+
+
+def test_export_copies_and_captions(out, tmp_path):
+    save(curve(), "second")
+    save(curve(), "first")
+    snippets = figures.export(tmp_path / "report")
+    assert [path.name for path in sorted((tmp_path / "report").iterdir())] == [
+        f"{name}.{kind}" for name in ("first", "second") for kind in ("json", "pdf", "png")
+    ]
+    assert len(snippets) == 2
+    assert snippets[0].startswith(r"![Deeper \[plain\] nets](first.png)")
+    assert "更深的网络" in snippets[0]
+
+
+def test_export_takes_the_formats_and_figures_asked_for(out, tmp_path):
+    for name in ("01_curve", "01_flow", "02_curve"):
+        save(curve(), name)
+    assert figures.export(tmp_path / "a", formats=["pdf"], only=["01"])[0].startswith("[01_curve](01_curve.pdf)")
+    assert sorted(path.name for path in (tmp_path / "a").iterdir()) == [
+        *("01_curve.json", "01_curve.pdf", "01_flow.json", "01_flow.pdf")
+    ]
+    [snippet] = figures.export(tmp_path / "b", formats=["pdf", "svg", "png"], only=["02_curve"])
+    assert "](02_curve.svg)" in snippet
+    assert (tmp_path / "b/02_curve.svg").read_bytes() == (out / "figures/02_curve.svg").read_bytes()
+    with pytest.raises(UsageError, match="unknown format 'jpg'; allowed: png, pdf, svg"):
+        figures.export(tmp_path / "c", formats=["jpg"])
+    with pytest.raises(UsageError, match="unknown figure '03'; allowed: 01, 01_curve, 01_flow, 02, 02_curve"):
+        figures.export(tmp_path / "c", only=["01", "03"])
+    assert not (tmp_path / "c").exists()
+
+
+def test_export_copies_all_figures_or_none(out, tmp_path):
+    for name in ("first", "second"):
+        save(curve(), name)
+    (tmp_path / "report/second.png").mkdir(parents=True)
+    with pytest.raises(IsADirectoryError, match=r"second\.png"):
+        figures.export(tmp_path / "report")
+    assert [path.name for path in (tmp_path / "report").iterdir()] == ["second.png"]
+
+
+def test_export_refuses_what_is_missing_or_damaged(out, tmp_path):
+    with pytest.raises(ResnotesError, match="no figures"):
+        figures.export(tmp_path / "report")
+    path = save(curve())
+    path.with_suffix(".pdf").unlink()
+    with pytest.raises(ResnotesError, match="has no pdf"):
+        figures.export(tmp_path / "report")
+    assert len(figures.export(tmp_path / "report", formats=["svg"])) == 1
+    for damage, said in (('{"name": ', "cannot read"), ('{"name": "degradation", "caption": {"en": ""}}', "captions")):
+        path.with_suffix(".json").write_text(damage)
+        with pytest.raises(ResnotesError, match=said):
+            figures.export(tmp_path / "report", formats=["svg"])
+
+
+def test_networks_look_alike_by_family_and_differ_by_depth():
+    styles = {name: figures.style_for(name) for name in ("plain-20", "plain-56", "resnet-20", "resnet-56")}
+    assert styles["plain-56"] == {"color": "#d55e00", "linestyle": "-"}
+    assert styles["resnet-56"] == {"color": "#0072b2", "linestyle": "-"}
+    assert figures.style_for("preresnet-56")["color"] == "#009e73"
+    assert len({tuple(style.values()) for style in styles.values()}) == 4
+    brightness = [sum(to_rgb(figures.style_for(f"plain-{depth}")["color"])) for depth in (20, 32, 44, 56, 110)]
+    assert brightness == sorted(brightness, reverse=True)
+    assert figures.style_for("resnet18")["linestyle"] == "--"
+    with pytest.raises(UsageError, match="plain, resnet, preresnet"):
+        figures.style_for("transformer-12")
+
+
+def test_code_version(tmp_path, monkeypatch):
+    monkeypatch.setattr(paths, "project_root", lambda: tmp_path)
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    assert provenance.code_version() == {"commit": None, "dirty": False}
+
+    def git(*arguments):
+        identity = ["-c", "user.name=t", "-c", "user.email=t@example.org"]
+        subprocess.run(["git", *identity, *arguments], cwd=tmp_path, check=True, capture_output=True)
+
+    (tmp_path / "resnotes").mkdir()
+    source = tmp_path / "resnotes/models.py"
+    source.write_text("depth = 20\n")
+    git("init")
+    git("add", ".")
+    git("commit", "-m", "first")
+    clean = provenance.code_version()
+    assert len(clean["commit"]) == 40
+    assert clean["dirty"] is False
+    (tmp_path / "figure.png").touch()
+    assert provenance.code_version() == clean
+    source.write_text("depth = 56\n")
+    assert provenance.code_version() == {**clean, "dirty": True}
+    monkeypatch.setattr(paths, "project_root", lambda: tmp_path / "resnotes")
+    assert provenance.code_version()["commit"] is None, "a folder inside another repository is not ours"
+
+
+def test_versions_name_what_results_depend_on():
+    assert {"resnotes", "python", "torch", "torchvision", "numpy"} == set(provenance.versions())
+
+
+@pytest.mark.parametrize("geometric", [False, True])
+def test_bands_are_mean_and_range_over_seeds(geometric):
+    frame = pd.DataFrame({"x": [1, 1, 2, 2], "y": [1.0, 100.0, 4.0, 4.0], "kind": "plain-20"})
+    fig, ax = plt.subplots()
+    figures.bands(ax, frame, x="x", y="y", by="kind", geometric=geometric)
+    (line,), (band,) = ax.lines, ax.collections
+    assert line.get_label() == "plain-20"
+    np.testing.assert_allclose(line.get_xydata(), [(1, 10 if geometric else 50.5), (2, 4)])
+    corners = {tuple(corner) for corner in band.get_paths()[0].vertices}
+    assert {(1, 1), (1, 100), (2, 4)} <= corners
+    plt.close(fig)

@@ -1,0 +1,48 @@
+"""Small networks whose BN layers all differ, and layers written out by hand."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from resnotes import models
+from resnotes.models import Network
+
+
+@torch.no_grad()
+def randomise_bn(network: nn.Module) -> None:
+    """Give every BN layer its own affine map and statistics: at 1, 0, 0, 1 swapped layers would go unnoticed."""
+    for layer in network.modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            for positive in (layer.weight, layer.running_var):
+                nn.init.uniform_(positive, 0.5, 1.5)
+            for signed in (layer.bias, layer.running_mean):
+                nn.init.normal_(signed, std=0.3)
+
+
+def small(name: str, **options: object) -> Network:
+    """A narrow network in float64 and eval mode."""
+    network = models.build(name, **{"width": 4, **options})
+    randomise_bn(network)
+    return network.double().eval()
+
+
+def conv(x: Tensor, layer: nn.Conv2d, stride: int = 1) -> Tensor:
+    return F.conv2d(x, layer.weight, stride=stride, padding=layer.kernel_size[0] // 2)
+
+
+def bn(x: Tensor, layer: nn.BatchNorm2d) -> Tensor:
+    scale = layer.weight / (layer.running_var + 1e-5).sqrt()
+    return (x - layer.running_mean[:, None, None]) * scale[:, None, None] + layer.bias[:, None, None]
+
+
+def option_a(x: Tensor) -> Tensor:
+    """Twice the channels on half the map, as published weights have it: a quarter of zeros before and after."""
+    n, channels, height, width = x.shape
+    y = x.new_zeros(n, 2 * channels, math.ceil(height / 2), math.ceil(width / 2))
+    for c in range(channels):
+        for i in range(0, height, 2):
+            for j in range(0, width, 2):
+                y[:, channels // 2 + c, i // 2, j // 2] = x[:, c, i, j]
+    return y

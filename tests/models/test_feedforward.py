@@ -1,0 +1,262 @@
+"""The VGG of Veit et al. 2016 and an AlexNet: counted, computed by hand, taken apart, and trained a little."""
+
+import math
+from itertools import pairwise
+
+import pytest
+import torch
+from kit.networks import randomise_bn
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from resnotes import datasets, models
+from resnotes.errors import UsageError
+from resnotes.models import Network, count_parameters
+from resnotes.training.loop import train
+from resnotes.training.recipe import Recipe
+
+VGG_BLOCKS, VGG_POOLED = 13, (3, 8)  # the fifth and the tenth convolution; the first one is the stem
+ALEXNET_CHANNELS = (1, 3, 6, 4, 4)
+NAMES = ["vgg-15", "alexnet"]
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+
+
+def small(name: str, **options: object) -> Network:
+    """A narrow network in float64 and eval mode, whose biases and BN layers all differ."""
+    network = models.build(name, **{"width": 4, **options})
+    for key, parameter in network.named_parameters():
+        if key.endswith("bias"):
+            nn.init.normal_(parameter, std=0.1)
+    randomise_bn(network)
+    return network.double().eval()
+
+
+# Counts
+
+
+@pytest.mark.parametrize("batch_norm", [False, True])
+@pytest.mark.parametrize(("width", "in_channels", "num_classes"), [(128, 3, 10), (7, 1, 4)])
+def test_vgg_has_as_many_parameters_as_its_layers(
+    width: int, in_channels: int, num_classes: int, batch_norm: bool
+) -> None:
+    options = {"width": width, "in_channels": in_channels, "num_classes": num_classes, "batch_norm": batch_norm}
+    # A bias for each channel of 14 convolutions; BN has two numbers in its place.
+    expected = 9 * in_channels * width + 13 * 9 * width**2 + 14 * width * (2 if batch_norm else 1)
+    assert count_parameters(models.build("vgg-15", **options)) == expected + (width + 1) * num_classes
+
+
+@pytest.mark.parametrize("batch_norm", [False, True])
+@pytest.mark.parametrize(("width", "in_channels", "num_classes"), [(64, 3, 10), (2, 1, 4)])
+def test_alexnet_has_as_many_parameters_as_its_layers(
+    width: int, in_channels: int, num_classes: int, batch_norm: bool
+) -> None:
+    options = {"width": width, "in_channels": in_channels, "num_classes": num_classes, "batch_norm": batch_norm}
+    convolutions = 25 * in_channels * width + 9 * (1 * 3 + 3 * 6 + 6 * 4 + 4 * 4) * width**2
+    biases = (1 + 3 + 6 + 4 + 4) * width * (2 if batch_norm else 1)
+    fc6, fc7, fc8 = (64 * width + 1) * 16 * width, (16 * width + 1) * 16 * width, (16 * width + 1) * num_classes
+    assert count_parameters(models.build("alexnet", **options)) == convolutions + biases + fc6 + fc7 + fc8
+
+
+def test_weighted_layers() -> None:
+    for name, depth, stages in (("vgg-15", 15, (4, 5, 4)), ("alexnet", 8, (1, 3, 2))):
+        network = models.build(name, width=2)
+        assert len([m for m in network.modules() if isinstance(m, nn.Conv2d | nn.Linear)]) == depth
+        assert network.stages == stages
+        assert sum(stages) == len(network.blocks)
+
+
+# Values
+
+
+def layer(x: Tensor, state: dict[str, Tensor], at: str) -> Tensor:
+    """Convolution, BN if there is one, and ReLU."""
+    weight = state[f"{at}.conv.weight"]
+    x = F.conv2d(x, weight, state.get(f"{at}.conv.bias"), padding=weight.shape[-1] // 2)
+    if f"{at}.bn.weight" in state:
+        x = F.batch_norm(x, *(state[f"{at}.bn.{key}"] for key in ("running_mean", "running_var", "weight", "bias")))
+    return x.relu()
+
+
+def vgg_by_hand(x: Tensor, state: dict[str, Tensor]) -> Tensor:
+    x = layer(x, state, "stem")
+    for i in range(VGG_BLOCKS):
+        x = layer(x, state, f"blocks.{i}.residual")
+        x = F.max_pool2d(x, 2) if i in VGG_POOLED else x
+    return F.linear(x.mean(dim=(2, 3)), state["head.fc.weight"], state["head.fc.bias"])
+
+
+def alexnet_by_hand(x: Tensor, state: dict[str, Tensor]) -> Tensor:
+    x = F.max_pool2d(layer(x, state, "stem"), 2)
+    x = F.max_pool2d(layer(x, state, "blocks.0.residual"), 2)
+    for i in (1, 2, 3):
+        x = layer(x, state, f"blocks.{i}.residual")
+    x = F.max_pool2d(x, 2)
+    x = x.repeat_interleave(4 // x.shape[2], 2).repeat_interleave(4 // x.shape[3], 3).flatten(1)
+    for i in (4, 5):
+        x = F.linear(x, state[f"blocks.{i}.residual.fc.weight"], state[f"blocks.{i}.residual.fc.bias"]).relu()
+    return F.linear(x, state["head.fc.weight"], state["head.fc.bias"])
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 32, 32), (2, 1, 8, 8)])
+@pytest.mark.parametrize("batch_norm", [False, True])
+@pytest.mark.parametrize(("name", "by_hand"), [("vgg-15", vgg_by_hand), ("alexnet", alexnet_by_hand)])
+@torch.no_grad()
+def test_network_is_the_layers_in_turn(name: str, by_hand: object, batch_norm: bool, shape: tuple[int, ...]) -> None:
+    network = small(name, batch_norm=batch_norm, in_channels=shape[1])
+    images = torch.randn(shape, dtype=torch.float64)
+    logits = network(images)
+    assert logits.std(0).min() > 1e-4  # not the last bias alone
+    torch.testing.assert_close(logits, by_hand(images, network.state_dict()))  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("batch_norm", [False, True])
+def test_biases_stand_where_no_bn_follows(name: str, batch_norm: bool) -> None:
+    convolutions = [m for m in models.build(name, width=2, batch_norm=batch_norm).modules() if type(m) is nn.Conv2d]
+    assert all((convolution.bias is None) == batch_norm for convolution in convolutions)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("size", [(32, 32), (8, 8), (33, 21), (1, 1)])
+@pytest.mark.parametrize("batch", [1, 3])
+@torch.no_grad()
+def test_any_channels_classes_and_image_size(name: str, size: tuple[int, int], batch: int) -> None:
+    network = models.build(name, num_classes=7, in_channels=2, width=4).eval()
+    assert network(torch.randn(batch, 2, *size)).shape == (batch, 7)
+    assert network.stem.conv.weight.shape[:2] == (4, 2)
+
+
+# Deletion: a block that goes leaves what follows it, `after(x)`
+
+
+@pytest.mark.parametrize(
+    ("name", "deletable"), [("vgg-15", set(range(VGG_BLOCKS))), ("alexnet", {3, 5})], ids=["vgg-15", "alexnet"]
+)
+@pytest.mark.parametrize("size", [32, 8])
+@torch.no_grad()
+def test_blocks_that_can_be_deleted(name: str, deletable: set[int], size: int) -> None:
+    x = (network := small(name)).stem(torch.randn(2, 3, size, size, dtype=torch.float64))
+    keeping = set()
+    for i, block in enumerate(network.blocks):
+        before, kept, y = x.clone(), block.after(x), block(x)
+        assert block.shortcut is None
+        assert torch.equal(x, before)  # nothing works in place
+        if kept.shape == y.shape:
+            keeping.add(i)
+            logits = network.head(nn.Sequential(*network.blocks[i + 1 :])(kept))
+            assert logits.shape == (2, 10)
+            assert not torch.allclose(logits, network.head(nn.Sequential(*network.blocks[i + 1 :])(y)))
+        x = y
+    assert keeping == deletable
+
+
+@torch.no_grad()
+def test_map_sizes_of_the_stages() -> None:
+    x = (vgg := small("vgg-15")).stem(torch.randn(1, 3, 32, 32, dtype=torch.float64))
+    sizes = [x.shape[2], *(vgg.blocks[i].residual(x := vgg.blocks[i - 1](x) if i else x).shape[2] for i in range(13))]
+    assert sizes == [32] * 5 + [16] * 5 + [8] * 4
+    x = (alexnet := small("alexnet")).stem(torch.randn(1, 3, 32, 32, dtype=torch.float64))
+    shapes = [tuple((x := block(x)).shape[1:]) for block in alexnet.blocks]
+    assert shapes == [(12, 8, 8), (24, 8, 8), (16, 8, 8), (16, 4, 4), (64,), (64,)]
+
+
+# Initialisation
+
+
+def test_weights_are_drawn_with_fan_in() -> None:
+    network = models.build("alexnet")
+    fans = [3 * 25, *(9 * 64 * c for c in ALEXNET_CHANNELS[:-1]), 64 * 64, 16 * 64]
+    weights = [m.weight for m in network.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+    for weight, fan in zip(weights, fans, strict=False):  # the classifier keeps PyTorch's
+        # The standard error of a standard deviation is itself over sqrt(2 n).
+        assert weight.std().item() == pytest.approx(math.sqrt(2 / fan), rel=4 / math.sqrt(2 * weight.numel()))
+    assert len(weights) == len(fans) + 1
+    assert weights[-1].abs().max() <= 1 / math.sqrt(16 * 64)
+    assert all((m.bias == 0).all() for m in network.modules() if isinstance(m, nn.Conv2d | nn.Linear))
+
+
+@pytest.mark.parametrize("batch_norm", [False, True])
+@torch.no_grad()
+def test_the_signal_neither_vanishes_nor_explodes(batch_norm: bool) -> None:
+    """Zero padding costs a little in each layer, pooling gives some back: within a factor of 4 through all of VGG."""
+    network = models.build("vgg-15", width=64, batch_norm=batch_norm)
+    x = network.stem(torch.randn(8, 3, 32, 32))
+    signals = [x, *(x := block(x) for block in network.blocks)]
+    sizes = [signal.square().mean().sqrt().item() for signal in signals]
+    assert len(sizes) == 1 + VGG_BLOCKS
+    assert min(sizes) > 1 / 4
+    assert max(sizes) < 4
+    assert all(1 / 2 < after / before < 2 for before, after in pairwise(sizes))
+
+
+# Options
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("options", [{}, {"width": 3, "num_classes": 4}, {"in_channels": 1, "batch_norm": True}])
+def test_name_and_options_build_the_network_again(name: str, options: dict[str, object]) -> None:
+    network = models.build(name, **options)
+    again = models.build(network.name, **network.options)
+    again.load_state_dict(network.state_dict())
+    assert repr(again) == repr(network)
+    assert network.name == name
+    assert ("batch_norm" in network.options) == ("batch_norm" in options)
+    assert models.from_label(models.label(name, network.options)) == (name, network.options)
+
+
+def test_a_line_of_text_names_a_network() -> None:
+    name, options = models.from_label("vgg-15 batch_norm=True width=3")
+    network = models.build(name, **options)
+    assert network.options == {"num_classes": 10, "in_channels": 3, "width": 3, "batch_norm": True}
+    assert len([m for m in network.modules() if isinstance(m, nn.BatchNorm2d)]) == 14
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("vgg-16", {}, r"unknown network 'vgg-16'; allowed: plain-N .*, vgg-15, alexnet, fcn-E, .*"),
+        ("vgg", {}, "unknown network 'vgg'; allowed"),
+        ("alexnet-8", {}, "unknown network 'alexnet-8'; allowed"),
+        (
+            "vgg-15",
+            {"shortcut": "A"},
+            "vgg-15 takes no option 'shortcut'; allowed: num_classes, in_channels, width, batch_norm$",
+        ),
+        ("alexnet", {"dropout": 0.5}, "alexnet takes no option 'dropout'; allowed: num_classes, in_channels, width"),
+        *(
+            (name, {option: value}, f"{name}: {option} must be a whole number of at least 1, found {value!r}")
+            for name in NAMES
+            for option in ("num_classes", "in_channels", "width")
+            for value in (0, -1, 1.5, True, "8")
+        ),
+        *((name, {"batch_norm": 1}, f"{name}: batch_norm must be True or False, found 1") for name in NAMES),
+    ],
+)
+def test_what_cannot_be_built_is_refused(name: str, options: dict[str, object], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        models.build(name, **options)
+
+
+# Training
+
+
+@pytest.mark.parametrize(
+    ("label", "lr", "iterations"),
+    [
+        ("vgg-15 width=32", 0.01, 132),  # without BN, the loss stays where it is for a long time
+        ("vgg-15 width=8 batch_norm=True", 0.1, 44),
+        ("alexnet width=8", 0.03, 44),
+        ("alexnet width=8 batch_norm=True", 0.03, 44),
+    ],
+)
+def test_the_loss_falls(label: str, lr: float, iterations: int) -> None:
+    name, options = models.from_label(label)
+    network = models.build(name, in_channels=1, **options)
+    recipe = Recipe(iterations=iterations, schedule="one-cycle", lr=lr, pad=0, flip=False, precision="float32")
+    history = train(network, datasets.load("digits"), recipe, seed=0, device="cpu").history
+    assert history[-1].clean_loss < 0.9 * math.log(10)  # nats of a guess among ten
+    assert history[-1].clean_error < 70

@@ -1,0 +1,864 @@
+"""Networks that others wrote: their own modules, hooks and habits; a sweep of lesions is the plain loop, or refused."""
+
+import copy
+import itertools
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import pytest
+import torch
+import torchvision.models as vision
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from kit.networks import randomise_bn
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
+from torchvision.ops import StochasticDepth
+
+from resnotes import models, unravel
+from resnotes.analysis.propagation import gradient_flow, gradient_norms, identity_errors, layer_responses
+from resnotes.errors import UsageError
+from resnotes.models import Network
+from resnotes.unravel import sweep as engine
+
+IMAGES = torch.randn(6, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+LABELS = torch.arange(6)
+CHANNELS = 8
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+
+
+# Networks as they are found
+
+
+class Unit(nn.Module):
+    """Shortcut first, as many write it."""
+
+    def __init__(self, residual: nn.Module, shortcut: nn.Module | None = None, after: nn.Module | None = None) -> None:
+        super().__init__()
+        self.residual, self.shortcut = residual, shortcut or nn.Identity()
+        self.after = after or nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.after(self.shortcut(x) + self.residual(x))
+
+
+class Stack(nn.Module):
+    def __init__(self, blocks: Iterable[nn.Module], stem: nn.Module | None = None) -> None:
+        super().__init__()
+        self.stem = stem or conv(3)
+        self.blocks = nn.ModuleList(blocks)
+        self.head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(CHANNELS, 10))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        for block in self.blocks:
+            x = block(x)
+        return self.head(x)
+
+
+def conv(channels: int = CHANNELS) -> nn.Conv2d:
+    return nn.Conv2d(channels, CHANNELS, 3, padding=1)
+
+
+def norm() -> nn.BatchNorm2d:
+    return nn.BatchNorm2d(CHANNELS)
+
+
+class PreActivated(nn.Sequential):
+    """Registered in the order of a paper's table, called in another."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        convolution, bn, relu = self
+        return convolution(relu(bn(x)))
+
+
+class Clipped(nn.ReLU):
+    """A subclass with a forward of its own."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.clamp(-0.2, 0.5)
+
+
+class Kept(nn.Module):
+    """Keeps what it puts out, to be looked at, and adds what it put out before: its last map is read elsewhere."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.map = self.layer(x)
+        return self.map
+
+
+class Twice(nn.Module):
+    """Reads what a convolution puts out a second time, after ReLU."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.convolution, self.relu = conv(), nn.ReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.convolution(x)
+        return self.relu(y) + y
+
+
+class Squeezed(nn.Module):
+    """A branch whose size is one number for each channel, which the addition broadcasts."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.mean((2, 3), keepdim=True)
+
+
+class Viewed(nn.Module):
+    """A head that wants its maps with the channels first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(CHANNELS * 64, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(x.view(len(x), -1))
+
+
+class Centred(nn.Module):
+    """A stem that writes over the images."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.convolution = conv(3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.convolution(x.sub_(0.5))
+
+
+def halved(_: nn.Module, __: object, output: Tensor) -> Tensor:
+    return output / 2
+
+
+def hooked(layer: nn.Module) -> nn.Module:
+    layer.register_forward_hook(halved)
+    return layer
+
+
+def shifted(layer: nn.Module) -> nn.Module:
+    """The method is replaced, as libraries that offload or quantise do."""
+    inner = layer.forward
+    layer.forward = lambda x: inner(x) + 1  # type: ignore[method-assign]
+    return layer
+
+
+def shared_relu() -> nn.Sequential:
+    relu = nn.ReLU()
+    return nn.Sequential(conv(), relu, norm(), conv(), relu, norm())
+
+
+def shared_conv() -> nn.Sequential:
+    both = conv()
+    return nn.Sequential(both, norm(), nn.ReLU(), both, norm())
+
+
+RESIDUALS: dict[str, Callable[[], nn.Module]] = {
+    "conv-bn": lambda: nn.Sequential(conv(), norm(), nn.ReLU(), conv(), norm()),
+    "in place": lambda: nn.Sequential(conv(), norm(), nn.ReLU(inplace=True), conv(), norm()),
+    "in place first": lambda: nn.Sequential(nn.ReLU(inplace=True), conv(), nn.ReLU(inplace=True), conv()),
+    "relu only": lambda: nn.Sequential(nn.ReLU(), conv(), norm(), nn.ReLU(), conv(), norm()),
+    "ends with relu": lambda: nn.Sequential(conv(), nn.ReLU(inplace=True)),
+    "shared relu": shared_relu,
+    "shared conv": shared_conv,
+    "subclass": lambda: PreActivated(conv(), norm(), nn.ReLU()),
+    "nested": lambda: nn.Sequential(nn.Sequential(conv(), norm()), nn.Sequential(nn.ReLU(), conv()), norm()),
+    "nested subclass": lambda: nn.Sequential(PreActivated(conv(), norm(), nn.ReLU()), norm(), nn.ReLU()),
+    "hooked conv": lambda: nn.Sequential(hooked(conv()), norm(), nn.ReLU(), conv(), norm()),
+    "hooked bn": lambda: nn.Sequential(conv(), hooked(norm()), nn.ReLU(), conv()),
+    "hooked relu": lambda: nn.Sequential(conv(), hooked(nn.ReLU()), conv()),
+    "hooked whole": lambda: hooked(nn.Sequential(conv(), norm())),
+    "replaced forward": lambda: nn.Sequential(shifted(conv()), norm()),
+    "clipped": lambda: nn.Sequential(conv(), norm(), Clipped(), conv()),
+    "kept": lambda: nn.Sequential(conv(), Kept(conv())),
+    "twice": lambda: nn.Sequential(Twice(), norm()),
+    "squeezed": lambda: Squeezed(),
+    "weight norm": lambda: nn.Sequential(nn.utils.parametrizations.weight_norm(conv()), norm()),
+    "spectral norm": lambda: nn.Sequential(nn.utils.parametrizations.spectral_norm(conv()), norm()),
+    "group norm": lambda: nn.Sequential(conv(), nn.GroupNorm(2, CHANNELS), nn.ReLU(inplace=True), conv()),
+    "no affine": lambda: nn.Sequential(conv(), nn.BatchNorm2d(CHANNELS, affine=False), nn.ReLU()),
+    "hands on": lambda: nn.Identity(),
+}
+AFTERS: dict[str, Callable[[], nn.Module]] = {
+    "nothing": nn.Identity,
+    "ReLU": nn.ReLU,
+    "ReLU in place": lambda: nn.ReLU(inplace=True),
+    "BN": norm,
+    "clipped": Clipped,
+    "hooked ReLU": lambda: hooked(nn.ReLU()),
+    "hooked nothing": lambda: hooked(nn.Identity()),
+}
+SHORTCUTS: dict[str, Callable[[], nn.Module]] = {
+    "identity": nn.Identity,
+    "projection": lambda: nn.Sequential(nn.Conv2d(CHANNELS, CHANNELS, 1), norm()),
+    "dropout": lambda: nn.Dropout(0.5),
+    "hooked": lambda: hooked(nn.Identity()),
+    "ReLU in place": lambda: nn.ReLU(inplace=True),
+}
+STEMS: dict[str, Callable[[], nn.Module]] = {
+    "conv": lambda: conv(3),
+    "rectified": lambda: nn.Sequential(conv(3), norm(), nn.ReLU()),
+    "not rectified": lambda: PreActivated(conv(3), nn.BatchNorm2d(3), nn.ReLU()),
+    "centred": Centred,
+}
+
+
+def build(
+    residuals: Sequence[str],
+    after: str = "ReLU",
+    shortcut: str = "identity",
+    stem: str = "conv",
+    *,
+    share: bool = False,
+) -> Stack:
+    """A network of these parts; `share` makes what follows the additions one module, and ties the last two blocks."""
+    one = AFTERS[after]()
+    blocks = [Unit(RESIDUALS[name](), SHORTCUTS[shortcut](), one if share else AFTERS[after]()) for name in residuals]
+    if share:
+        blocks[-1] = blocks[-2]
+    network = Stack(blocks, STEMS[stem]())
+    randomise_affine(network)
+    return network.eval()
+
+
+def randomise_affine(network: nn.Module) -> None:
+    """As `randomise_bn`, where BN may have no weights."""
+    for layer in network.modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            nn.init.uniform_(layer.running_var, 0.5, 1.5)
+            nn.init.normal_(layer.running_mean, std=0.3)
+            if layer.affine:
+                nn.init.uniform_(layer.weight, 0.5, 1.5)
+                nn.init.normal_(layer.bias, std=0.3)
+
+
+@torch.no_grad()
+def plain_loop(network: Any, lesions: Sequence[unravel.Lesion], images: Tensor) -> Tensor:
+    """Each lesion from the images on, block by block; whatever writes over its argument does so on a copy."""
+    network = copy.deepcopy(network).eval()
+    logits = []
+    for lesion in lesions:
+        x = network.stem(images.clone())
+        for i in range(len(network.blocks)) if lesion.order is None else lesion.order:
+            block = network.blocks[i]
+            x = block.after(block.shortcut(x.clone())) if i in lesion.deleted else block(x)
+        logits.append(network.head(x))
+    return torch.stack(logits)
+
+
+def assert_plain_loop(network: nn.Module, lesions: Sequence[unravel.Lesion], images: Tensor = IMAGES) -> None:
+    """In float32 to the prediction, and to 1e-5 in the logits, relative to the largest."""
+    expected = plain_loop(network, lesions, images)
+    before, state = images.clone(), copy.deepcopy(network.state_dict())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # says that it is swept as it is
+        found = unravel.lesion_logits(network, lesions, images)
+        predicted = unravel.lesion_predictions(network, lesions, images)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5 * max(1.0, expected.abs().max().item()))
+    assert torch.equal(predicted, expected.argmax(2))
+    assert torch.equal(images, before)
+    torch.testing.assert_close(network.state_dict(), state, rtol=0, atol=0)
+
+
+# Lesions
+
+
+@pytest.mark.parametrize("after", AFTERS)
+@pytest.mark.parametrize("residual", RESIDUALS)
+def test_every_kind_of_branch_and_of_what_follows(residual: str, after: str) -> None:
+    lesions = [unravel.Lesion(frozenset(each)) for k in (0, 1, 2, 3) for each in itertools.combinations(range(3), k)]
+    assert_plain_loop(build([residual] * 3, after), lesions)
+
+
+@st.composite
+def networks(draw: st.DrawFn) -> nn.Module:
+    torch.manual_seed(draw(st.integers(0, 99)))
+    if draw(st.integers(0, 3)):
+        return build(
+            draw(st.lists(st.sampled_from(list(RESIDUALS)), min_size=2, max_size=4)),
+            draw(st.sampled_from(list(AFTERS))),
+            draw(st.sampled_from(list(SHORTCUTS))),
+            draw(st.sampled_from(list(STEMS))),
+            share=draw(st.booleans()),
+        )
+    if draw(st.booleans()):
+        name = draw(st.sampled_from(["resnet-8", "preresnet-14", "bottleneck-11"]))
+        ours = models.build(name, width=4, num_classes=10).eval()
+        randomise_bn(ours)
+        return ours
+    block = draw(st.sampled_from([BasicBlock, Bottleneck]))
+    dilated = [False, block is Bottleneck, False]
+    theirs = ResNet(block, [1, 2, 1, 1], num_classes=10, replace_stride_with_dilation=dilated)
+    randomise_bn(theirs)
+    if draw(st.booleans()):
+        theirs.layer2[0].conv1.register_forward_hook(halved)  # type: ignore[union-attr,operator]
+    return unravel.adapt(theirs.eval())
+
+
+@given(networks(), st.data())
+@settings(max_examples=60, suppress_health_check=[HealthCheck.too_slow])
+def test_a_sweep_in_any_order_and_company_is_the_plain_loop(network: nn.Module, data: st.DataObject) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        blocks, groups = unravel.deletable(network, IMAGES), unravel.exchangeable(network, IMAGES)
+    deleted = st.frozensets(st.sampled_from(blocks))
+    orders = [
+        tuple(lesion.order or ())
+        for swaps in (0, 1, 2)
+        if swaps == 0 or any(len(group) > 1 for group in groups)
+        for lesion in unravel.random_reorderings(groups, swaps, 2, torch.Generator().manual_seed(swaps))
+    ]
+    lesions = data.draw(
+        st.lists(st.builds(unravel.Lesion, deleted, st.sampled_from([None, *orders])), min_size=1, max_size=7)
+    )
+    assert_plain_loop(network, lesions)
+
+
+@pytest.mark.parametrize("make", [vision.resnet18, vision.resnet50])
+def test_lesions_of_networks_of_torchvision(make: Callable[..., nn.Module]) -> None:
+    model = make(num_classes=10).eval()
+    randomise_bn(model)
+    network = unravel.adapt(model)
+    images = torch.randn(3, 3, 64, 64)
+    lesions = [unravel.Lesion(), *unravel.single_deletions(range(len(network.blocks)))]
+    assert_plain_loop(network, lesions, images)
+    with torch.no_grad():
+        intact = unravel.lesion_logits(network, [()], images)[0]
+        torch.testing.assert_close(intact, model(images), rtol=1e-4, atol=1e-4)
+        # Block 1 by hand: in torchvision's words, its last BN puts out zero.
+        nn.init.zeros_(model.layer1[1].get_submodule("bn2" if make is vision.resnet18 else "bn3").weight)
+        nn.init.zeros_(model.layer1[1].get_submodule("bn2" if make is vision.resnet18 else "bn3").bias)
+        without = unravel.lesion_logits(network, [(1,)], images)[0]
+        torch.testing.assert_close(without, model(images), rtol=1e-4, atol=1e-4)
+
+
+def test_what_is_safe_is_rewritten() -> None:
+    """Folded and in place where layers are PyTorch's own, each by itself, in a row: speed is not given away."""
+    network = unravel.adapt(vision.resnet18(num_classes=10).eval())
+    swept = engine.prepare(network, torch.randn(1, 3, 64, 64))
+    assert swept.memory_format == torch.channels_last
+    kinds = [type(layer) for layer in swept.module.modules()]
+    assert nn.BatchNorm2d not in kinds
+
+
+def test_what_is_not_safe_is_left() -> None:
+    for name in ("shared conv", "subclass", "hooked conv", "hooked bn", "replaced forward", "hooked whole"):
+        network = build([name] * 2)
+        swept = engine.rewritten(network)
+        for before, now in zip(network.blocks, swept.module.blocks, strict=True):
+            kinds = [[type(layer) for layer in each.residual.modules()] for each in (before, now)]
+            assert kinds[1][1:3] == kinds[0][1:3], name  # the first convolution, and what follows
+
+
+class Swapped(Unit):
+    """Calls the layers of its branch one by one, in another order than they are registered in."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        convolution, bn = self.residual
+        return self.after(self.shortcut(x) + convolution(bn(x)))
+
+
+def test_what_would_be_another_network_is_swept_as_it_is() -> None:
+    network = Stack([Swapped(nn.Sequential(conv(), norm())) for _ in range(2)])
+    randomise_affine(network.eval())
+    with pytest.warns(UserWarning, match=r"Stack is swept as it is, .* another network \(block 0 differs\)"):
+        found = unravel.lesion_logits(network, [(), (1,)], IMAGES)
+    expected = plain_loop(network, [unravel.Lesion(), unravel.Lesion(frozenset({1}))], IMAGES)
+    torch.testing.assert_close(found, expected)
+
+
+def bounded_by(network: Stack, image: Tensor) -> Callable[[nn.Module, object, Tensor], Tensor]:
+    """A hook that changes nothing for one image, and much for others."""
+    with torch.no_grad():
+        limit = network.blocks[0](network.stem(image)).max()
+    return lambda _, __, output: output.clamp(max=limit)
+
+
+def test_what_a_block_does_beside_its_parts_is_done() -> None:
+    class Scaled(Unit):
+        def forward(self, x: Tensor) -> Tensor:
+            return self.shortcut(x) + 0.5 * self.residual(x)
+
+    lesions = [unravel.Lesion(), *unravel.single_deletions(range(2))]
+    hooks = build(["conv-bn", "conv-bn"])
+    hooks.blocks[0].register_forward_hook(bounded_by(hooks, IMAGES[:1]))
+    assert_plain_loop(hooks, lesions)
+    forwards = Stack([Scaled(nn.Sequential(conv())) for _ in range(2)]).eval()
+    assert_plain_loop(forwards, lesions, torch.cat([torch.zeros(1, 3, 8, 8), IMAGES]))
+    assert_plain_loop(torch.compile(forwards, backend="eager"), lesions)  # type: ignore[arg-type]
+
+
+def test_a_block_that_puts_out_what_is_negative_whatever_follows_its_sum() -> None:
+    """ReLU of a block that is deleted has something left to rectify."""
+
+    class Negative(Unit):
+        def forward(self, x: Tensor) -> Tensor:
+            return -super().forward(x)
+
+    network = build(["conv-bn"] * 3, "ReLU", stem="rectified")
+    network.blocks[0] = Negative(RESIDUALS["conv-bn"](), None, nn.ReLU())
+    assert_plain_loop(network.eval(), [unravel.Lesion(), *unravel.single_deletions(range(3))])
+
+
+class Half(Unit):
+    def forward(self, x: Tensor) -> Tensor:
+        return 0.93 * super().forward(x)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_blocks_of_their_own_kind_in_any_precision(dtype: torch.dtype) -> None:
+    network = Stack([Half(RESIDUALS["conv-bn"]()) for _ in range(2)])
+    randomise_affine(network.to(dtype).eval())
+    lesions, images = [unravel.Lesion(), *unravel.single_deletions(range(2))], IMAGES.to(dtype)
+    found, expected = unravel.lesion_logits(network, lesions, images), plain_loop(network, lesions, images)
+    torch.testing.assert_close(found, expected, rtol=0, atol=4 * torch.finfo(dtype).eps * expected.abs().max().item())
+    with pytest.raises(UsageError, match="something else than its stem"):
+        unravel.path_gradients(network, images, LABELS)
+
+
+def test_mixed_precision_of_the_caller_is_not_ours() -> None:
+    network = build(["conv-bn", "conv-bn"])
+    lesions = [unravel.Lesion(), *unravel.single_deletions(range(2))]
+    expected = plain_loop(network, lesions, IMAGES), unravel.path_gradients(network, IMAGES, LABELS)
+    flow = gradient_flow(network, IMAGES, LABELS)  # type: ignore[arg-type]
+    for around in (torch.autocast("cpu", torch.bfloat16), torch.inference_mode(), torch.no_grad()):
+        with around:
+            torch.testing.assert_close(unravel.lesion_logits(network, lesions, IMAGES), expected[0], rtol=0, atol=1e-5)
+            torch.testing.assert_close(unravel.path_gradients(network, IMAGES, LABELS), expected[1], rtol=0, atol=1e-5)
+            again = gradient_flow(network, IMAGES, LABELS)  # type: ignore[arg-type]
+        torch.testing.assert_close(torch.tensor(again.to_numpy()), torch.tensor(flow.to_numpy()), rtol=1e-5, atol=1e-5)
+    assert (unravel.lesion_logits(network, lesions, IMAGES) * nn.Parameter(torch.ones(1))).requires_grad
+
+
+def test_maps_that_somebody_keeps_are_not_written_over() -> None:
+    """The head reads what the stem put out; between them, ReLU works in place."""
+
+    class Reminded(nn.Module):
+        def __init__(self, stem: Kept, head: nn.Module) -> None:
+            super().__init__()
+            self.stem, self.head = [stem], head
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(x + self.stem[0].map)
+
+    network = build(["conv-bn"] * 3, "ReLU in place")
+    network.stem = Kept(network.stem)
+    network.head = Reminded(network.stem, network.head)
+    lesions = [unravel.Lesion(frozenset(each)) for k in (0, 1, 2) for each in itertools.combinations(range(3), k)]
+    assert_plain_loop(network, lesions)
+
+
+def test_a_stem_that_hands_out_its_own_parameter() -> None:
+    class Constant(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.map = nn.Parameter(torch.randn(1, CHANNELS, 8, 8))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.map.expand(len(x), -1, -1, -1)
+
+    network = build(["conv-bn"] * 2, "ReLU in place")
+    network.stem = Constant()
+    assert_plain_loop(network, [unravel.Lesion(), *unravel.single_deletions(range(2))])
+
+
+def test_a_head_that_views_its_maps() -> None:
+    network = build(["conv-bn", "relu only"])
+    network.head = Viewed()
+    assert_plain_loop(network, [unravel.Lesion(), *unravel.single_deletions(range(2))])
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*deprecated")
+def test_the_older_weight_norm_after_a_pass() -> None:
+    """Its weight is a result with a history, which PyTorch does not copy."""
+    network = build(["conv-bn", "conv-bn"])
+    nn.utils.weight_norm(network.blocks[0].residual[0])
+    network(IMAGES).sum().backward()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        found = unravel.lesion_logits(network, [(), (1,)], IMAGES)
+    with torch.no_grad():
+        torch.testing.assert_close(found[0], network(IMAGES), rtol=1e-5, atol=1e-5)
+    unravel.path_gradients(network, IMAGES, LABELS)
+
+
+# What is refused: in one line, that says why
+
+
+class Pair(nn.Module):
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: Tensor) -> tuple[Tensor, None]:
+        return self.layer(x), None
+
+
+class Noise(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x + torch.rand_like(x)
+
+
+class Mixed(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x - x.mean(0)
+
+
+def replaced(part: str, layer: Callable[[nn.Module], nn.Module]) -> nn.Module:
+    network = build(["conv-bn", "conv-bn"])
+    owner = network.blocks[0] if part in ("residual", "after") else network
+    setattr(owner, part, layer(getattr(owner, part)))
+    return network
+
+
+def without_statistics() -> nn.Module:
+    network = build(["conv-bn", "conv-bn"])
+    network.blocks[1].residual[1] = nn.BatchNorm2d(CHANNELS, track_running_stats=False)
+    return network
+
+
+def with_more_in_forward() -> nn.Module:
+    class More(Stack):
+        def forward(self, x: Tensor) -> Tensor:
+            return 2 * super().forward(x)
+
+    return More([Unit(RESIDUALS["conv-bn"]()) for _ in range(2)]).eval()
+
+
+def container(after: nn.Module) -> nn.Module:
+    """Without a forward of its own."""
+    network = build(["conv-bn", "conv-bn"])
+    network.blocks[0].after = after
+    model = nn.Module()
+    model.stem, model.blocks, model.head = network.stem, network.blocks, network.head
+    return model.eval()
+
+
+class Scaled(nn.Module):
+    """By the largest number of all images."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x / x.abs().max()
+
+
+def lazy() -> nn.Module:
+    network = build(["conv-bn", "conv-bn"])
+    network.head[2] = nn.LazyLinear(10)
+    return network
+
+
+REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
+    "no statistics": (without_statistics, r"blocks.1.residual.1 of Stack keeps no running statistics"),
+    "residual's tuple": (lambda: replaced("residual", Pair), "cannot be evaluated on images .*TypeError"),
+    "after's tuple": (lambda: replaced("after", Pair), "a Unit puts out a tuple, expected a tensor"),
+    "head's tuple": (lambda: replaced("head", Pair), "the head of Stack puts out a tuple, expected a tensor"),
+    "stem's tuple": (lambda: replaced("stem", Pair), "the stem of Stack puts out a tuple, expected a tensor"),
+    "forward": (with_more_in_forward, "More puts out something else than its stem, its blocks and its head in a row"),
+    "chance": (lambda: replaced("after", lambda _: Noise()), "Stack puts out other logits each time, in eval mode"),
+    "batch": (lambda: replaced("after", lambda _: Mixed()), "the logits that Stack puts out .* depend on the others"),
+    "chance, no forward": (lambda: container(Noise()), "Module puts out other logits each time, in eval mode"),
+    "batch, no forward": (lambda: container(Scaled()), "the logits that Module puts out .* depend on the others"),
+    "lazy": (lazy, "Stack has lazy modules, without weights yet; send an image through it"),
+    "maps": (lambda: replaced("head", lambda _: nn.Conv2d(8, 10, 1)), r"puts out \[\d, 10, 8, 8\], expected logits"),
+    "numbers": (lambda: replaced("head", lambda _: nn.Flatten(0)), r"the head of Stack puts out \[\d+\]"),
+    "blocks": (lambda: replaced("blocks", lambda _: nn.Linear(2, 2)), "expected a list of blocks, found Linear"),
+    "channels": (lambda: replaced("stem", lambda _: conv(1)), r"on images \[6, 3, 8, 8\]: RuntimeError: .*channels"),
+}
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+def test_what_cannot_be_swept_is_refused(kind: str) -> None:
+    make, message = REFUSED[kind]
+    with pytest.raises(UsageError, match=message):
+        unravel.lesion_errors(make(), [(), (1,)], IMAGES, LABELS)
+
+
+def test_a_message_is_one_line() -> None:
+    class Broken(nn.Module):
+        def forward(self, _: Tensor) -> Tensor:
+            raise ValueError("first\nsecond")
+
+    for measure in (
+        unravel.path_gradients,
+        gradient_flow,
+        lambda *data: unravel.lesion_errors(data[0], [()], *data[1:]),
+    ):
+        with pytest.raises(UsageError, match=r"ValueError: first second$"):
+            measure(replaced("head", lambda _: Broken()), IMAGES, LABELS)
+
+
+@pytest.mark.parametrize(
+    "lesions", [3, [3], [torch.tensor(0)], [[[0]]], [unravel.Lesion(order=3)], [unravel.Lesion(order=("a", 1))]]
+)
+def test_what_are_no_lesions_is_refused(lesions: Any) -> None:
+    with pytest.raises(UsageError, match="expected"):
+        unravel.lesion_errors(build(["conv-bn", "conv-bn"]), lesions, IMAGES, LABELS)
+
+
+@pytest.mark.parametrize("kind", ["after's tuple", "head's tuple", "stem's tuple", "forward", "channels"])
+def test_paths_of_what_cannot_be_evaluated_are_refused(kind: str) -> None:
+    make, _ = REFUSED[kind]
+    with pytest.raises(UsageError, match=r"expected a tensor|something else|cannot be evaluated"):
+        unravel.path_gradients(make(), IMAGES, LABELS)
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (LABELS.numpy(), r"expected one label an image, whole numbers \[6\]; found numpy.ndarray"),
+        (LABELS.tolist(), "found list"),
+        (LABELS.float(), r"found float32 \[6\]"),
+        (F.one_hot(LABELS, 10), r"found int64 \[6, 10\]"),
+        (LABELS + 5, "labels must be 0 to 9, found 5 to 10"),
+    ],
+    ids=["numpy", "list", "float", "one hot", "range"],
+)
+@pytest.mark.parametrize("measure", ["lesions", "paths", "flow"])
+def test_labels_of_another_kind_are_refused(labels: Any, message: str, measure: str) -> None:
+    network = unravel.adapt(ResNet(BasicBlock, [1, 1, 1, 1], num_classes=10).eval())
+    measures: dict[str, Callable[[], object]] = {
+        "lesions": lambda: unravel.lesion_errors(network, [()], IMAGES, labels),
+        "paths": lambda: unravel.path_gradients(network, IMAGES, labels),
+        "flow": lambda: gradient_flow(network, IMAGES, labels),
+    }
+    with pytest.raises(UsageError, match=message):
+        measures[measure]()
+
+
+def test_logits_that_are_no_numbers_are_wrong() -> None:
+    network = build(["conv-bn", "conv-bn"])
+    nn.init.constant_(network.head[2].weight, torch.nan)
+    assert unravel.lesion_errors(network, [(), (0,)], IMAGES, LABELS).tolist() == [100, 100]
+    with pytest.raises(UsageError, match="a gradient that is finite and not zero"):
+        unravel.path_shares(unravel.path_gradients(network, IMAGES, LABELS))
+
+
+# Paths and gradients
+
+
+def gradient(network: Any, images: Tensor) -> Tensor:
+    """Of the summed cross-entropy at the first block's input, by autograd."""
+    network = copy.deepcopy(network)
+    first = network.stem(images.clone()).detach().requires_grad_()
+    x = first.clone()
+    for block in network.blocks:
+        x = block(x.clone())  # what a block writes over may be needed to go back
+    (found,) = torch.autograd.grad(F.cross_entropy(network.head(x), LABELS, reduction="sum"), first)
+    return found
+
+
+PATHS = [name for name in RESIDUALS if name != "kept"]
+
+
+@pytest.mark.parametrize("after", AFTERS)
+@pytest.mark.parametrize("residual", PATHS)
+def test_paths_add_up_to_the_gradient(residual: str, after: str) -> None:
+    network = build([residual] * 3, after).double()
+    images = IMAGES.double()
+    found = unravel.path_gradients(network, images, LABELS)
+    torch.testing.assert_close(found.sum(0), gradient(network, images), rtol=1e-9, atol=1e-12)
+    paths = torch.tensor(list(itertools.product([False, True], repeat=3)))
+    along = unravel.gradients_along(network, images, LABELS, paths)
+    for length in range(4):
+        torch.testing.assert_close(along[paths.sum(1) == length].sum(0), found[length], rtol=1e-9, atol=1e-12)
+
+
+def test_an_input_that_is_written_over_before_the_shortcut_reads_it() -> None:
+    """The sum of paths must be that of the network: of what a projection reads first nothing may be changed later."""
+    blocks = [Unit(RESIDUALS["in place first"](), SHORTCUTS["projection"]()) for _ in range(2)]
+    network = Stack(blocks).eval()
+    assert_plain_loop(network, [unravel.Lesion(), *unravel.single_deletions(range(2))])
+    with pytest.raises(UsageError, match=r"something else than .* each block after\(shortcut\(x\) \+ residual\(x\)\)"):
+        unravel.path_gradients(network, IMAGES, LABELS)
+
+
+class Detached(Unit):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.after(self.shortcut(x) + self.residual(x.detach()))
+
+
+def test_paths_that_do_not_add_up_are_refused() -> None:
+    """Forward, all is as it should be."""
+    detached = Stack([Detached(RESIDUALS["conv-bn"]()) for _ in range(2)]).eval()
+    hooks = build(["conv-bn", "conv-bn"])
+    hooks.blocks[0].register_full_backward_hook(lambda _, given, __: tuple(each * 0.5 for each in given))
+    for network in (detached, hooks):
+        with pytest.raises(UsageError, match="do not add up to the gradient that autograd finds through its blocks"):
+            unravel.path_gradients(network, IMAGES, LABELS)
+
+
+def test_flow_of_a_block_that_does_more_than_its_parts_is_refused() -> None:
+    network = Stack([Half(RESIDUALS["conv-bn"]()) for _ in range(2)])
+    with pytest.raises(UsageError, match="Stack puts out something else than its stem"):
+        gradient_flow(network, IMAGES, LABELS)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("drop", ["batch", "row"])
+def test_blocks_that_are_dropped_by_chance_are_refused(drop: str) -> None:
+    network = build(["conv-bn", "conv-bn"]).train()
+    network.blocks[1].residual.append(StochasticDepth(0.2, drop))
+    with pytest.raises(UsageError, match="no active dropout"):
+        unravel.path_gradients(network, IMAGES, LABELS)
+
+
+class Counting(nn.Module):
+    """Has a buffer of its own that each pass changes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("passes", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.passes += 1
+        return x
+
+
+def test_nothing_of_the_network_is_changed() -> None:
+    """Buffers of all kinds of modules; and of those that only the original knows, behind a function."""
+    network = build(["conv-bn", "weight norm"]).train()
+    network.blocks[0].residual = shifted(network.blocks[0].residual)
+    network.head = nn.Sequential(*network.head[:2], nn.BatchNorm1d(CHANNELS), Counting(), network.head[2])
+    model = vision.resnet18(num_classes=10)
+    model.fc = nn.Sequential(Counting(), model.fc)
+    for each in (network, model):
+        before = copy.deepcopy(each.state_dict())
+        modes = [module.training for module in each.modules()]
+        subject = unravel.adapt(each) if each is model else each
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)
+            images = torch.randn(6, 3, 32, 32) if each is model else IMAGES
+            unravel.lesion_logits(subject, [(), (1,)], images)
+        for measure in (unravel.path_gradients, gradient_flow):
+            measure(subject, images, LABELS)
+        torch.testing.assert_close(each.state_dict(), before, rtol=0, atol=0)
+        assert modes == [module.training for module in each.modules()]
+        assert not any(parameter.is_inference() for parameter in each.parameters())
+
+
+@pytest.mark.parametrize("make", [vision.resnet18, vision.resnet50])
+@pytest.mark.parametrize("training", [False, True])
+def test_paths_of_networks_of_torchvision(make: Callable[..., nn.Module], training: bool) -> None:
+    model = make(num_classes=10).double().train(training)
+    images, state = torch.randn(6, 3, 33, 33, dtype=torch.float64), copy.deepcopy(model.state_dict())
+    network = unravel.adapt(model)
+    found = unravel.path_gradients(network, images, LABELS).sum(0)
+    flow = gradient_flow(network, images, LABELS)
+    torch.testing.assert_close(model.state_dict(), state, rtol=0, atol=0)
+    expected = gradient(network, images)
+    assert (found - expected).norm() < 1e-9 * expected.norm()
+    if training:  # whose gradient is of the mean
+        assert flow.gradient[0] == pytest.approx(expected.norm().item() / len(images), rel=1e-9)
+
+
+@pytest.mark.parametrize("residual", ["in place", "in place first"])
+@pytest.mark.parametrize("after", ["ReLU in place", "nothing"])
+def test_flow_through_what_works_in_place(residual: str, after: str) -> None:
+    network = build([residual] * 3, after).double().train().requires_grad_(False)
+    images = IMAGES.double()
+    found = gradient_flow(network, images, LABELS)  # type: ignore[arg-type]
+    expected = gradient(network, images) / len(images)
+    assert found.gradient[0] == pytest.approx(expected.norm().item(), rel=1e-9)
+    # With the branches' derivatives left out, what is left came through the shortcuts alone.
+    paths = unravel.gradients_along(network, images, LABELS, torch.zeros(1, 3, dtype=torch.bool))
+    assert found.direct[0] == pytest.approx(paths.norm().item() / len(images), rel=1e-9)
+
+
+@pytest.mark.parametrize("measure", [layer_responses, gradient_norms, identity_errors, gradient_flow])
+def test_measures_refuse_networks_of_another_shape(measure: Callable[..., object]) -> None:
+    arguments = (IMAGES,) if measure is layer_responses else (IMAGES, LABELS)
+    with pytest.raises(UsageError, match=r"expected a network .*found ResNet; resnotes.unravel.adapt"):
+        measure(ResNet(BasicBlock, [1, 1, 1, 1]), *arguments)
+
+
+# Adapting
+
+
+@pytest.mark.parametrize(
+    "make",
+    [vision.resnet34, vision.resnet101, vision.resnet152, vision.resnext50_32x4d, vision.wide_resnet50_2],
+    ids=lambda make: make.__name__,
+)
+def test_networks_of_torchvision_are_adapted(make: Callable[..., nn.Module]) -> None:
+    model = make(num_classes=10).eval()
+    network = unravel.adapt(model)
+    image = torch.randn(1, 3, 40, 56)
+    with torch.no_grad():
+        torch.testing.assert_close(network(image), model(image))
+    assert sum(network.stages) == len(network.blocks)
+    assert set(network.parameters()) == set(model.parameters())
+    assert not any(module.training for module in network.modules())
+    for block in network.blocks:
+        assert set(vars(block)["_modules"]) == {"residual", "shortcut", "after"}
+
+
+def test_adapting_changes_no_mode() -> None:
+    model = vision.resnet18(num_classes=10)
+    model.layer1.eval()  # its BN is kept as it was, while others train
+    modes = {name: module.training for name, module in model.named_modules()}
+    network = unravel.adapt(model)
+    assert modes == {name: module.training for name, module in model.named_modules()}
+    assert network.training
+
+
+def quantizable() -> nn.Module:
+    return vision.quantization.resnet18(weights=None)
+
+
+def with_other_forward() -> nn.Module:
+    class Warm(ResNet):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x) / 2
+
+    return Warm(BasicBlock, [1, 1, 1, 1])
+
+
+def with_hook() -> nn.Module:
+    model = ResNet(BasicBlock, [1, 1, 1, 1])
+    model.layer2.register_forward_hook(halved)
+    return model
+
+
+def without_a_stage() -> nn.Module:
+    model = ResNet(BasicBlock, [1, 1, 1, 1])
+    model.layer3 = nn.Identity()
+    return model
+
+
+def with_flat_head() -> nn.Module:
+    model = ResNet(BasicBlock, [1, 1, 1, 1])
+    model.avgpool = nn.Identity()
+    model.fc = nn.Linear(512 * 49, 10)
+    return model
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: nn.Linear(2, 2), "cannot adapt a Linear; known are torchvision's ResNet"),
+        (lambda: vision.mobilenet_v2(), "cannot adapt a MobileNetV2"),
+        (quantizable, r"cannot adapt QuantizableResNet.layer1.0, a QuantizableBasicBlock"),
+        (with_other_forward, "cannot adapt this Warm: .* put out something else"),
+        (with_hook, "cannot adapt this ResNet: .* put out something else"),
+        (without_a_stage, "cannot adapt this ResNet: its parts are not those of a ResNet"),
+        (with_flat_head, r"ResNet cannot be evaluated on images \[1, 3, 64, 64\]"),
+    ],
+)
+def test_what_cannot_be_adapted_is_refused(make: Callable[[], nn.Module], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        unravel.adapt(make())
+
+
+def test_images_to_compare_with_may_be_given() -> None:
+    network = unravel.adapt(with_flat_head(), torch.randn(2, 3, 224, 224))
+    assert isinstance(network, Network)

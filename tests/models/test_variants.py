@@ -1,0 +1,727 @@
+"""Shortcuts, orders of layers, bottlenecks and networks without BN, against the formulas of He et al. 2016."""
+
+import ast
+import copy
+import math
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import example, given
+from hypothesis import strategies as st
+from kit.networks import bn, conv, option_a, small
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from resnotes import models
+from resnotes.errors import UsageError
+from resnotes.models import Block, Network, count_parameters, deepen
+from resnotes.models.shortcuts import Gate
+from resnotes.training.loop import save_weights
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+
+
+@torch.no_grad()
+def spread_gates(network: Network) -> Network:
+    """Move every gate's bias off its common initial value, each channel's by another amount."""
+    for module in network.modules():
+        if isinstance(module, Gate):
+            module.conv.bias += torch.randn_like(module.conv.bias)
+    return network
+
+
+def gates_of(network: nn.Module) -> list[Gate]:
+    return [module for module in network.modules() if isinstance(module, Gate)]
+
+
+class Unit:
+    """What the formulas of Table 1 are made of, for one unit of resnet-N and its input x."""
+
+    def __init__(self, block: Block, x: Tensor, stride: int) -> None:
+        self.block, self.x, self.stride = block, x, stride
+
+    @property
+    def identity(self) -> Tensor:
+        return option_a(self.x) if self.stride == 2 else self.x
+
+    @property
+    def projection(self) -> Tensor:
+        return bn(conv(self.x, self.block.shortcut.conv, self.stride), self.block.shortcut.bn)
+
+    @property
+    def option_b(self) -> Tensor:
+        return self.projection if self.stride == 2 else self.x
+
+    @property
+    def branch(self) -> Tensor:
+        layers = self.block.residual
+        layers = layers.branch if hasattr(layers, "branch") else layers
+        inner = bn(conv(self.x, layers.conv1, self.stride), layers.bn1).clamp(min=0)
+        return bn(conv(inner, layers.conv2), layers.bn2)
+
+    @property
+    def gate(self) -> Tensor:
+        gate = gates_of(self.block)[0].conv
+        return 1 / (1 + torch.exp(-F.conv2d(self.x, gate.weight, gate.bias, stride=self.stride)))
+
+
+Part = Callable[[Unit], Tensor]
+
+
+def branch(u: Unit) -> Tensor:
+    return u.branch
+
+
+# Shortcut and residual branch of every row of He et al. 2016, Table 1 (dropout as it is at test time).
+TABLE_1: dict[str, tuple[Part, Part]] = {
+    "A": (lambda u: u.identity, branch),
+    "B": (lambda u: u.option_b, branch),
+    "C": (lambda u: u.projection, branch),
+    "scaling:0,1": (lambda u: torch.zeros_like(u.branch), branch),
+    "scaling:0.5,1": (lambda u: u.identity / 2, branch),
+    "scaling:0.5": (lambda u: u.identity / 2, branch),
+    "scaling:0.5,0.5": (lambda u: u.identity / 2, lambda u: u.branch / 2),
+    "scaling:-2,0.25": (lambda u: -2 * u.identity, lambda u: u.branch / 4),
+    **{
+        f"exclusive-gating:{b}": (lambda u: (1 - u.gate) * u.identity, lambda u: u.gate * u.branch) for b in (0, -6, -7)
+    },
+    **{f"shortcut-gating:{b}": (lambda u: (1 - u.gate) * u.identity, branch) for b in (0, -6)},
+    "dropout:0.5": (lambda u: u.identity, branch),
+}
+ORDERS = ["original", "bn-after-addition", "relu-before-addition", "relu-only-pre-activation", "pre-activation"]
+
+VARIANTS: list[tuple[str, dict[str, object]]] = [
+    *(("resnet-8", {"shortcut": shortcut}) for shortcut in TABLE_1),
+    *(("resnet-8", {"order": order}) for order in ORDERS),
+    *((f"bottleneck-{depth}", {"order": order}) for depth, order in zip((11, 20, 11, 20, 11), ORDERS, strict=True)),
+    ("resnet-14", {"shortcut": "exclusive-gating:-6", "order": "pre-activation"}),
+    ("resnet-14", {"shortcut": "scaling:0.5,0.5", "order": "relu-before-addition"}),
+    ("preresnet-14", {"shortcut": "shortcut-gating:-6"}),
+    ("prebottleneck-20", {}),
+    ("prebottleneck-11", {"shortcut": "exclusive-gating:-6"}),
+    ("bottleneck-11", {"shortcut": "A"}),
+    ("plain-14", {"order": "pre-activation"}),
+    ("resnet-14", {"batch_norm": False}),
+    ("resnet-8", {"batch_norm": False, "shortcut": "C", "order": "bn-after-addition"}),
+    ("prebottleneck-11", {"batch_norm": False}),
+]
+each_variant = pytest.mark.parametrize(
+    ("name", "options"), VARIANTS, ids=[models.label(*variant) for variant in VARIANTS]
+)
+
+
+# Shortcuts: He et al. 2016, Table 1
+
+
+@pytest.mark.parametrize("index", [1, 2, 3])  # number 2 is the first of the second stage: it down-samples
+@pytest.mark.parametrize("shortcut", TABLE_1)
+@torch.no_grad()
+def test_shortcut_is_the_papers_arithmetic(shortcut: str, index: int) -> None:
+    block = spread_gates(small("resnet-14", shortcut=shortcut)).blocks[index]
+    x = torch.randn(2, 8 if index == 3 else 4, 7, 10, dtype=torch.float64)
+    unit = Unit(block, x, 2 if index == 2 else 1)
+    h, f = (part(unit) for part in TABLE_1[shortcut])
+    torch.testing.assert_close(block.shortcut(x), h)
+    torch.testing.assert_close(block.residual(x), f)
+    torch.testing.assert_close(block(x), (h + f).clamp(min=0))
+
+
+@torch.no_grad()
+def test_a_shortcut_scaled_by_zero_leaves_the_plain_network() -> None:
+    torch.manual_seed(3)
+    plain = small("plain-14")
+    torch.manual_seed(3)
+    scaled = small("resnet-14", shortcut="scaling:0,1")
+    torch.testing.assert_close(dict(scaled.state_dict()), dict(plain.state_dict()), rtol=0, atol=0)
+    images = torch.randn(3, 3, 9, 12, dtype=torch.float64)
+    assert torch.equal(scaled(images), plain(images))
+    assert torch.equal(scaled.train()(images), plain.train()(images))
+    identity = small("resnet-14")
+    identity.load_state_dict(plain.state_dict())
+    assert not torch.allclose(identity(images), plain.eval()(images))
+
+
+@torch.no_grad()
+def test_a_factor_left_out_is_one() -> None:
+    left_out, given_one = (small("resnet-14", shortcut=shortcut) for shortcut in ("scaling:0.5", "scaling:0.5,1"))
+    left_out.load_state_dict(given_one.state_dict())
+    images = torch.randn(3, 3, 9, 12, dtype=torch.float64)
+    assert torch.equal(left_out(images), given_one(images))
+
+
+@pytest.mark.parametrize("b", [0.0, -6.0, -7.0, 1.5])
+@pytest.mark.parametrize("kind", ["exclusive-gating", "shortcut-gating"])
+def test_gates_begin_at_their_bias(kind: str, b: float) -> None:
+    network = models.build("resnet-14", width=4, shortcut=f"{kind}:{b:g}")
+    gates = gates_of(network)
+    assert [gate.conv.weight.shape for gate in gates] == [
+        (channels_out, channels_in, 1, 1)
+        for channels_in, channels_out in ((4, 4), (4, 4), (4, 8), (8, 8), (8, 16), (16, 16))
+    ]
+    for gate in gates:
+        assert (gate.conv.bias == b).all()
+        assert gate.conv.weight.std() > 0.1
+    # One gate for each unit, counted once, on top of what the network without gates has.
+    surplus = count_parameters(network) - count_parameters(models.build("resnet-14", width=4))
+    assert surplus == 16 + 4 + 16 + 4 + 32 + 8 + 64 + 8 + 128 + 16 + 256 + 16
+
+
+@pytest.mark.parametrize("index", [1, 2])
+@pytest.mark.parametrize(("kind", "residual_share"), [("exclusive-gating", 0.002472623), ("shortcut-gating", 1.0)])
+@torch.no_grad()
+def test_without_weights_a_gate_is_the_sigmoid_of_its_bias(kind: str, residual_share: float, index: int) -> None:
+    block = small("resnet-14", shortcut=f"{kind}:-6").blocks[index]
+    for gate in gates_of(block):
+        gate.conv.weight.zero_()
+    x = torch.randn(2, 4, 6, 6, dtype=torch.float64)
+    unit = Unit(block, x, 2 if index == 2 else 1)
+    sigmoid = 0.002472623  # 1 / (1 + e^6)
+    expected = (1 - sigmoid) * unit.identity + residual_share * unit.branch
+    torch.testing.assert_close(block(x), expected.clamp(min=0), rtol=0, atol=1e-8)
+
+
+@pytest.mark.parametrize("kind", ["exclusive-gating", "shortcut-gating"])
+def test_gradients_reach_a_gate_through_everything_it_gates(kind: str) -> None:
+    """(1 - g) x + g F has the derivative g (1 - g) (F - x) with respect to the gate's bias."""
+    block = spread_gates(small("resnet-14", shortcut=f"{kind}:0")).blocks[1]
+    x = torch.randn(2, 4, 6, 6, dtype=torch.float64)
+    gate = gates_of(block)[0]
+    (block.shortcut(x) + block.residual(x)).sum().backward()
+    with torch.no_grad():
+        unit = Unit(block, x, 1)
+        g = unit.gate
+        gated = (unit.branch if kind == "exclusive-gating" else 0) - unit.identity
+        torch.testing.assert_close(gate.conv.bias.grad, (g * (1 - g) * gated).sum(dim=(0, 2, 3)))
+
+
+@pytest.mark.parametrize("index", [1, 2])
+@pytest.mark.parametrize("p", [0.5, 0.25])
+@torch.no_grad()
+def test_dropout_acts_on_the_shortcut_in_training_mode_only(p: float, index: int) -> None:
+    network = small("resnet-14", shortcut=f"dropout:{p}").train()
+    shortcut = network.blocks[index].shortcut
+    x = torch.randn(16, 4, 16, 16, dtype=torch.float64)
+    identity = option_a(x) if index == 2 else x
+    torch.manual_seed(5)
+    dropped = shortcut(x)
+    torch.manual_seed(5)
+    assert torch.equal(dropped, F.dropout(identity, p))
+
+    kept = dropped != 0
+    torch.testing.assert_close(dropped[kept], identity[kept] / (1 - p))
+    share, n = kept.sum().item() / x[:, :, ::index, ::index].numel(), x[:, :, ::index, ::index].numel()
+    assert abs(share - (1 - p)) < 5 * math.sqrt(p * (1 - p) / n)
+
+    residual = network.blocks[index].residual
+    assert torch.equal(residual(x), residual(x))
+    network.eval()
+    assert torch.equal(shortcut(x), identity)
+
+
+# Orders of layers: He et al. 2016, Table 2
+
+
+def norm(x: Tensor, layers: nn.Module, name: str, batch_norm: bool) -> Tensor:
+    """BN by the layer of that name; without BN, x."""
+    return bn(x, getattr(layers, name)) if batch_norm else x
+
+
+def two_layers(order: str, first: bool, block: Block, x: Tensor, stride: int, batch_norm: bool) -> tuple[Tensor, Part]:
+    """F(x), and f as a function of the sum, as Fig. 4 draws them."""
+    r = block.residual
+
+    def n(x: Tensor, name: str) -> Tensor:
+        return norm(x, r, name, batch_norm)
+
+    def nothing(total: Tensor) -> Tensor:
+        return total
+
+    if order == "original":
+        return n(conv(n(conv(x, r.conv1, stride), "bn1").relu(), r.conv2), "bn2"), torch.relu
+    if order == "bn-after-addition":
+        inner = conv(n(conv(x, r.conv1, stride), "bn1").relu(), r.conv2)
+        return inner, lambda total: norm(total, block.after, "bn1", batch_norm).relu()
+    if order == "relu-before-addition":
+        return n(conv(n(conv(x, r.conv1, stride), "bn1").relu(), r.conv2), "bn2").relu(), nothing
+    if order == "relu-only-pre-activation":
+        opened = x if first else x.relu()
+        return n(conv(n(conv(opened, r.conv1, stride), "bn1").relu(), r.conv2), "bn2"), nothing
+    assert order == "pre-activation"
+    if first:  # the stem has activated already, before the split
+        return conv(n(conv(x, r.conv1, stride), "bn1").relu(), r.conv2), nothing
+    return conv(n(conv(n(x, "bn1").relu(), r.conv1, stride), "bn2").relu(), r.conv2), nothing
+
+
+@pytest.mark.parametrize("batch_norm", [True, False])
+@pytest.mark.parametrize("index", [0, 1, 2])
+@pytest.mark.parametrize("order", ORDERS)
+@torch.no_grad()
+def test_unit_has_the_papers_order(order: str, index: int, batch_norm: bool) -> None:
+    block = small("resnet-14", order=order, batch_norm=batch_norm).blocks[index]
+    x = torch.randn(2, 4, 7, 10, dtype=torch.float64)
+    stride = 2 if index == 2 else 1
+    residual, after = two_layers(order, index == 0, block, x, stride, batch_norm)
+    torch.testing.assert_close(block.residual(x), residual)
+    torch.testing.assert_close(block(x), after((option_a(x) if index == 2 else x) + residual))
+
+
+@pytest.mark.parametrize("batch_norm", [True, False])
+@pytest.mark.parametrize("order", ORDERS)
+@torch.no_grad()
+def test_stem_and_head_of_every_order(order: str, batch_norm: bool) -> None:
+    """The stem activates; where the branch opens with an activation, one more follows the last addition."""
+    network = small("resnet-8", order=order, batch_norm=batch_norm)
+    images, maps = (torch.randn(2, c, 9, 9, dtype=torch.float64) for c in (3, 16))
+    stem, head = network.stem, network.head
+    torch.testing.assert_close(stem(images), norm(conv(images, stem.conv), stem, "bn", batch_norm).relu())
+    if order == "pre-activation":
+        activated = norm(maps, head, "bn", batch_norm).relu()
+    else:
+        activated = maps.relu() if order == "relu-only-pre-activation" else maps
+    torch.testing.assert_close(head(maps), F.linear(activated.mean(dim=(2, 3)), head.fc.weight, head.fc.bias))
+
+
+@pytest.mark.parametrize(("family", "other"), [("resnet", "preresnet"), ("bottleneck", "prebottleneck")])
+@torch.no_grad()
+def test_families_differ_in_their_order_alone(family: str, other: str) -> None:
+    depth = 8 if family == "resnet" else 11
+    images = torch.randn(2, 3, 8, 8, dtype=torch.float64)
+    for order in ORDERS:
+        one, two = (small(f"{name}-{depth}", order=order) for name in (family, other))
+        two.load_state_dict(one.state_dict())
+        assert torch.equal(one(images), two(images))
+    for name, order in ((family, "original"), (other, "pre-activation")):
+        usual, spelled = small(f"{name}-{depth}"), small(f"{name}-{depth}", order=order)
+        spelled.load_state_dict(usual.state_dict())
+        assert torch.equal(usual(images), spelled(images))
+
+
+# Bottlenecks
+
+
+def three_layers(order: str, first: bool, block: Block, x: Tensor, stride: int) -> tuple[Tensor, Part]:
+    """F(x) of a bottleneck, and f."""
+    r = block.residual
+    if order in ("original", "relu-before-addition", "relu-only-pre-activation"):
+        y = x.relu() if order == "relu-only-pre-activation" and not first else x
+        y = bn(conv(y, r.conv1, stride), r.bn1).relu()
+        y = bn(conv(y, r.conv2), r.bn2).relu()
+        y = bn(conv(y, r.conv3), r.bn3)
+        if order == "original":
+            return y, torch.relu
+        return y.relu() if order == "relu-before-addition" else y, lambda total: total
+    if order == "bn-after-addition":
+        y = bn(conv(x, r.conv1, stride), r.bn1).relu()
+        y = conv(bn(conv(y, r.conv2), r.bn2).relu(), r.conv3)
+        return y, lambda total: bn(total, block.after.bn1).relu()
+    if first:
+        y = bn(conv(x, r.conv1, stride), r.bn1).relu()
+        return conv(bn(conv(y, r.conv2), r.bn2).relu(), r.conv3), lambda total: total
+    y = bn(conv(bn(x, r.bn1).relu(), r.conv1, stride), r.bn2).relu()
+    return conv(bn(conv(y, r.conv2), r.bn3).relu(), r.conv3), lambda total: total
+
+
+@pytest.mark.parametrize("index", [0, 1, 2, 3])
+@pytest.mark.parametrize(
+    ("name", "order"),
+    [("bottleneck-20", None), ("prebottleneck-20", None), *(("bottleneck-20", order) for order in ORDERS)],
+)
+@torch.no_grad()
+def test_bottleneck_is_the_papers_arithmetic(name: str, order: str | None, index: int) -> None:
+    block = small(name, **({"order": order} if order else {})).blocks[index]
+    channels, inner = [4, 16, 16, 32][index], [4, 4, 8, 8][index]
+    stride = 2 if index == 2 else 1
+    assert [(c.kernel_size, c.stride, c.weight.shape[:2]) for c in block.residual if isinstance(c, nn.Conv2d)] == [
+        ((1, 1), (stride, stride), (inner, channels)),
+        ((3, 3), (1, 1), (inner, inner)),
+        ((1, 1), (1, 1), (4 * inner, inner)),
+    ]
+    x = torch.randn(2, channels, 7, 10, dtype=torch.float64)
+    order = order or ("pre-activation" if name.startswith("pre") else "original")
+    residual, after = three_layers(order, index == 0, block, x, stride)
+    torch.testing.assert_close(block.residual(x), residual)
+    # The shape changes in the very first unit, too; there and at the start of each stage stands a projection.
+    skipped = bn(conv(x, block.shortcut.conv, stride), block.shortcut.bn) if index in (0, 2) else x
+    torch.testing.assert_close(block(x), after(skipped + residual))
+
+
+@torch.no_grad()
+def test_bottleneck_with_option_a_pads_with_zeros() -> None:
+    blocks = small("bottleneck-11", shortcut="A").blocks
+    first, second = (torch.randn(2, channels, 5, 6, dtype=torch.float64) for channels in (4, 16))
+    six = torch.zeros(2, 6, 5, 6, dtype=torch.float64)
+    assert torch.equal(blocks[0].shortcut(first), torch.cat([six, first, six], dim=1))
+    assert torch.equal(blocks[1].shortcut(second), option_a(second))
+
+
+PER_N = {"plain": 6, "resnet": 6, "preresnet": 6, "bottleneck": 9, "prebottleneck": 9}
+
+
+@given(family=st.sampled_from(sorted(PER_N)), depth=st.integers(0, 2500))
+@example(family="bottleneck", depth=0)
+@example(family="bottleneck", depth=2)
+@example(family="bottleneck", depth=10)
+@example(family="bottleneck", depth=110)
+@example(family="prebottleneck", depth=1000)
+def test_depths_between_are_refused_with_their_neighbours(family: str, depth: int) -> None:
+    allowed = [PER_N[family] * n + 2 for n in range(1, 500)]
+    if depth in allowed:
+        depth += 1
+    above = next(d for d in allowed if d > max(depth, allowed[0]))
+    below = allowed[allowed.index(above) - 1]
+    message = rf"{family}-{depth}: depth must be {PER_N[family]}n \+ 2 .*nearest: {below}, {above}$"
+    with pytest.raises(UsageError, match=message):
+        models.build(f"{family}-{depth}")
+
+
+@pytest.mark.parametrize("shortcut", ["A", "B", "C", "exclusive-gating:-6"])
+@pytest.mark.parametrize("depth", [11, 20, 29])
+@pytest.mark.parametrize("family", ["bottleneck", "prebottleneck"])
+def test_depth_counts_what_is_off_the_shortcuts(family: str, depth: int, shortcut: str) -> None:
+    network = models.build(f"{family}-{depth}", width=2, shortcut=shortcut)
+    weighted = [module for module in network.modules() if isinstance(module, nn.Conv2d | nn.Linear)]
+    # A shared gate stands in the residual branch, and is no layer of it.
+    besides = {module for block in network.blocks for module in block.shortcut.modules()}
+    besides |= {gate.conv for gate in gates_of(network)}
+    assert len([module for module in weighted if module not in besides]) == depth
+    assert network.stages == ((depth - 2) // 9,) * 3
+
+
+def bottleneck_parameters(n: int, *, pre_activation: bool) -> tuple[int, int]:
+    """Weights of convolutions and classifier, and parameters of BN, of 3 n bottlenecks on CIFAR-10."""
+    weights, norms = 3 * 9 * 16 + 256 * 10 + 10, 2 * 16
+    channels = 16
+    for m in (16, 32, 64):
+        inputs = [channels] + [4 * m] * (n - 1)
+        weights += sum(c * m + 9 * m * m + m * 4 * m for c in inputs) + channels * 4 * m
+        norms += 2 * sum((c if pre_activation else 4 * m) + m + m for c in inputs) + 2 * 4 * m
+        channels = 4 * m
+    if pre_activation:  # the first unit's opening BN is the stem's; another one comes before the classifier
+        norms += 2 * 256 - 2 * 16
+    return weights, norms
+
+
+@pytest.mark.parametrize("family", ["bottleneck", "prebottleneck"])
+@pytest.mark.parametrize(("depth", "millions"), [(164, 1.7), (1001, 10.2)])
+def test_bottlenecks_have_the_papers_parameters(family: str, depth: int, millions: float) -> None:
+    """He et al. 2016 give 1.7M and 10.2M: convolutions and classifier round to these; BN adds under 2 %."""
+    network = models.build(f"{family}-{depth}")
+    weights, norms = bottleneck_parameters((depth - 2) // 9, pre_activation=family == "prebottleneck")
+    assert count_parameters(network) == weights + norms
+    assert round(weights / 1e6, 1) == millions
+    assert weights + norms == pytest.approx(millions * 1e6, rel=0.02)
+    if depth == 164:
+        assert round((weights + norms) / 1e6, 1) == millions
+
+
+@pytest.mark.parametrize("family", ["bottleneck", "prebottleneck"])
+@torch.no_grad()
+def test_a_thousand_layers_run(family: str) -> None:
+    network = models.build(f"{family}-1001", in_channels=1).double().eval()
+    assert len(network.blocks) == 333
+    logits = network(torch.randn(2, 1, 8, 8, dtype=torch.float64))
+    assert logits.shape == (2, 10)
+    assert logits.isfinite().all()
+    assert not torch.allclose(logits[0], logits[1])
+
+
+# Without BN
+
+
+WITHOUT_BN: list[tuple[str, dict[str, object]]] = [
+    *(("resnet-8", {"shortcut": shortcut}) for shortcut in TABLE_1),
+    *((f"{family}-{per_n + 2}", {"order": order}) for family, per_n in PER_N.items() for order in ORDERS),
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "options"), WITHOUT_BN, ids=[models.label(name, options) for name, options in WITHOUT_BN]
+)
+def test_without_bn_everything_else_stays(name: str, options: dict[str, object]) -> None:
+    torch.manual_seed(7)
+    normed = models.build(name, width=4, **options)
+    torch.manual_seed(7)
+    bare = models.build(name, width=4, batch_norm=False, **options)
+    kinds = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm, nn.GroupNorm, nn.LayerNorm)
+    assert not any(isinstance(module, kinds) for module in bare.modules())
+    assert not list(bare.buffers())
+    of_bn = {
+        f"{prefix}.{key}"
+        for prefix, module in normed.named_modules()
+        if isinstance(module, nn.BatchNorm2d)
+        for key, _ in module.named_parameters()
+    }
+    assert of_bn
+    expected = {key: value for key, value in normed.named_parameters() if key not in of_bn}
+    found = dict(bare.named_parameters())
+    assert list(found) == list(expected)
+    for key, value in expected.items():
+        assert torch.equal(found[key], value), key
+
+
+@torch.no_grad()
+def test_projection_and_gates_without_bn() -> None:
+    x = torch.randn(2, 4, 7, 10, dtype=torch.float64)
+    block = small("resnet-14", shortcut="C", batch_norm=False).blocks[2]
+    residual = conv(conv(x, block.residual.conv1, 2).relu(), block.residual.conv2)
+    torch.testing.assert_close(block(x), (conv(x, block.shortcut.conv, 2) + residual).relu())
+
+    block = spread_gates(small("resnet-14", shortcut="exclusive-gating:0", batch_norm=False)).blocks[2]
+    layers, g = block.residual.branch, Unit(block, x, 2).gate
+    residual = conv(conv(x, layers.conv1, 2).relu(), layers.conv2)
+    torch.testing.assert_close(block(x), ((1 - g) * option_a(x) + g * residual).relu())
+
+    block = small("bottleneck-11", batch_norm=False).blocks[0]
+    layers = block.residual
+    residual = conv(conv(conv(x, layers.conv1).relu(), layers.conv2).relu(), layers.conv3)
+    torch.testing.assert_close(block(x), (conv(x, block.shortcut.conv) + residual).relu())
+
+
+# State dicts and copies
+
+
+@each_variant
+@torch.no_grad()
+def test_weights_come_back_from_a_file(name: str, options: dict[str, object], tmp_path: Path) -> None:
+    network = spread_gates(small(name, **options))
+    state = network.state_dict()
+    assert len({value.untyped_storage().data_ptr() for value in state.values()}) == len(state)
+    assert {key for key, _ in network.named_parameters()} <= set(state)
+
+    save_weights(network, tmp_path / "weights.safetensors")
+    fresh = spread_gates(small(name, **options))
+    images = torch.randn(2, 3, 8, 8, dtype=torch.float64)
+    expected = network(images)
+    assert not torch.allclose(fresh(images), expected)
+    fresh.load_state_dict(load_file(tmp_path / "weights.safetensors"))
+    assert torch.equal(fresh(images), expected)
+
+
+@pytest.mark.parametrize("what", ["network", "block"])
+@torch.no_grad()
+def test_the_copy_of_a_gated_network_has_its_own_shared_gates(what: str) -> None:
+    network = small("resnet-14", shortcut="exclusive-gating:0")
+    original = network.blocks[2]
+    copied = copy.deepcopy(network).blocks[2] if what == "network" else copy.deepcopy(original)
+    x = torch.randn(2, 4, 6, 6, dtype=torch.float64)
+    before = original.shortcut(x), original.residual(x)
+    assert torch.equal(copied.shortcut(x), before[0])
+    assert torch.equal(copied.residual(x), before[1])
+
+    (gate,) = gates_of(copied)
+    gate.conv.bias += torch.arange(1.0, 9.0, dtype=torch.float64)
+    assert torch.equal(original.shortcut(x), before[0])
+    assert torch.equal(original.residual(x), before[1])
+    unit = Unit(copied, x, 2)
+    torch.testing.assert_close(copied.shortcut(x), (1 - unit.gate) * unit.identity)
+    torch.testing.assert_close(copied.residual(x), unit.gate * unit.branch)
+    assert not torch.allclose(copied.shortcut(x), before[0])
+    assert not torch.allclose(copied.residual(x), before[1])
+
+
+# Structure
+
+
+@each_variant
+@torch.no_grad()
+def test_every_variant_is_stem_blocks_and_head(name: str, options: dict[str, object]) -> None:
+    network = spread_gates(small(name, **options))
+    images = torch.randn(2, 3, 16, 12, dtype=torch.float64)
+    x = network.stem(images)
+    expansion = 4 if "bottleneck" in name else 1
+    assert sum(network.stages) == len(network.blocks)
+    shapes = []
+    for block in network.blocks:
+        before = x.clone()
+        total = block.residual(x)
+        assert torch.equal(x, before)  # neither branch works in place
+        if block.shortcut is not None:
+            skipped = block.shortcut(x)
+            assert torch.equal(x, before)
+            assert skipped.shape == total.shape
+            total = skipped + total
+        x = block.after(total)
+        shapes.append(tuple(x.shape[1:]))
+    n = len(network.blocks) // 3
+    assert shapes == [(expansion * 4 * 2**s, 16 // 2**s, 12 // 2**s) for s in range(3) for _ in range(n)]
+    assert torch.equal(network.head(x), network(images))
+
+
+@pytest.mark.parametrize("index", [1, 2])
+@pytest.mark.parametrize("shortcut", TABLE_1)
+def test_in_training_mode_no_branch_works_in_place(shortcut: str, index: int) -> None:
+    block = small("resnet-14", shortcut=shortcut).train().blocks[index]
+    x = torch.randn(2, 4, 6, 6, dtype=torch.float64)
+    before = x.clone()
+    block(x)
+    assert torch.equal(x, before)
+
+
+@each_variant
+@torch.no_grad()
+def test_name_options_and_label_build_a_variant_again(name: str, options: dict[str, object]) -> None:
+    network = spread_gates(small(name, **options))
+    assert network.name == name
+    assert options.items() <= network.options.items()
+    assert models.from_label(models.label(network.name, network.options)) == (network.name, network.options)
+    again = models.build(network.name, **network.options).double().eval()
+    assert repr(again) == repr(models.build(name, width=4, **options))
+    again.load_state_dict(network.state_dict())
+    images = torch.randn(2, 3, 8, 8, dtype=torch.float64)
+    assert torch.equal(again(images), network(images))
+
+
+# What is refused
+
+FORMS = ["A", "B", "C", "scaling:λ", "scaling:λ,μ", "exclusive-gating:b", "shortcut-gating:b", "dropout:p (0 <= p < 1)"]
+
+
+@pytest.mark.parametrize("family", ["resnet-8", "prebottleneck-11"])
+@pytest.mark.parametrize(
+    "shortcut",
+    [
+        *("scaling", "scaling:", "scaling:a", "scaling:1,2,3", "scaling:1,", "scaling:nan", "scaling:1,nan"),
+        *("scaling:inf", "scaling:-inf", "scaling:1,-inf"),
+        *("exclusive-gating", "exclusive-gating:0,1", "exclusive-gating:-inf", "shortcut-gating:nan"),
+        *("shortcut-gating:-inf", "dropout", "dropout:1", "dropout:-0.1", "dropout:nan", "dropout:0.5,0.5"),
+        *("A:1", "A:", "C:0", "a", "AB", "", ":", "identity", "gating:0"),
+    ],
+)
+def test_malformed_shortcuts_are_refused(family: str, shortcut: str) -> None:
+    expected = re.escape(f"unknown shortcut {shortcut!r}; allowed: {', '.join(FORMS)}")
+    with pytest.raises(UsageError, match=f"^{expected}$"):
+        models.build(family, width=2, shortcut=shortcut)
+
+
+@pytest.mark.parametrize("order", ["", "post-activation", "Original", "pre activation"])
+@pytest.mark.parametrize("name", ["plain-8", "resnet-8", "bottleneck-11"])
+def test_unknown_orders_are_refused(name: str, order: str) -> None:
+    with pytest.raises(UsageError, match=f"^unknown order '{order}'; allowed: {', '.join(ORDERS)}$"):
+        models.build(name, order=order)
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("batch_norm", "false"), ("width", 2.5), ("width", "4")],
+)
+def test_options_of_another_type_are_refused(option: str, value: object) -> None:
+    """A profile may hold "resnet-8 batch_norm=false", which is read as a text."""
+    with pytest.raises(UsageError, match=option):
+        models.build("resnet-8", **{option: value})
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        *(("resnet-8", {"shortcut": shortcut}) for shortcut in TABLE_1 if shortcut not in ("A", "B")),
+        *((name, {"order": order}) for name in ("plain-8", "resnet-8") for order in ORDERS if order != "original"),
+        *((name, {"batch_norm": False}) for name in ("plain-8", "resnet-8")),
+        *((name, {}) for name in ("preresnet-8", "bottleneck-11", "prebottleneck-11")),
+        ("preresnet-8", {"order": "original"}),
+    ],
+)
+def test_only_networks_with_identity_blocks_are_deepened(name: str, options: dict[str, object]) -> None:
+    network = small(name, **options)
+    with pytest.raises(UsageError, match=rf"^cannot deepen {name} \{{.*\}}: identity blocks need"):
+        deepen(network, 20, torch.randn(2, 3, 8, 8, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("options", [{"order": "original"}, {"shortcut": "A"}, {"shortcut": "B", "batch_norm": True}])
+@torch.no_grad()
+def test_options_spelled_out_do_not_stand_in_the_way_of_deepening(options: dict[str, object]) -> None:
+    shallow = small("resnet-8", **options)
+    images = torch.randn(2, 3, 8, 8, dtype=torch.float64)
+    deep = deepen(shallow, 20, images)
+    assert len(deep.blocks) == 9
+    torch.testing.assert_close(deep(images), shallow(images))
+
+
+# Labels
+
+
+def stays_text(text: str) -> bool:
+    """Whether `text` is one word that Python does not read as a literal."""
+    if text.split() != [text] or "=" in text:
+        return False
+    try:
+        ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return True
+    except (TypeError, MemoryError, RecursionError):  # see test_a_value_that_is_no_literal_is_text
+        return False
+    return False
+
+
+WORDS = st.sampled_from([*TABLE_1, *ORDERS]) | st.text(min_size=1, max_size=12).filter(stays_text)
+VALUES = st.integers() | st.booleans() | st.floats(allow_nan=False, allow_infinity=False) | WORDS
+
+
+@given(
+    name=st.sampled_from(["resnet-56", "prebottleneck-164", "resnet18"]),
+    options=st.dictionaries(st.from_regex(r"[a-z][a-z_]{0,8}", fullmatch=True), VALUES, max_size=5),
+)
+@example(name="resnet-56", options={"width": 4, "batch_norm": False, "shortcut": "exclusive-gating:-6"})
+def test_a_label_comes_back(name: str, options: dict[str, object]) -> None:
+    found_name, found = models.from_label(models.label(name, options))
+    assert found_name == name
+    # 1, 1.0 and True are equal, and so are 0.0 and -0.0: compare as written, too.
+    assert [(key, type(value), repr(value)) for key, value in found.items()] == [
+        (key, type(value), repr(value)) for key, value in options.items()
+    ]
+
+
+def test_labels_as_they_are_written() -> None:
+    assert models.label("resnet-56", {}) == "resnet-56"
+    assert models.from_label("resnet-56") == ("resnet-56", {})
+    text = "resnet-56 shortcut=dropout:0.5 width=8 batch_norm=False"
+    options = {"shortcut": "dropout:0.5", "width": 8, "batch_norm": False}
+    assert models.label("resnet-56", options) == text
+    assert models.from_label(text) == ("resnet-56", options)
+    assert models.from_label("  resnet-56   width=8 ") == ("resnet-56", {"width": 8})
+
+
+@pytest.mark.parametrize(
+    ("text", "setting"),
+    [
+        ("resnet-56 shortcut", "shortcut"),
+        ("resnet-56 =B", "=B"),
+        ("resnet-56 shortcut=", "shortcut="),
+        ("resnet-56 width=4 =", "="),
+        ("resnet-56 width = 4", "width"),
+    ],
+)
+def test_malformed_labels_are_refused(text: str, setting: str) -> None:
+    message = re.escape(f"network {text!r}: expected option=value after its name, found {setting!r}")
+    with pytest.raises(UsageError, match=f"^{message}$"):
+        models.from_label(text)
+
+
+@pytest.mark.parametrize("text", ["", "   "])
+def test_an_empty_label_names_no_network(text: str) -> None:
+    name, options = models.from_label(text)
+    assert (name, options) == ("", {})
+    with pytest.raises(UsageError, match="unknown network ''; allowed: plain-N"):
+        models.build(name, **options)
+
+
+@pytest.mark.parametrize("value", ["{[]}", "{[]:1}"])
+def test_a_value_that_is_no_literal_is_text(value: str) -> None:
+    """These parse, but a list can be neither a member of a set nor a key."""
+    assert models.from_label(f"resnet-56 shortcut={value}") == ("resnet-56", {"shortcut": value})
+
+
+@pytest.mark.parametrize("shortcut", ["scaling:0.5, 1", "scaling: 0.5"])
+def test_a_shortcut_is_refused_or_its_label_comes_back(shortcut: str) -> None:
+    """Labels are split at spaces."""
+    try:
+        network = models.build("resnet-8", shortcut=shortcut)
+    except UsageError:
+        return
+    assert models.from_label(models.label(network.name, network.options)) == (network.name, network.options)

@@ -1,0 +1,490 @@
+"""Training for segmentation, against scikit-learn and arithmetic by hand."""
+
+import copy
+import dataclasses
+import hashlib
+import itertools
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+from kit.runs import timeless
+from sklearn.metrics import jaccard_score
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from resnotes import datasets, models
+from resnotes.analysis.prediction import predict
+from resnotes.datasets import Normalization, Sample, Segmentation, Split
+from resnotes.datasets.segmentation import Lazy, Stacked
+from resnotes.errors import DatasetError, UsageError
+from resnotes.models.segmentation import Outputs, SegmentationNetwork
+from resnotes.runs import recording
+from resnotes.runs.recording import record, verify
+from resnotes.runs.spec import RunSpec
+from resnotes.runs.store import Run, RunStore, load_data
+from resnotes.training import segmentation as module
+from resnotes.training.loop import Training, train
+from resnotes.training.recipe import Recipe
+from resnotes.training.segmentation import SegmentationTask, evaluate
+
+IGNORED = 255
+NONE = Normalization(torch.zeros(3, 1, 1), torch.ones(3, 1, 1))
+OPTIONS: dict[str, Any] = {"width": 4, "depths": (1, 1), "head_width": 4, "dropout": 0.0}
+# Three iterations an epoch.
+SHORT = Recipe(iterations=7, batch_size=8, lr=0.1, precision="float32")
+STILL = dataclasses.replace(SHORT, iterations=1, batch_size=24, lr=1e-12, flip=False)  # one batch, weights that stay
+
+
+@pytest.fixture(scope="module")
+def data() -> Segmentation:
+    """24 training and 10 test scenes; the upper quarter of every other one is not labelled."""
+    scenes = datasets.load_segmentation("scenes", train=24, test=10)
+    for split in (scenes.train, scenes.test):
+        assert isinstance(split, Stacked)
+        split.labels[::2, :16] = IGNORED
+    return scenes
+
+
+def stacked(split: Split) -> Stacked:
+    assert isinstance(split, Stacked)
+    return split
+
+
+def network(seed: int = 0, **options: Any) -> SegmentationNetwork:
+    with torch.random.fork_rng([]):
+        torch.manual_seed(seed)
+        built: Any = models.build("pspnet-small", num_classes=25, **{**OPTIONS, **options})
+    assert isinstance(built, SegmentationNetwork)
+    return built
+
+
+def fit(
+    data: Segmentation, recipe: Recipe = SHORT, *, seed: int = 0, folder: Path | None = None, **options: Any
+) -> tuple[SegmentationNetwork, Training]:
+    trained = network(**options)
+    return trained, train(trained, data, recipe, seed=seed, device="cpu", folder=folder)
+
+
+def task(data: Segmentation, recipe: Recipe = SHORT, seed: int = 0) -> SegmentationTask:
+    return SegmentationTask(data, recipe, seed=seed, device=torch.device("cpu"), precision="float32")
+
+
+def scikit_learns(predictions: Tensor, labels: Tensor) -> tuple[float, float]:
+    """Pixel error and mean IoU in percent, over the pixels that are labelled."""
+    counted = labels != IGNORED
+    truth, found = labels[counted].numpy(), predictions[counted].numpy()
+    classes = sorted(set(truth.tolist()) | set(found.tolist()))
+    iou = jaccard_score(truth, found, labels=classes, average="macro", zero_division=0)
+    return 100 * float((truth != found).mean()), 100 * float(iou)
+
+
+# What a history says
+
+
+def test_the_loss_falls(data: Segmentation) -> None:
+    _, record = fit(data, dataclasses.replace(SHORT, iterations=30))
+    losses = [row.train_loss for row in record.history]
+    assert len(losses) == 10
+    assert losses[-1] < 0.7 * losses[0]
+    assert record.history[-1].clean_loss < 0.7 * record.history[0].clean_loss
+
+
+def test_errors_and_iou_are_scikit_learns_on_the_predictions(data: Segmentation) -> None:
+    trained, record = fit(data, dataclasses.replace(SHORT, iterations=12))
+    row = record.history[-1]
+    measured = ((row.clean_error, row.clean_iou), (row.test_error, row.test_iou))
+    for split, found in zip((data.train, data.test), measured, strict=True):
+        predictions = predict(trained, stacked(split).images, data.normalization)
+        assert len(predictions.unique()) > 2  # it tells some classes apart
+        assert found == pytest.approx(scikit_learns(predictions, stacked(split).labels))
+    frame = record.frame()
+    assert frame[["clean_iou", "test_iou"]].iloc[-1].tolist() == [row.clean_iou, row.test_iou]
+
+
+def test_running_and_clean_measures_are_of_what_they_say(data: Segmentation) -> None:
+    """At lr near zero the weights stay: the loss before is that of both heads in training mode, pixel by pixel."""
+    start, _ = fit(data)
+    trained = copy.deepcopy(start)
+    record = train(trained, data, STILL, seed=0, device="cpu")
+    images, labels = stacked(data.train).images, stacked(data.train).labels.long()
+    with torch.no_grad():
+        outputs = start.train()(data.normalization(images))
+    counted = labels != IGNORED
+    head, auxiliary = (
+        -logits.log_softmax(1).permute(0, 2, 3, 1)[counted].gather(1, labels[counted][:, None]).mean().item()
+        for logits in outputs
+    )
+    [row] = record.history
+    assert row.train_loss == pytest.approx(head + 0.4 * auxiliary, rel=1e-4)
+    assert row.running_error == pytest.approx(scikit_learns(outputs.logits.argmax(1), labels)[0], abs=0.01)
+
+    with torch.no_grad():  # the forward pass moved BN
+        logits = start.eval()(data.normalization(stacked(data.test).images))
+    labels = stacked(data.test).labels.long()
+    assert row.test_loss == pytest.approx(F.cross_entropy(logits, labels, ignore_index=IGNORED).item(), rel=1e-4)
+    assert row.test_error == pytest.approx(scikit_learns(logits.argmax(1), labels)[0], abs=0.01)
+    assert abs(row.running_error - row.clean_error) > 0.1
+
+
+def test_ignored_pixels_never_count(data: Segmentation) -> None:
+    """Whatever their labels were before, nothing changes; and where they count, it does."""
+    exact = stacked(datasets.load_segmentation("scenes", train=24, test=10).train)
+    hidden = exact.labels.clone()
+    hidden[::2, :16] = (hidden[::2, :16] + 1) % 25
+
+    def trained_on(labels: Tensor) -> tuple[SegmentationNetwork, Training]:
+        return fit(dataclasses.replace(data, train=dataclasses.replace(exact, labels=labels)))
+
+    def ignoring(labels: Tensor) -> Tensor:
+        labels = labels.clone()
+        labels[::2, :16] = IGNORED
+        return labels
+
+    (one, a), (two, b), (other, _) = (trained_on(x) for x in (ignoring(exact.labels), ignoring(hidden), hidden))
+    torch.testing.assert_close(one.state_dict(), two.state_dict(), rtol=0, atol=0)
+    pd.testing.assert_frame_equal(timeless(a.frame()), timeless(b.frame()), check_exact=True)
+    assert not torch.equal(one.encoder.conv1.weight, other.encoder.conv1.weight)
+
+
+def test_nothing_labelled_is_refused(data: Segmentation) -> None:
+    labels = torch.full_like(stacked(data.test).labels, IGNORED)
+    empty = dataclasses.replace(stacked(data.test), labels=labels)
+    with pytest.raises(UsageError, match="cannot evaluate on 10 samples without a labelled pixel"):
+        evaluate(network(), empty, data.normalization, num_classes=25, ignore_index=IGNORED)
+
+
+def test_a_batch_without_a_label_changes_nothing_but_bn(data: Segmentation) -> None:
+    blank = dataclasses.replace(stacked(data.train), labels=torch.full((24, 64, 64), IGNORED, dtype=torch.uint8))
+    blank.labels[0] = 1
+    recipe = dataclasses.replace(SHORT, iterations=3, weight_decay=0.0, momentum=0.0, flip=False)
+    trained, record = fit(dataclasses.replace(data, train=blank), recipe)
+    # One of three batches has the one labelled image; with momentum and decay off, the others are no step.
+    changed = network().train()
+    for inputs, labels in task(dataclasses.replace(data, train=blank), recipe).batches(1):
+        if (labels != IGNORED).any():
+            changed.loss(changed(inputs), labels).backward()
+            break
+    with torch.no_grad():
+        for (name, parameter), found in zip(changed.named_parameters(), trained.parameters(), strict=True):
+            assert parameter.grad is not None
+            torch.testing.assert_close(found, parameter - 0.1 * parameter.grad, rtol=1e-4, atol=1e-6, msg=name)
+    assert 0 < record.history[0].train_loss < 3
+
+
+def test_probes_are_used_between_epochs_and_all_images_at_the_end(
+    data: Segmentation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Split] = []
+
+    def noting(model: nn.Module, samples: Split, *others: Any, **options: Any) -> Any:
+        seen.append(samples)
+        return evaluate(model, samples, *others, **options)
+
+    monkeypatch.setattr(module, "evaluate", noting)
+    probed, _ = fit(data, dataclasses.replace(SHORT, probe_images=4), seed=1)
+    assert [len(split) for split in seen] == [4] * 4 + [24, 10]  # training and test images of three epochs
+    assert torch.equal(stacked(seen[0]).images, stacked(seen[2]).images)
+    assert not torch.equal(stacked(seen[0]).images, stacked(data.train).images[:4])  # a random choice ...
+    fit(data, dataclasses.replace(SHORT, probe_images=4), seed=2)
+    assert torch.equal(stacked(seen[0]).images, stacked(seen[6]).images)  # ... that is the same for every run
+    torch.testing.assert_close(probed.state_dict(), fit(data, seed=1)[0].state_dict(), rtol=0, atol=0)
+
+
+# Batches
+
+
+def test_every_epoch_draws_anew_from_all_images(data: Segmentation) -> None:
+    one = task(dataclasses.replace(data, normalization=NONE), dataclasses.replace(SHORT, flip=False))
+    first, second = (list(one.batches(epoch)) for epoch in (1, 2))
+    assert [images.shape for images, _ in first] == [(8, 3, 64, 64)] * 3
+    everything = sorted(bytes(image.numpy()) for image in stacked(data.train).images.float().flatten(1))
+    for epoch in (first, second):
+        images = torch.cat([images for images, _ in epoch]).flatten(1)
+        assert sorted(bytes(image.numpy()) for image in images) == everything
+    assert not torch.equal(first[0][0], second[0][0])
+    for (images, labels), (again, same) in zip(first, one.batches(1), strict=True):
+        assert torch.equal(images, again)
+        assert torch.equal(labels, same)
+
+
+def test_labels_go_with_their_images_into_the_crop(data: Segmentation) -> None:
+    """In images that show their labels, augmentation keeps the two together."""
+    labels = stacked(data.train).labels
+    shown = dataclasses.replace(stacked(data.train), images=labels[:, None].repeat(1, 3, 1, 1))
+    recipe = dataclasses.replace(SHORT, crop=(40, 24))
+    crops = list(task(dataclasses.replace(data, train=shown, normalization=NONE), recipe).batches(1))
+    assert {images.shape for images, _ in crops} == {(8, 3, 40, 24)}
+    for images, found in crops:
+        assert found.dtype == torch.int64
+        assert torch.equal(images[:, 0].long(), found)
+    distinct = {bytes(crop.numpy()) for _, found in crops for crop in found}
+    assert len(distinct) > 12  # drawn anew for each image
+
+
+def test_more_than_the_data_in_a_batch_is_refused(data: Segmentation) -> None:
+    with pytest.raises(UsageError, match="24 training images do not fill a batch of 25; choose a smaller batch_size"):
+        fit(data, dataclasses.replace(SHORT, batch_size=25))
+
+
+def test_each_network_gets_the_labels_that_it_can_learn(data: Segmentation) -> None:
+    with pytest.raises(UsageError, match="pspnet-small cannot learn digits, which has one label for each image"):
+        train(network(), datasets.load("digits"), SHORT, seed=0)
+    with pytest.raises(UsageError, match="resnet-8 cannot learn scenes, which has one label for each pixel"):
+        train(models.build("resnet-8"), data, SHORT, seed=0)
+
+
+# Images of various sizes
+
+
+def drawn(name: str) -> Sample:
+    """An image of a size that depends on its number; module level, so that workers find it."""
+    number = int(name)
+    generator = torch.Generator().manual_seed(number)
+    size = (40 + 3 * number, 70 - 2 * number)
+    image = torch.randint(256, (3, *size), dtype=torch.uint8, generator=generator)
+    return Sample(image, torch.randint(25, size, dtype=torch.uint8, generator=generator), "", name)
+
+
+VARIOUS = Recipe(iterations=3, batch_size=4, crop=(32, 32), scale=(0.5, 2.0), rotate=10, blur=True, precision="float32")
+
+
+@pytest.fixture
+def various(data: Segmentation) -> Segmentation:
+    """Nine training and three test images."""
+    names = [str(number) for number in range(12)]
+    return dataclasses.replace(data, train=Lazy(tuple(names[:9]), drawn), test=Lazy(tuple(names[9:]), drawn))
+
+
+def test_images_of_various_sizes_need_a_crop(various: Segmentation) -> None:
+    with pytest.raises(UsageError, match="the images of scenes are of various sizes; give the recipe a crop"):
+        fit(various, dataclasses.replace(VARIOUS, crop=(0, 0)))
+
+
+def unreadable(name: str) -> Sample:
+    if name == "7":
+        raise DatasetError("image 7 is damaged; copy it again")
+    return drawn(name)
+
+
+def test_an_image_that_cannot_be_read_is_named_in_a_line(various: Segmentation) -> None:
+    broken = dataclasses.replace(various, train=Lazy(tuple(various.train.names), unreadable))
+    with pytest.raises(DatasetError, match=r"^image 7 is damaged; copy it again$"):
+        fit(broken, dataclasses.replace(VARIOUS, iterations=20))
+
+
+def test_images_of_various_sizes_are_trained_on(various: Segmentation) -> None:
+    trained, record = fit(various, VARIOUS)
+    assert [row.iteration for row in record.history] == [2, 3]
+    samples = list(various.test)
+    predictions = [predict(trained, sample.image[None], various.normalization).flatten() for sample in samples]
+    expected = scikit_learns(torch.cat(predictions), torch.cat([sample.label.flatten() for sample in samples]))
+    assert (record.history[-1].test_error, record.history[-1].test_iou) == pytest.approx(expected)
+
+
+def test_the_number_of_workers_has_no_say(various: Segmentation, monkeypatch: pytest.MonkeyPatch) -> None:
+    batches = []
+    for workers in (1, 2):
+        monkeypatch.setattr(os, "cpu_count", lambda count=workers: count)
+        batches.append(list(itertools.chain(*(task(various, VARIOUS).batches(epoch) for epoch in (1, 2)))))
+    assert [images.shape for images, _ in batches[0]] == [(4, 3, 32, 32)] * 4
+    for (images, labels), (same, too) in zip(*batches, strict=True):
+        assert torch.equal(images, same)
+        assert torch.equal(labels, too)
+    assert not torch.equal(batches[0][0][0], batches[0][2][0])  # an epoch is not the one before
+
+
+# The same again, and interrupted
+
+
+@pytest.mark.parametrize("iteration", [2, 4, 6])
+def test_going_on_after_an_interruption_changes_nothing(
+    data: Segmentation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, iteration: int
+) -> None:
+    recipe = dataclasses.replace(SHORT, crop=(48, 48), scale=(0.5, 2.0), rotate=10, blur=True, schedule="poly")
+    batches = itertools.count()
+    loss = SegmentationNetwork.loss
+
+    def interrupted(self: SegmentationNetwork, outputs: Outputs, labels: Tensor, **options: Any) -> Tensor:
+        if next(batches) == iteration:
+            raise KeyboardInterrupt
+        return loss(self, outputs, labels, **options)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(SegmentationNetwork, "loss", interrupted)
+        fit(data, recipe, folder=tmp_path, dropout=0.3)
+    torch.manual_seed(iteration)  # has no say
+    goes_on, resumed = fit(data, recipe, folder=tmp_path, dropout=0.3)
+    straight, reference = fit(data, recipe, dropout=0.3)
+    assert (resumed.resumed, reference.resumed) == (int(iteration >= 3), 0)
+    torch.testing.assert_close(goes_on.state_dict(), straight.state_dict(), rtol=0, atol=0)
+    pd.testing.assert_frame_equal(timeless(resumed.frame()), timeless(reference.frame()), check_exact=True)
+    pd.testing.assert_frame_equal(timeless(pd.read_csv(tmp_path / "history.csv")), timeless(reference.frame()))
+
+
+# Learning rates and BN
+
+
+def test_the_head_learns_at_a_multiple_of_the_encoders_rate(data: Segmentation) -> None:
+    recipe = dataclasses.replace(STILL, lr=0.1, weight_decay=0.0)
+    alike, faster = fit(data, recipe)[0], fit(data, dataclasses.replace(recipe, new_lr=7))[0]
+    heads = 0
+    for (name, start), a, b in zip(network().named_parameters(), alike.parameters(), faster.parameters(), strict=True):
+        new = not name.startswith("encoder.")
+        torch.testing.assert_close(b - start, (7 if new else 1) * (a - start), rtol=1e-3, atol=1e-6, msg=name)
+        heads += new and not torch.equal(a, start)
+    assert heads > 10
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+def test_frozen_bn_keeps_its_statistics_and_learns_its_weights(data: Segmentation, frozen: bool) -> None:
+    start = network()
+    with torch.no_grad():
+        for layer in start.modules():
+            if isinstance(layer, nn.BatchNorm2d):
+                layer.running_mean.normal_()
+                layer.running_var.uniform_(0.5, 2)
+    trained = copy.deepcopy(start)
+    train(trained, data, dataclasses.replace(SHORT, frozen_bn=frozen), seed=0, device="cpu")  # over three epochs
+    layers = [
+        (before, after)
+        for before, after in zip(start.modules(), trained.modules(), strict=True)
+        if isinstance(before, nn.BatchNorm2d)
+    ]
+    assert len(layers) > 5
+    for before, after in layers:
+        assert torch.equal(before.running_mean, after.running_mean) == frozen
+        assert torch.equal(before.running_var, after.running_var) == frozen
+        assert not torch.equal(before.weight, after.weight)
+
+
+# Recipes and specifications
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"crop": (32,)}, r"crop must be a height and a width in whole pixels, found \(32,\)"),
+        ({"crop": (0, 32)}, r"crop must be .*, found \(0, 32\)"),
+        ({"crop": (-1, -1)}, "crop must be"),
+        ({"crop": (32.0, 32.0)}, "crop must be"),
+        ({"scale": (1.0,)}, r"scale must be two positive factors in order, found \(1.0,\)"),
+        ({"scale": (0, 1)}, "scale must be"),
+        ({"scale": (2, 1)}, "scale must be"),
+        ({"scale": (1, float("nan"))}, "scale must be"),
+        ({"rotate": -1}, "rotate must not be negative"),
+        ({"new_lr": 0}, "new_lr must be positive"),
+    ],
+)
+def test_a_recipe_that_cannot_be_is_refused(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        Recipe(iterations=1, **change)
+
+
+def spec(**changes: Any) -> RunSpec:
+    values: dict[str, Any] = {"recipe": SHORT, "options": OPTIONS, "data": {"train": 24, "test": 10}, **changes}
+    return RunSpec(model="pspnet-small", dataset="scenes", seed=0, **values)
+
+
+def test_the_same_recipe_has_one_address() -> None:
+    one, same = (spec(recipe=dataclasses.replace(SHORT, scale=scale)) for scale in ((1, 2), [1.0, 2.0]))
+    assert one == same
+    assert one.name == same.name
+
+
+def test_options_of_the_data_are_part_of_the_address() -> None:
+    names = [spec(data=data).name for data in ({}, {"train": 24}, {"train": 25}, {"train": 24, "size": 64})]
+    assert len(set(names)) == 4
+
+    def name(options: str) -> str:
+        recipe = b'"recipe":{"batch_size":8,"iterations":7,"precision":"float32"}'
+        canonical = b'{%s"dataset":"scenes","model":"fcn-small",%s,"seed":0}' % (options.encode(), recipe)
+        return f"fcn-small-scenes-s0-{hashlib.sha256(canonical).hexdigest()[:10]}"
+
+    one = RunSpec(model="fcn-small", dataset="scenes", seed=0, recipe=SHORT)
+    assert one.name == name("")  # as before there were options
+    assert dataclasses.replace(one, data={"train": 24}).name == name('"data":{"train":24},')
+
+
+def test_lists_and_tuples_are_the_same_options() -> None:
+    """JSON and TOML have lists only."""
+    one = spec(data={"size": [120, 160]})
+    assert one == spec(options={**OPTIONS, "depths": [1, 1]}, data={"size": (120, 160)})
+    assert RunSpec.from_json(one.to_json()) == one
+    assert RunSpec.from_json(one.to_json()).name == one.name
+    assert "size" in json.loads(one.source)[1]
+
+
+def test_options_of_the_data_reach_its_loader() -> None:
+    loaded = load_data(spec(data={"train": 5, "test": 2, "size": 80}))
+    assert loaded.sizes == (5, 2)
+    assert isinstance(loaded, Segmentation)
+    assert stacked(loaded.train).images.shape == (5, 3, 80, 80)
+    with pytest.raises(UsageError, match="scenes takes no option 'sise'; allowed: train, test, seed, size, noise"):
+        load_data(spec(data={"sise": 80}))
+    with pytest.raises(UsageError, match="digits takes no option 'size'; allowed: none"):
+        load_data(RunSpec(model="plain-8", dataset="digits", seed=0, recipe=SHORT, data={"size": 80}))
+
+
+def test_a_subset_is_evenly_spaced_and_keeps_the_rest(data: Segmentation) -> None:
+    subset = load_data(spec(train_images=5))
+    assert isinstance(subset, Segmentation)
+    assert subset.sizes == (5, 10)
+    names = stacked(data.train).names
+    assert stacked(subset.train).names == tuple(names[i] for i in (0, 4, 9, 14, 19))
+    for n in (0, 25):
+        with pytest.raises(UsageError, match=f"a training subset of {n} images is not possible; allowed: 1 to 24"):
+            data.train_subset(n)
+    one = data.train_subset(3)
+    assert (one.fingerprint, one.variant, one.normalization) == (data.fingerprint, data.variant, data.normalization)
+
+
+# The run store
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> RunStore:
+    folder = tmp_path_factory.mktemp("segmentation")
+    return RunStore(folder / "runs", folder / "recorded")
+
+
+@pytest.fixture(scope="module")
+def finished(store: RunStore) -> Run:
+    return store.get(spec(recipe=dataclasses.replace(SHORT, snapshots=(1,))), device="cpu")
+
+
+def test_a_run_is_what_training_by_hand_gives(store: RunStore, finished: Run) -> None:
+    loaded = load_data(finished.spec)
+    by_hand = finished.model(0).train()
+    assert isinstance(by_hand, SegmentationNetwork)
+    record = train(by_hand, loaded, finished.spec.recipe, seed=0, device="cpu")
+    pd.testing.assert_frame_equal(timeless(finished.history), timeless(record.frame()))
+    again = RunStore(store.root, store.recorded).find(finished.spec)
+    assert again is not None
+    assert (again.spec, again.variant, again.fingerprint) == (finished.spec, "scenes", loaded.fingerprint)
+    torch.testing.assert_close(again.model().state_dict(), by_hand.state_dict(), rtol=0, atol=0)
+    assert not torch.equal(again.model(1).head[0].weight, by_hand.head[0].weight)
+    described = again.facts["dataset"]
+    assert [described[key] for key in ("train_images", "test_images", "channels", "classes")] == [24, 10, 3, 25]
+    assert again.facts["processes"] == 1
+    assert verify(again) == (again.final.test_error, pytest.approx(again.final.test_error, abs=1e-4))
+
+
+@pytest.mark.parametrize(
+    ("error", "iou", "kind"), [(0.0, 0.0, "float16"), (0.01, 0.0, "float32"), (0.0, 0.01, "float32")]
+)
+def test_weights_are_halved_only_where_error_and_iou_stay(
+    store: RunStore, finished: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: float, iou: float, kind: str
+) -> None:
+    final = finished.final
+    changed = module.Scores(0.0, final.test_error + error, final.test_iou + iou)
+    monkeypatch.setattr(recording, "scores_on_test", lambda *_: changed)
+    recorded = record(finished, tmp_path)
+    assert recorded.facts["weights"] == kind
+    kernel, restored = (run.model().head[0].weight for run in (finished, recorded))
+    assert torch.equal(restored, kernel.half().float() if kind == "float16" else kernel)
+    pd.testing.assert_frame_equal(recorded.history, finished.history)

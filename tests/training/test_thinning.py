@@ -1,0 +1,358 @@
+"""Some blocks in each batch: which they are, what the others compute, and what training makes of it."""
+
+import copy
+import dataclasses
+import itertools
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import torch
+from kit.networks import randomise_bn
+from kit.runs import assert_same
+from safetensors.torch import load_file
+from scipy.stats import binomtest, chisquare
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from resnotes import datasets, models
+from resnotes.datasets import Classification
+from resnotes.errors import UsageError
+from resnotes.models import Network
+from resnotes.runs.spec import RunSpec
+from resnotes.training import classification
+from resnotes.training.classification import batches, evaluate
+from resnotes.training.loop import Training, train
+from resnotes.training.recipe import Recipe
+from resnotes.training.thinning import draws, parse, survival, thin, thinned, whole
+
+IMAGES = torch.randn(8, 1, 8, 8, generator=torch.Generator().manual_seed(1))
+# Two epochs of four batches, and one of three.
+SHORT = Recipe(iterations=11, batch_size=50, precision="float32")
+CHOICES = ["exactly:2", "stochastic-depth:0.3"]
+each_choice = pytest.mark.parametrize("blocks", CHOICES)
+
+
+@pytest.fixture(scope="module")
+def data() -> Classification:
+    """200 training and 60 test images of digits."""
+    digits = datasets.load("digits").train_subset(200)
+    return dataclasses.replace(digits, test_images=digits.test_images[:60], test_labels=digits.test_labels[:60])
+
+
+def build(name: str = "preresnet-14", **options: object) -> Network:
+    with torch.random.fork_rng([]):
+        torch.manual_seed(0)
+        network = models.build(name, in_channels=1, width=4, **options)
+        randomise_bn(network)
+    return network
+
+
+def fit(data: Classification, recipe: Recipe = SHORT, **where: Path) -> tuple[Network, Training]:
+    network = build()
+    return network, train(network, data, recipe, seed=0, device="cpu", **where)
+
+
+def drawn(blocks: str, count: int, batches: int, *, seed: int = 0, epoch: int = 1) -> Tensor:
+    """Bool ``[batches, count]``."""
+    return torch.stack(list(itertools.islice(draws(blocks, count, seed=seed, epoch=epoch), batches)))
+
+
+# Which blocks
+
+
+@pytest.mark.parametrize(("count", "k"), [(1, 1), (6, 1), (6, 6), (54, 23)])
+def test_exactly_so_many_blocks_are_drawn(count: int, k: int) -> None:
+    assert drawn(f"exactly:{k}", count, 300).sum(1).unique().tolist() == [k]
+
+
+def test_every_choice_of_blocks_is_as_likely_as_any_other() -> None:
+    seen = Counter(tuple(row.nonzero().flatten().tolist()) for row in drawn("exactly:3", 6, 4000))
+    assert set(seen) == set(itertools.combinations(range(6), 3))
+    assert chisquare(list(seen.values())).pvalue > 0.001
+
+
+def test_survival_decays_linearly() -> None:
+    """Huang et al. 2016, Eq. 4 and Sec. 3: from nearly 1 to a half, 40 of 54 blocks on average."""
+    chances = survival("stochastic-depth:0.5", 54)
+    torch.testing.assert_close(chances, torch.linspace(1 - 0.5 / 54, 0.5, 54, dtype=torch.float64))
+    assert chances.sum().item() == pytest.approx((3 * 54 - 1) / 4)
+    assert survival("stochastic-depth:0.2", 4).tolist() == pytest.approx([0.8, 0.6, 0.4, 0.2])
+    assert survival("exactly:23", 54).tolist() == pytest.approx([23 / 54] * 54)
+
+
+@pytest.mark.parametrize("p", [0.1, 0.5])
+def test_blocks_survive_as_often_as_they_should_and_each_on_its_own(p: float) -> None:
+    kept = drawn(f"stochastic-depth:{p}", 5, 4000)
+    chances = [1 - (1 - p) * block / 5 for block in range(1, 6)]
+    for i, j in itertools.combinations_with_replacement(range(5), 2):
+        both = chances[i] * (chances[j] if i != j else 1)
+        assert binomtest(int((kept[:, i] & kept[:, j]).sum()), 4000, both).pvalue > 0.001
+
+
+def test_at_survival_one_nothing_is_left_out() -> None:
+    assert drawn("stochastic-depth:1", 9, 200).all()
+
+
+@each_choice
+def test_a_draw_follows_from_seed_epoch_and_batch_alone(blocks: str) -> None:
+    first = drawn(blocks, 27, 20, seed=3, epoch=5)
+    before = torch.get_rng_state()
+    torch.rand(7)
+    assert drawn(blocks, 27, 8, seed=3, epoch=5).equal(first[:8])
+    for other in ({"seed": 3, "epoch": 6}, {"seed": 4, "epoch": 5}):
+        assert not drawn(blocks, 27, 20, **other).equal(first)
+    assert not torch.get_rng_state().equal(before)
+    after = torch.get_rng_state()
+    drawn(blocks, 27, 20)
+    assert torch.get_rng_state().equal(after)
+
+
+# What they compute
+
+
+VARIANTS: list[tuple[str, dict[str, object]]] = [
+    ("resnet-14", {}),
+    ("resnet-14", {"shortcut": "C"}),
+    ("resnet-14", {"order": "bn-after-addition"}),
+    ("resnet-14", {"order": "relu-before-addition"}),
+    ("resnet-14", {"batch_norm": False}),
+    ("preresnet-14", {}),
+    ("preresnet-14", {"shortcut": "scaling:0.9,0.5"}),
+    ("preresnet-14", {"shortcut": "shortcut-gating:-1"}),
+    ("bottleneck-20", {}),
+]
+each_variant = pytest.mark.parametrize(("name", "options"), VARIANTS, ids=[models.label(*v) for v in VARIANTS])
+
+
+def test_a_skipped_block_is_its_shortcut_and_what_follows() -> None:
+    x = torch.randn(2, 4, 8, 8)
+    network = thin(build("resnet-14"), [False] * 6).eval()
+    assert network.blocks[0](x).equal(x.relu())
+    shrunk = torch.cat([torch.zeros(2, 2, 4, 4), x[:, :, ::2, ::2], torch.zeros(2, 2, 4, 4)], 1)
+    assert network.blocks[2](x).equal(shrunk.relu())
+    assert thin(build("preresnet-14"), [False] * 6).blocks[0](x).equal(x)
+    projecting = build("resnet-14", shortcut="B").eval()
+    conv, bn = projecting.blocks[2].shortcut
+    by_hand = F.conv2d(x, conv.weight, stride=2)
+    by_hand = F.batch_norm(by_hand, bn.running_mean, bn.running_var, bn.weight, bn.bias)
+    torch.testing.assert_close(thin(projecting, [False] * 6).blocks[2](x), by_hand.relu())
+
+
+@each_variant
+def test_a_thinned_network_is_the_network_with_branches_of_zero(name: str, options: dict[str, object]) -> None:
+    network = build(name, **options).eval()
+    kept = [True, False, False, True, False, True]
+    x = network.stem(IMAGES)
+    for block, alive in zip(network.blocks, kept, strict=True):
+        x = block.after(block.shortcut(x) + block.residual(x) * alive)
+    torch.testing.assert_close(thin(network, kept)(IMAGES), network.head(x))
+    assert thin(network, [True] * 6)(IMAGES).equal(network(IMAGES))
+
+
+@each_variant
+@each_choice
+def test_evaluated_branches_are_those_expected_in_training(name: str, options: dict[str, object], blocks: str) -> None:
+    """Huang et al. 2016, Eq. 5, by the plain forward pass of a copy."""
+    network = build(name, **options).double().eval()
+    before = copy.deepcopy(network.state_dict())
+    images = IMAGES.double()
+    x = network.stem(images)
+    for block, chance in zip(network.blocks, survival(blocks, 6).tolist(), strict=True):
+        kept, skipped = block.shortcut(x) + block.residual(x), block.shortcut(x)
+        x = block.after(chance * kept + (1 - chance) * skipped)
+    torch.testing.assert_close(whole(network, blocks)(images), network.head(x))
+    torch.testing.assert_close(network.state_dict(), before, rtol=0, atol=0)
+    assert whole(network, "all") is network
+
+
+def test_thinning_shares_the_weights_and_leaves_the_network_alone() -> None:
+    network = build()
+    keys = list(network.state_dict())
+    blocks = list(network.blocks)
+    part = next(thinned(network, "exactly:2", seed=0, epoch=1))
+    assert {id(p) for p in part.parameters()} < {id(p) for p in network.parameters()}
+    assert list(network.state_dict()) == keys
+    assert all(a is b for a, b in zip(network.blocks, blocks, strict=True))
+    assert next(thinned(network, "all", seed=0, epoch=1)) is network
+
+
+# Training
+
+
+@each_choice
+def test_a_block_counts_the_batches_that_train_it(data: Classification, blocks: str) -> None:
+    trained, _ = fit(data, dataclasses.replace(SHORT, blocks=blocks))
+    expected = sum(drawn(blocks, 6, steps, epoch=epoch).sum(0) for epoch, steps in ((1, 4), (2, 4), (3, 3)))
+    for block, batches_seen in zip(trained.blocks, expected.tolist(), strict=True):
+        norms = [module for module in block.modules() if isinstance(module, nn.BatchNorm2d)]
+        assert {int(norm.num_batches_tracked) for norm in norms} == {batches_seen}
+    assert int(trained.head.bn.num_batches_tracked) == 11
+
+
+def test_a_block_that_is_left_out_stays_as_it_is(data: Classification) -> None:
+    """Weights and BN statistics, but for the factor of evaluation; all else changes."""
+    recipe = dataclasses.replace(SHORT, iterations=1, blocks="exactly:2")
+    start = whole(build(), recipe.blocks).state_dict()
+    trained, _ = fit(data, recipe)
+    kept = drawn("exactly:2", 6, 1)[0].tolist()
+    for key, value in trained.state_dict().items():
+        part, index, *_ = key.split(".")
+        assert value.equal(start[key]) == (part == "blocks" and not kept[int(index)]), key
+
+
+@each_choice
+def test_training_is_torchs_sgd_on_the_thinned_networks(data: Classification, blocks: str) -> None:
+    """Without fused arithmetic, and block by block in plain sums; then the factors of evaluation."""
+    recipe = dataclasses.replace(SHORT, iterations=7, blocks=blocks, weight_decay=0.01)
+    trained, record = fit(data, recipe)
+
+    reference = build().train()
+    optimizer = torch.optim.SGD(reference.parameters(), lr=0.1, momentum=0.9, weight_decay=0.01, fused=False)
+    losses: list[float] = []
+    for epoch, steps in ((1, 4), (2, 3)):
+        inputs = batches(data.train_images, data.train_labels, recipe, seed=0, epoch=epoch)
+        rows = drawn(blocks, 6, steps, epoch=epoch)
+        for (images, labels), kept in zip(itertools.islice(inputs, steps), rows, strict=True):
+            x = reference.stem(data.normalization(images))
+            for block, alive in zip(reference.blocks, kept, strict=True):
+                x = block.after(block.shortcut(x) + block.residual(x) if alive else block.shortcut(x))
+            loss = F.cross_entropy(reference.head(x), labels)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.item())
+    expected = whole(reference, blocks)
+    torch.testing.assert_close(trained.state_dict(), expected.state_dict(), rtol=5e-3, atol=1e-4)
+    found = [row.train_loss for row in record.history]
+    assert found == pytest.approx([sum(losses[:4]) / 4, sum(losses[4:]) / 3], rel=1e-3)
+
+
+def test_what_is_evaluated_is_what_is_returned_and_kept(data: Classification, tmp_path: Path) -> None:
+    """In every epoch: a shorter training ends in the snapshot of a longer one."""
+    recipe = dataclasses.replace(SHORT, blocks="exactly:2", snapshots=(8,))
+    _, record = fit(data, recipe, folder=tmp_path)
+    ends, _ = fit(data, dataclasses.replace(recipe, iterations=8))
+    torch.testing.assert_close(
+        load_file(tmp_path / "iteration-000008.safetensors"), dict(ends.state_dict()), rtol=0, atol=0
+    )
+    loss, error, _ = evaluate(ends, data.test_images, data.test_labels, data.normalization)
+    assert (record.history[1].test_loss, record.history[1].test_error) == (pytest.approx(loss), error)
+
+
+def test_factors_enter_once(data: Classification, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where training was killed after its last epoch."""
+    monkeypatch.setattr("resnotes.training.loop.CHECKPOINT_SECONDS", 0)
+    recipe = dataclasses.replace(SHORT, blocks="exactly:2")
+    once, again = fit(data, recipe, folder=tmp_path), fit(data, recipe, folder=tmp_path)
+    assert again[1].resumed == 1
+    assert_same(again, once)
+
+
+@pytest.mark.parametrize("blocks", ["exactly:6", "stochastic-depth:1"])
+def test_with_every_block_in_every_batch_nothing_changes(data: Classification, blocks: str) -> None:
+    assert_same(fit(data, dataclasses.replace(SHORT, blocks=blocks)), fit(data))
+
+
+@each_choice
+@pytest.mark.parametrize("shortcut", ["A", "dropout:0.5"])
+def test_recomputed_blocks_are_the_same_blocks(data: Classification, blocks: str, shortcut: str) -> None:
+    recipe = dataclasses.replace(SHORT, blocks=blocks)
+    runs = []
+    for recompute in (0, 2):
+        network = build(shortcut=shortcut)
+        chosen = dataclasses.replace(recipe, recompute=recompute)
+        runs.append((network, train(network, data, chosen, seed=0, device="cpu")))
+    assert_same(*runs)
+
+
+@each_choice
+@pytest.mark.parametrize("iteration", [0, 4, 6, 10])
+def test_going_on_after_an_interruption_changes_nothing(
+    data: Classification, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, blocks: str, iteration: int
+) -> None:
+    recipe = dataclasses.replace(SHORT, blocks=blocks)
+    count = itertools.count()
+
+    def interrupted(*arguments: object) -> Tensor:
+        if next(count) == iteration:
+            raise KeyboardInterrupt
+        return augment(*arguments)
+
+    augment = classification.augment
+    monkeypatch.setattr("resnotes.training.loop.CHECKPOINT_SECONDS", 0)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(classification, "augment", interrupted)
+        fit(data, recipe, folder=tmp_path)
+    torch.manual_seed(iteration)
+    resumed = fit(data, recipe, folder=tmp_path)
+    assert resumed[1].resumed == int(iteration >= 4)
+    assert_same(resumed, fit(data, recipe))
+
+
+@pytest.mark.parametrize("blocks", ["exactly:3", "stochastic-depth:0.5"])
+def test_digits_are_learnt(blocks: str) -> None:
+    recipe = Recipe(iterations=66, schedule="one-cycle", pad=0, flip=False, blocks=blocks, precision="float32")
+    network = build("preresnet-14")
+    record = train(network, datasets.load("digits"), recipe, seed=0, device="cpu")
+    assert record.history[-1].test_error < 60  # chance is 90
+
+
+# Addresses
+
+
+def test_runs_that_train_all_blocks_keep_their_address() -> None:
+    def address(**recipe: str) -> str:
+        return RunSpec(model="resnet-14", dataset="digits", seed=0, recipe=Recipe(iterations=4, **recipe)).name
+
+    assert address() == address(blocks="all")
+    assert len({address(), *(address(blocks=blocks) for blocks in ("exactly:2", "exactly:3", *CHOICES[1:]))}) == 4
+
+
+def test_a_specification_with_blocks_reads_back() -> None:
+    spec = RunSpec(model="resnet-14", dataset="digits", seed=0, recipe=Recipe(iterations=4, blocks="exactly:2"))
+    assert RunSpec.from_json(spec.to_json()) == spec
+
+
+# Refusals
+
+
+def test_what_is_allowed_is_read() -> None:
+    assert parse("all") == ("all", 1)
+    assert parse("exactly:23") == ("exactly", 23)
+    assert parse("stochastic-depth:0.5") == ("stochastic-depth", 0.5)
+
+
+@pytest.mark.parametrize(
+    "blocks",
+    [
+        *("", "some", "all:", "all:1", "exactly", "exactly:", "exactly:0", "exactly:-2", "exactly:2.5", "exactly:x"),
+        *("stochastic-depth", "stochastic-depth:0", "stochastic-depth:1.01", "stochastic-depth:nan", None, 23),
+    ],
+)
+def test_a_choice_that_cannot_be_is_refused(blocks: object) -> None:
+    message = r"unknown blocks .*; allowed: all, exactly:k \(whole k >= 1\), stochastic-depth:p \(0 < p <= 1\)"
+    with pytest.raises(UsageError, match=message):
+        Recipe(iterations=1, blocks=blocks)
+
+
+def test_more_blocks_than_there_are_are_refused(data: Classification) -> None:
+    with pytest.raises(UsageError, match="blocks='exactly:7', but the network has 6; allowed: exactly:1 to exactly:6"):
+        fit(data, dataclasses.replace(SHORT, blocks="exactly:7"))
+
+
+@each_choice
+@pytest.mark.parametrize(
+    "network", [build("plain-14"), nn.Sequential(nn.Flatten(), nn.Linear(64, 10))], ids=["plain", "no network"]
+)
+def test_blocks_without_shortcuts_cannot_be_left_out(data: Classification, network: nn.Module, blocks: str) -> None:
+    message = f"blocks='{blocks}': (plain-14|Sequential) has no blocks with shortcuts, none can be left out"
+    with pytest.raises(UsageError, match=message):
+        train(network, data, dataclasses.replace(SHORT, blocks=blocks), seed=0, device="cpu")
+
+
+@pytest.mark.parametrize("network", [build("resnet-14", shortcut="exclusive-gating:-1"), build("resnet18")])
+def test_branches_that_take_no_factor_are_refused(network: Network) -> None:
+    for refusing in (lambda: thinned(network, "exactly:2", seed=0, epoch=1), lambda: whole(network, "exactly:2")):
+        with pytest.raises(UsageError, match=r"branches of resnet.* are no plain sequence of layers.*; allowed: all"):
+            refusing()

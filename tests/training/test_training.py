@@ -1,0 +1,488 @@
+"""The training loop against torch.optim, torchvision and itself, interrupted in every way."""
+
+import copy
+import dataclasses
+import io
+import itertools
+import math
+import random
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from kit.runs import RECIPE, assert_same, start_training, timeless
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchvision.transforms import functional as vision
+
+from resnotes import datasets, models
+from resnotes.datasets import Classification
+from resnotes.devices import resolve_device, resolve_precision
+from resnotes.errors import RunError, TrainingDiverged, UsageError
+from resnotes.files import sealed, unsealed
+from resnotes.models import Network
+from resnotes.runs.store import Run, RunSpec, RunStore
+from resnotes.training import classification
+from resnotes.training.classification import augment, evaluate
+from resnotes.training.loop import Training, train
+from resnotes.training.recipe import Recipe
+from resnotes.training.task import Scores
+
+
+@pytest.fixture(scope="module")
+def data() -> Classification:
+    """200 training and 60 test images of digits."""
+    digits = datasets.load("digits").train_subset(200)
+    return dataclasses.replace(digits, test_images=digits.test_images[:60], test_labels=digits.test_labels[:60])
+
+
+def network(seed: int = 0) -> Network:
+    with torch.random.fork_rng([]):
+        torch.manual_seed(seed)
+        return models.build("resnet-8", width=4, in_channels=1)
+
+
+# Four iterations an epoch.
+SHORT = Recipe(iterations=14, batch_size=50, precision="float32")
+
+
+def fit(data: Classification, recipe: Recipe = SHORT, *, seed: int = 0, **where: Path) -> tuple[Network, Training]:
+    trained = network()
+    return trained, train(trained, data, recipe, seed=seed, device="cpu", **where)
+
+
+# Learning rate
+
+
+@pytest.mark.parametrize("warmup", [0, 400])
+def test_the_papers_schedule_is_torchs(warmup: int) -> None:
+    recipe = Recipe(iterations=64_000, milestones=(32_000, 48_000), warmup_iterations=warmup)
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.1)
+    steps = torch.optim.lr_scheduler.MultiStepLR(optimizer, [32_000, 48_000], gamma=0.1)
+    for iteration in range(64_000):
+        expected = 0.01 if iteration < warmup else optimizer.param_groups[0]["lr"]
+        assert math.isclose(recipe.lr_at(iteration), expected)
+        optimizer.step()
+        steps.step()
+    assert math.isclose(recipe.lr_at(63_999), 0.001)
+
+
+@given(st.integers(1, 3000), st.floats(1e-3, 10))
+def test_one_cycle_rises_for_three_tenths_and_falls_to_nothing(iterations: int, lr: float) -> None:
+    recipe = Recipe(iterations=iterations, schedule="one-cycle", lr=lr)
+    rates = [recipe.lr_at(i) for i in range(iterations)]
+    top = rates.index(max(rates))
+    assert all(0 < rate <= lr * (1 + 1e-9) for rate in rates)
+    assert rates[: top + 1] == sorted(rates[: top + 1])
+    assert rates[top:] == sorted(rates[top:], reverse=True)
+    assert abs(top + 1 - 0.3 * (iterations + 1)) <= 1
+    slope = lr / (0.3 * (iterations + 1))  # the longest step there is: of the rise
+    assert all(abs(b - a) <= slope * (1 + 1e-6) for a, b in itertools.pairwise([0, *rates, 0]))
+
+
+def test_poly_is_torchs() -> None:
+    recipe = Recipe(iterations=150, schedule="poly", lr=0.01, warmup_iterations=3, warmup_lr=0.002)
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.01)
+    poly = torch.optim.lr_scheduler.PolynomialLR(optimizer, total_iters=150, power=0.9)
+    for iteration in range(150):
+        expected = 0.002 if iteration < 3 else optimizer.param_groups[0]["lr"]
+        assert math.isclose(recipe.lr_at(iteration), expected)
+        optimizer.step()
+        poly.step()
+    assert recipe.lr_at(150) == 0
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"iterations": 0}, "iterations must be positive, found 0"),
+        ({"batch_size": -1}, "batch_size must be positive"),
+        ({"lr": float("nan")}, "lr must be positive, found nan"),
+        ({"weight_decay": -1e-4}, "weight_decay must not be negative"),
+        ({"pad": -1}, "pad must not be negative"),
+        ({"snapshots": (3, 0)}, "snapshots are taken after iterations, counted from 1; found .3, 0."),
+        ({"schedule": "cosine"}, "unknown schedule 'cosine'; allowed: steps, one-cycle, poly"),
+        ({"precision": "float16"}, "unknown precision 'float16'; allowed: auto, float32, bfloat16"),
+    ],
+)
+def test_a_recipe_that_cannot_be_is_refused(change: dict[str, object], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        Recipe(**{"iterations": 1, **change})
+
+
+# Augmentation
+
+
+@given(st.data(), st.integers(1, 5), st.integers(1, 3), st.integers(1, 9), st.integers(1, 9), st.integers(0, 4))
+def test_augmentation_is_torchvisions_image_by_image(
+    drawn: st.DataObject, n: int, channels: int, height: int, width: int, pad: int
+) -> None:
+    images = torch.randint(256, (n, channels, height, width), dtype=torch.uint8)
+    offsets = st.lists(st.integers(0, 2 * pad), min_size=n, max_size=n)
+    dy, dx = torch.tensor(drawn.draw(offsets)), torch.tensor(drawn.draw(offsets))
+    flip = torch.tensor(drawn.draw(st.lists(st.booleans(), min_size=n, max_size=n)))
+    before = images.clone()
+    augmented = augment(images, dy, dx, flip, pad)
+    for i in range(n):
+        expected = vision.crop(vision.pad(images[i], [pad]), int(dy[i]), int(dx[i]), height, width)
+        assert torch.equal(augmented[i], vision.hflip(expected) if flip[i] else expected)
+    assert augmented.dtype == torch.uint8
+    assert torch.equal(images, before)
+
+
+def draws(data: Classification, recipe: Recipe, seed: int, monkeypatch: pytest.MonkeyPatch) -> list[tuple[Tensor, ...]]:
+    """What the loop asks of `augment`, batch by batch."""
+    asked: list[tuple[Tensor, ...]] = []
+
+    def noting(images: Tensor, dy: Tensor, dx: Tensor, flip: Tensor, pad: int) -> Tensor:
+        asked.append((images, dy, dx, flip))
+        return augment(images, dy, dx, flip, pad)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(classification, "augment", noting)
+        fit(data, recipe, seed=seed)
+    return asked
+
+
+def test_every_epoch_draws_anew_from_all_images(data: Classification, monkeypatch: pytest.MonkeyPatch) -> None:
+    batches = draws(data, dataclasses.replace(SHORT, iterations=8, pad=2), 0, monkeypatch)
+    epochs = [[torch.cat(column) for column in zip(*batches[i : i + 4], strict=True)] for i in (0, 4)]
+    everything = sorted(map(bytes, data.train_images.flatten(1).numpy()))
+    for images, dy, dx, flip in epochs:
+        assert sorted(map(bytes, images.flatten(1).numpy())) == everything
+        assert set(dy.tolist()) == set(dx.tolist()) == {0, 1, 2, 3, 4}
+        assert 60 <= flip.sum() <= 140  # 6 standard deviations about a half of 200
+    for first, second in zip(*epochs, strict=True):
+        assert not torch.equal(first, second)
+
+
+def test_without_augmentation_images_are_as_they_are(data: Classification, monkeypatch: pytest.MonkeyPatch) -> None:
+    for _, dy, dx, flip in draws(data, dataclasses.replace(SHORT, pad=0, flip=False), 0, monkeypatch):
+        assert not dy.any()
+        assert not dx.any()
+        assert not flip.any()
+
+
+# Steps
+
+
+def test_training_is_torchs_sgd_on_the_whole_data(data: Classification) -> None:
+    recipe = Recipe(iterations=4, batch_size=200, milestones=(2, 3), pad=0, flip=False, precision="float32")
+    trained, record = fit(data, recipe)
+
+    reference = network().train()
+    optimizer = torch.optim.SGD(reference.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-4)
+    schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, [2, 3])
+    losses = []
+    for _ in range(4):
+        optimizer.zero_grad()
+        loss = F.cross_entropy(reference(data.normalization(data.train_images)), data.train_labels)
+        loss.backward()
+        losses.append(loss.item())
+        optimizer.step()
+        schedule.step()
+    torch.testing.assert_close(trained.state_dict(), reference.state_dict(), rtol=1e-3, atol=1e-5)
+    assert [row.train_loss for row in record.history] == pytest.approx(losses, rel=1e-4)
+    assert [row.iteration for row in record.history] == [1, 2, 3, 4]
+    assert [row.lr for row in record.history] == pytest.approx([0.1, 0.1, 0.01, 0.001])
+
+
+def test_weight_decay_acts_on_every_parameter(data: Classification) -> None:
+    """After one step, decay is all that tells the networks apart: lr times decay times the first weights."""
+    recipe = Recipe(iterations=1, batch_size=200, weight_decay=0.0, precision="float32")
+    without, with_decay = fit(data, recipe)[0], fit(data, dataclasses.replace(recipe, weight_decay=0.5))[0]
+    for (name, start), a, b in zip(
+        network().named_parameters(), without.parameters(), with_decay.parameters(), strict=True
+    ):
+        torch.testing.assert_close(a - b, 0.1 * 0.5 * start, rtol=0, atol=1e-6, msg=name)
+
+
+def test_epochs_leave_out_what_fills_no_batch(data: Classification, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = dataclasses.replace(SHORT, batch_size=60, iterations=7)  # 3 batches of 60 from 200 images
+    assert [len(batch[0]) for batch in draws(data, recipe, 0, monkeypatch)] == [60] * 7
+    assert [row.iteration for row in fit(data, recipe)[1].history] == [3, 6, 7]
+
+
+def test_more_than_the_data_in_a_batch_is_refused(data: Classification) -> None:
+    with pytest.raises(UsageError, match="200 training images do not fill a batch of 201; choose a smaller batch_size"):
+        fit(data, dataclasses.replace(SHORT, batch_size=201))
+
+
+# Evaluation
+
+
+def test_evaluation_is_a_loop_over_images(data: Classification) -> None:
+    trained, record = fit(data)
+    trained.train()
+    loss, error, iou = evaluate(trained, data.test_images, data.test_labels, data.normalization, batch=7)
+    assert iou is None
+    assert trained.training  # left as it was
+
+    trained.eval()
+    losses, wrong = [], 0
+    for image, label in zip(data.test_images, data.test_labels, strict=True):
+        with torch.no_grad():
+            logits = trained(((image - data.normalization.mean) / data.normalization.std)[None])[0]
+        losses.append((logits.logsumexp(0) - logits[label]).item())
+        wrong += int(logits.argmax() != label)
+    assert loss == pytest.approx(sum(losses) / 60, rel=1e-4)
+    assert error == 100 * wrong / 60
+    assert (record.history[-1].test_loss, record.history[-1].test_error) == (pytest.approx(loss), error)
+
+
+def test_running_and_clean_errors_are_of_what_they_say(data: Classification) -> None:
+    """At lr near zero the weights stay: the loss before is the loss in training mode, the clean one in eval mode."""
+    start = network()
+    _, record = fit(data, Recipe(iterations=1, batch_size=200, lr=1e-12, pad=0, flip=False, precision="float32"))
+    logits = start.train()(data.normalization(data.train_images))
+    [row] = record.history
+    assert row.train_loss == pytest.approx(F.cross_entropy(logits, data.train_labels).item(), rel=1e-4)
+    assert row.running_error == pytest.approx(100 * (logits.argmax(1) != data.train_labels).float().mean().item())
+    clean = evaluate(start, data.train_images, data.train_labels, data.normalization)  # the forward pass moved BN
+    assert (row.clean_loss, row.clean_error) == (pytest.approx(clean[0], rel=1e-4), clean[1])
+    assert abs(row.train_loss - row.clean_loss) > 1e-3
+
+
+def test_nothing_to_evaluate_on_is_refused(data: Classification) -> None:
+    with pytest.raises(UsageError, match="empty set of images"):
+        evaluate(network(), data.test_images[:0], data.test_labels[:0], data.normalization)
+
+
+def test_probes_are_used_between_epochs_and_all_images_at_the_end(
+    data: Classification, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Tensor] = []
+
+    def noting(model: nn.Module, images: Tensor, *others: object, **options: object) -> Scores:
+        seen.append(images)
+        return evaluate(model, images, *others, **options)
+
+    monkeypatch.setattr(classification, "evaluate", noting)
+    probed, _ = fit(data, dataclasses.replace(SHORT, probe_images=30), seed=1)
+    assert [len(images) for images in seen] == [30] * 6 + [200, 60]  # training and test images of four epochs
+    assert torch.equal(seen[0], seen[2])
+    assert not torch.equal(seen[0], data.train_images[:30])  # a random choice ...
+    fit(data, dataclasses.replace(SHORT, probe_images=30), seed=2)
+    assert torch.equal(seen[0], seen[8])  # ... that is the same for every run
+    torch.testing.assert_close(probed.state_dict(), fit(data, seed=1)[0].state_dict(), rtol=0, atol=0)
+
+
+# The same again, and interrupted
+
+
+def test_a_seed_decides_everything(data: Classification) -> None:
+    once = fit(data)
+    torch.manual_seed(123)  # the global generator has no say
+    again, other = fit(data), fit(data, seed=1)
+    assert_same(once, again)
+    assert not torch.equal(once[0].head.fc.weight, other[0].head.fc.weight)
+    assert once[1].history[0].train_loss != other[1].history[0].train_loss
+
+
+def test_training_leaves_the_global_generator_alone(data: Classification) -> None:
+    torch.manual_seed(3)
+    expected = torch.rand(1)
+    torch.manual_seed(3)
+    fit(data)
+    assert torch.equal(torch.rand(1), expected)
+
+
+@pytest.mark.parametrize("iteration", [0, 4, 6, 13])
+def test_going_on_after_an_interruption_changes_nothing(
+    data: Classification, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, iteration: int
+) -> None:
+    def started() -> nn.Module:
+        return nn.Sequential(nn.Dropout(0.2), network())  # draws random numbers in its forward pass too
+
+    batches = itertools.count()
+
+    def interrupted(*arguments: object) -> Tensor:
+        if next(batches) == iteration:
+            raise KeyboardInterrupt
+        return augment(*arguments)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(classification, "augment", interrupted)
+        train(started(), data, SHORT, seed=0, device="cpu", folder=tmp_path)
+    goes_on, straight = started(), started()
+    torch.manual_seed(iteration)
+    resumed = train(goes_on, data, SHORT, seed=0, device="cpu", folder=tmp_path)
+    reference = train(straight, data, SHORT, seed=0, device="cpu")
+    assert (resumed.resumed, reference.resumed) == (int(iteration >= 4), 0)
+    assert_same((goes_on, resumed), (straight, reference))
+    pd.testing.assert_frame_equal(timeless(pd.read_csv(tmp_path / "history.csv")), timeless(reference.frame()))
+
+
+@pytest.mark.parametrize("damage", ["cut", "text", "empty", "foreign", "flipped"])
+def test_a_damaged_checkpoint_is_named_and_left_alone(
+    data: Classification, tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The run is trained from its start; "flipped" is a bit of a weight, of which PyTorch takes no notice."""
+    whole = fit(data, folder=tmp_path)
+    checkpoint = tmp_path / "checkpoint.pt"
+    content = checkpoint.read_bytes()
+    if damage == "foreign":
+        torch.save({"network": {}}, checkpoint)
+    elif damage == "flipped":
+        weights = whole[0].state_dict()["head.fc.weight"].numpy().tobytes()
+        at = content.index(weights) + 3
+        checkpoint.write_bytes(content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :])
+        torch.load(checkpoint, weights_only=True)
+    else:
+        checkpoint.write_bytes({"cut": content[: len(content) // 2], "text": b"no checkpoint", "empty": b""}[damage])
+    again = fit(data, folder=tmp_path)
+    assert f"{checkpoint} is damaged; the run is trained from its start" in caplog.text
+    assert again[1].resumed == 0
+    assert_same(again, whole)
+
+
+@pytest.mark.parametrize("part", ["network", "optimizer", "history"])
+def test_a_checkpoint_of_another_version_is_named(data: Classification, tmp_path: Path, part: str) -> None:
+    """Whole and of this data, but with weights, groups or columns that are not ours."""
+    fit(data, folder=tmp_path)
+    path = tmp_path / "checkpoint.pt"
+    state = torch.load(io.BytesIO(unsealed(path.read_bytes()) or b""), weights_only=True)
+    state[part] = {"network": {}, "optimizer": {"state": {}, "param_groups": []}, "history": [{"epochs": 1}]}[part]
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    path.write_bytes(sealed(buffer.getvalue()))
+    with pytest.raises(RunError, match=r"is no checkpoint .*; delete it to train the run from its start"):
+        fit(data, folder=tmp_path)
+
+
+def test_a_run_does_not_go_on_with_other_data(data: Classification, tmp_path: Path) -> None:
+    fit(data, folder=tmp_path)
+    with pytest.raises(RunError, match=f"belongs to data with fingerprint {data.fingerprint}, .* has 0123"):
+        fit(dataclasses.replace(data, fingerprint="0123"), folder=tmp_path)
+
+
+def test_a_killed_process_goes_on_to_the_same_bits(tmp_path: Path) -> None:
+    """SIGKILL at a random moment of a real training process; then the same command again."""
+    spec = RunSpec(model="resnet-8", dataset="digits", seed=0, recipe=RECIPE, options={"width": 4})
+    folder = tmp_path / "killed" / spec.name
+    victim = start_training(spec, folder.parent)
+    while not (folder / "history.csv").exists() or len(pd.read_csv(folder / "history.csv")) < 2:
+        assert victim.poll() is None, victim.communicate()
+        time.sleep(0.005)
+    time.sleep(random.uniform(0, 0.3))
+    victim.kill()
+    assert victim.wait() < 0
+    assert not (folder / "run.json").exists()
+    assert RunStore(folder.parent).find(spec) is None
+
+    processes = [start_training(spec, root) for root in (folder.parent, tmp_path / "straight")]
+    for process in processes:
+        assert process.wait() == 0, process.communicate()
+    resumed, straight = Run(folder), Run(tmp_path / "straight" / spec.name)
+    assert (resumed.facts["resumed"], straight.facts["resumed"]) == (1, 0)
+    pd.testing.assert_frame_equal(timeless(resumed.history), timeless(straight.history), check_exact=True)
+    assert (folder / "model.safetensors").read_bytes() == (straight.folder / "model.safetensors").read_bytes()
+
+
+def test_snapshots_are_the_weights_after_their_iterations(data: Classification, tmp_path: Path) -> None:
+    kept = (1, 8, SHORT.iterations)  # within an epoch, at the end of one, and of the training
+    fit(data, dataclasses.replace(SHORT, snapshots=kept), folder=tmp_path)
+    assert sorted(path.name for path in tmp_path.glob("*.safetensors")) == [
+        f"iteration-{iteration:06d}.safetensors" for iteration in kept
+    ]
+    for iteration in kept:
+        shorter, _ = fit(data, dataclasses.replace(SHORT, iterations=iteration))
+        found = load_file(tmp_path / f"iteration-{iteration:06d}.safetensors")
+        torch.testing.assert_close(found, dict(shorter.state_dict()), rtol=0, atol=0)
+
+
+# Divergence
+
+
+def test_a_loss_that_is_no_number_ends_the_run(data: Classification, tmp_path: Path) -> None:
+    recipe = dataclasses.replace(SHORT, lr=1e20, warmup_iterations=5)
+    with pytest.raises(TrainingDiverged, match=r"resnet: the loss is (nan|inf) in epoch 2 at lr 1e\+20; lower the lr"):
+        train(network(), data, recipe, seed=0, device="cpu", folder=tmp_path, label="resnet")
+    history = pd.read_csv(tmp_path / "history.csv")
+    assert history.epoch.tolist() == [1, 2]
+    assert math.isfinite(history.train_loss[0])
+    assert not math.isfinite(history.train_loss[1])
+
+
+def test_the_last_step_can_diverge_too(data: Classification) -> None:
+    """Its loss is computed before it: only the evaluation shows what it did."""
+    with pytest.raises(TrainingDiverged, match="in epoch 1 at lr"):
+        fit(data, Recipe(iterations=1, batch_size=200, lr=1e20, precision="float32"))
+
+
+# Precision and device
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "expected"),
+    [
+        ({"avx512_bf16": True}, "bfloat16"),
+        ({"amx_bf16": True, "avx512_bf16": False}, "bfloat16"),
+        ({"bf16": True}, "bfloat16"),  # ARM
+        ({"avx2": True, "avx512_f": True, "avx512_bf16": False}, "float32"),
+        ({}, "float32"),
+        (None, "float32"),  # a PyTorch that cannot say
+    ],
+)
+def test_precision_follows_the_processor(
+    monkeypatch: pytest.MonkeyPatch, capabilities: dict[str, bool] | None, expected: str
+) -> None:
+    if capabilities is None:
+        monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
+    else:
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
+    cpu = torch.device("cpu")
+    assert resolve_precision("auto", cpu) == expected
+    assert [resolve_precision(asked, cpu) for asked in ("float32", "bfloat16")] == ["float32", "bfloat16"]
+
+
+@pytest.mark.parametrize("supported", [True, False])
+def test_precision_follows_the_gpu(monkeypatch: pytest.MonkeyPatch, supported: bool) -> None:
+    # With emulation, which is slow, every GPU says yes.
+    monkeypatch.setattr(
+        torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation or supported
+    )
+    assert resolve_precision("auto", torch.device("cuda")) == ("bfloat16" if supported else "float32")
+
+
+@pytest.mark.parametrize(("gpus", "auto"), [(0, "cpu"), (2, "cuda")])
+def test_devices(monkeypatch: pytest.MonkeyPatch, gpus: int, auto: str) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    assert resolve_device().type == auto
+    assert resolve_device("cpu") == torch.device("cpu")
+    for device in ("cuda", "cuda:1"):
+        if gpus:
+            assert resolve_device(device) == torch.device(device)
+    for device in ("gpu", "meta", "cuda:2", *(() if gpus else ("cuda",))):
+        with pytest.raises(UsageError, match=f"unknown device '{device}'; expected .* with {gpus} GPUs"):
+            resolve_device(device)
+
+
+def test_bfloat16_trains_like_float32(data: Classification) -> None:
+    runs = [fit(data, dataclasses.replace(SHORT, precision=name)) for name in ("float32", "bfloat16")]
+    assert [record.precision for _, record in runs] == ["float32", "bfloat16"]
+    exact, rounded = ([row.train_loss for row in record.history] for _, record in runs)
+    assert rounded == pytest.approx(exact, rel=0.02)
+    assert rounded != exact
+    assert all(parameter.dtype == torch.float32 for parameter in runs[1][0].parameters())
+
+
+def test_a_network_in_eval_mode_trains_all_the_same(data: Classification) -> None:
+    """As a deepened one is."""
+    trained = network().eval()
+    assert_same((trained, train(trained, data, SHORT, seed=0, device="cpu")), fit(data))
+
+
+def test_training_is_in_place_and_ends_in_eval_mode(data: Classification) -> None:
+    start = copy.deepcopy(network())
+    trained, record = fit(data)
+    assert not trained.training
+    assert not torch.equal(trained.stem.conv.weight, start.stem.conv.weight)
+    assert (record.device, record.threads) == ("cpu", torch.get_num_threads())
+    assert len(record.frame()) == len(record.history) == 4
