@@ -123,7 +123,8 @@ def compare(name: str, images: Tensor, labels: Tensor, device: torch.device, set
     at_a_time, clock = (settings.at_a_time, process_time) if device.type == "cpu" else (0, perf_counter)
 
     def network() -> nn.Module:
-        return models.build(name).to(device)
+        network: nn.Module = models.build(name).to(device)
+        return network
 
     ours, *others = (our_steps(network(), our_batches(*there), precision) for _ in range(1 + at_a_time))
     sides: dict[str, Callable[[int], object]] = {

@@ -3,21 +3,14 @@
 from __future__ import annotations
 
 import ast
-import re
-from collections.abc import Callable, Mapping
-from functools import partial
-from inspect import signature
-from typing import Any, cast
+from collections.abc import Mapping
+from typing import Any
 
 from resnotes.errors import UsageError
 from resnotes.models.deepening import deepen
-from resnotes.models.feedforward import FEEDFORWARD
-from resnotes.models.imagenet import LAYOUTS, imagenet_resnet
 from resnotes.models.network import Block, Network, batch_statistics, count_parameters, in_mode
 from resnotes.models.published_networks import Published, from_published, published
-from resnotes.models.residual import FAMILIES, residual_network
-from resnotes.models.segmentation import NAMES as SEGMENTATION
-from resnotes.models.segmentation import SMALL, segmentation_network
+from resnotes.models.registry import build, register, source
 
 __all__ = [
     "Block",
@@ -32,55 +25,9 @@ __all__ = [
     "in_mode",
     "label",
     "published",
+    "register",
+    "source",
 ]
-
-_NAMES = ", ".join(
-    [
-        *(f"{family}-N (N = {3 * count}n + 2)" for family, (count, _) in FAMILIES.items()),
-        *LAYOUTS,
-        *FEEDFORWARD,
-        f"fcn-E, pspnet-E (E = {SMALL}, {', '.join(LAYOUTS)})",
-    ]
-)
-
-
-def build(name: str, **options: Any) -> Network:
-    """Build a network with fresh weights, drawn from PyTorch's global generator.
-
-    Args:
-        name: ``plain-N``, ``resnet-N`` or ``preresnet-N`` with N = 6n + 2, ``bottleneck-N`` or ``prebottleneck-N``
-            with N = 9n + 2, ``resnet18`` to ``resnet152``, ``vgg-15`` (the only depth of a VGG), ``alexnet``, or
-            for segmentation ``fcn-E`` or ``pspnet-E`` with an encoder E, ``small`` or ``resnet18`` to ``resnet152``.
-        options: ``num_classes``, ``in_channels``, ``width`` and others, see
-            `resnotes.models.residual.residual_network` for networks with N, `resnotes.models.feedforward` for VGG
-            and AlexNet, `resnotes.models.imagenet.imagenet_resnet`, and
-            `resnotes.models.segmentation.segmentation_network`.
-
-    Raises:
-        UsageError: an unknown name or option, or a value that the network cannot take.
-    """
-    builder: Callable[..., Any]
-    if (match := re.fullmatch(r"([a-z]+)-(\d+)", name)) and match[1] in FAMILIES:
-        builder = partial(residual_network, match[1], int(match[2]))
-    elif name in FEEDFORWARD:
-        builder = FEEDFORWARD[name]
-    elif name in LAYOUTS:
-        builder = partial(imagenet_resnet, name)
-    elif name in SEGMENTATION:
-        builder = partial(segmentation_network, name)
-    else:
-        raise UsageError(f"unknown network {name!r}; allowed: {_NAMES}")
-    allowed = [
-        parameter.name
-        for parameter in signature(builder).parameters.values()
-        if parameter.kind is parameter.KEYWORD_ONLY
-    ]
-    for option in options:
-        if option not in allowed:
-            raise UsageError(f"{name} takes no option {option!r}; allowed: {', '.join(allowed)}")
-    # Those for ImageNet have a network's shape, under torchvision's names for the parameters. Those for segmentation
-    # are no classifiers, and share only `name` and `options` with the others.
-    return cast(Network, builder(**options))
 
 
 def label(name: str, options: Mapping[str, Any]) -> str:

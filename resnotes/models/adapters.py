@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from resnotes.devices import autocast
 from resnotes.errors import UsageError
-from resnotes.models import imagenet
+from resnotes.models.imagenet import ImageNetResNet, as_block
 from resnotes.models.inputs import check_images, evaluating
-from resnotes.models.network import Block, Network, agree, check_weights, in_mode, kept_statistics
+from resnotes.models.network import Network, agree, check_weights, in_mode, kept_statistics
 
 _SIDE = 64  # pixels of the image that is compared, if none is given
 
@@ -37,10 +37,9 @@ def blocks_of(model: nn.Module) -> list[Parts]:
             f"expected a network with stem, blocks and head, found {name}; resnotes.unravel.adapt gives that shape to"
             " torchvision's ResNets"
         )
-    blocks = cast(Any, model).blocks
-    if not isinstance(blocks, Iterable):
-        raise UsageError(f"expected a list of blocks, found {type(blocks).__name__} as the blocks of {name}")
-    blocks = list(blocks)
+    if not isinstance(model.blocks, Iterable):
+        raise UsageError(f"expected a list of blocks, found {type(model.blocks).__name__} as the blocks of {name}")
+    blocks: list[Any] = list(model.blocks)
     for i, block in enumerate(blocks):
         if missing := [part for part in ("residual", "shortcut", "after") if not hasattr(block, part)]:
             raise UsageError(
@@ -81,29 +80,32 @@ def shaped(model: nn.Module) -> Network:
     from torchvision.models.resnet import ResNet  # a second of import
 
     name = type(model).__name__
-    if not isinstance(model, (ResNet, imagenet.ImageNetResNet)):
+    if not isinstance(model, (ResNet, ImageNetResNet)):
         raise UsageError(
             f"cannot adapt a {name}; known are torchvision's ResNet, ResNeXt and Wide ResNet. Others need a stem,"
             " blocks and a head, and in each block residual, shortcut and after"
         )
     try:
-        return _network(cast(Any, model), name)
+        return _network(model, name)
     except (AttributeError, TypeError) as error:
         raise UsageError(f"cannot adapt this {name}: its parts are not those of a ResNet ({error})") from error
 
 
 def _network(parts: Any, name: str) -> Network:
     """Stem, blocks and head of a model with the parts of a ResNet."""
+    from torchvision.models.resnet import BasicBlock, Bottleneck
+
     stages = [parts.layer1, parts.layer2, parts.layer3, parts.layer4]
-    blocks = [
-        _block(block, f"{name}.layer{k}.{i}") for k, stage in enumerate(stages, 1) for i, block in enumerate(stage)
-    ]
-    stem = [parts.conv1, parts.bn1, _relu(parts), getattr(parts, "maxpool", nn.MaxPool2d(3, stride=2, padding=1))]
-    head = [getattr(parts, "avgpool", nn.AdaptiveAvgPool2d(1)), nn.Flatten(), parts.fc]
+    for k, stage in enumerate(stages, 1):
+        for i, block in enumerate(stage):
+            if type(block) not in (BasicBlock, Bottleneck):
+                raise UsageError(
+                    f"cannot adapt {name}.layer{k}.{i}, a {type(block).__name__}; known are BasicBlock and Bottleneck"
+                )
     network = Network(
-        nn.Sequential(*stem),
-        blocks,
-        nn.Sequential(*head),
+        nn.Sequential(parts.conv1, parts.bn1, parts.relu, parts.maxpool),
+        [as_block(block) for stage in stages for block in stage],
+        nn.Sequential(parts.avgpool, nn.Flatten(), parts.fc),
         stages=tuple(map(len, stages)),
         name=getattr(parts, "name", name),
         options=getattr(parts, "options", {}),
@@ -111,24 +113,6 @@ def _network(parts: Any, name: str) -> Network:
     for module in set(network.modules()) - set(parts.modules()):
         module.training = parts.training
     return network
-
-
-def _relu(parts: Any) -> nn.Module:
-    return cast(nn.Module, getattr(parts, "relu", nn.ReLU()))
-
-
-def _block(block: Any, where: str) -> Block:
-    from torchvision.models.resnet import BasicBlock, Bottleneck
-
-    deep = type(block) in (Bottleneck, imagenet.Bottleneck)
-    if not deep and type(block) not in (BasicBlock, imagenet.BasicBlock):
-        raise UsageError(f"cannot adapt {where}, a {type(block).__name__}; known are BasicBlock and Bottleneck")
-    relu = _relu(block)
-    layers = [block.conv1, block.bn1, relu, block.conv2, block.bn2]
-    if deep:
-        layers += [relu, block.conv3, block.bn3]
-    shortcut = nn.Identity() if block.downsample is None else block.downsample
-    return Block(nn.Sequential(*layers), shortcut, relu)
 
 
 @torch.no_grad()

@@ -6,6 +6,8 @@ model then has no higher training error than the shallow one. Here the construct
 
 from __future__ import annotations
 
+import re
+
 import torch
 from torch import Tensor, nn
 
@@ -60,17 +62,17 @@ def deepen(network: Network, depth: int, inputs: Tensor) -> Network:
     Raises:
         UsageError: another family, another order than the original, or a depth that is not 6n + 2 or adds no block.
     """
-    family, _, shallow_depth = network.name.partition("-")
+    known = re.fullmatch(r"(plain|resnet)-(\d+)", network.name)
     options = {"order": "original", "shortcut": "A", "batch_norm": True, **network.options}
     usual = options["order"] == "original" and options["shortcut"] in ("A", "B") and options["batch_norm"]
-    if family not in ("plain", "resnet") or not usual:
+    if not known or not usual:
         raise UsageError(
             f"cannot deepen {network.name} {network.options}: identity blocks need non-negative maps between"
             " blocks, BN and identity shortcuts, as plain-N and resnet-N in the original order have"
         )
-    if depth <= int(shallow_depth):
+    if depth <= int(known[2]):
         raise UsageError(f"cannot deepen {network.name} to {depth} layers; the new depth must be larger")
-    deep = residual_network(family, depth, **network.options).to(inputs.device, inputs.dtype).eval()
+    deep = residual_network(known[1], depth, **network.options).to(inputs.device, inputs.dtype).eval()
     deep.stem.load_state_dict(network.stem.state_dict())
     deep.head.load_state_dict(network.head.state_dict())
 

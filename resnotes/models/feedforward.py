@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import nn
@@ -35,18 +36,28 @@ def _pool() -> nn.Module:
 
 
 @torch.no_grad()
-def _finish(network: Network) -> Network:
+def _network(
+    stem: nn.Module, blocks: list[Block], head: nn.Module, stages: tuple[int, ...], name: str, options: dict[str, Any]
+) -> Network:
     """Draw the weights: as everywhere, but with "fan in" (He et al. 2015, ICCV, Eq. 10), in hidden linear layers, too.
 
     "Fan out" would scale the signal by the root of in_channels over width in the first convolution. That is no
     matter where BN follows; without BN, VGG then hardly begins to learn.
     """
+    network = Network(stem, blocks, head, stages=stages, name=name, options=options)
     initialize(network)
     for part in (network.stem, network.blocks):
         for module in part.modules():
             if isinstance(module, nn.Conv2d | nn.Linear):
                 nn.init.kaiming_normal_(module.weight, mode="fan_in", nonlinearity="relu")
     return network
+
+
+def _options(name: str, num_classes: int, in_channels: int, width: int, batch_norm: bool) -> dict[str, Any]:
+    """The options of a network, checked; without those that change nothing."""
+    options: dict[str, Any] = {"num_classes": num_classes, "in_channels": in_channels, "width": width}
+    check_options(name, options, batch_norm=batch_norm)
+    return options | ({"batch_norm": True} if batch_norm else {})
 
 
 def vgg(*, num_classes: int = 10, in_channels: int = 3, width: int = 128, batch_norm: bool = False) -> Network:
@@ -68,31 +79,18 @@ def vgg(*, num_classes: int = 10, in_channels: int = 3, width: int = 128, batch_
     Raises:
         UsageError: a count that is no whole number of at least 1.
     """
-    name, options = "vgg-15", {"num_classes": num_classes, "in_channels": in_channels, "width": width}
-    check_options(name, options, batch_norm)
+    options = _options("vgg-15", num_classes, in_channels, width, batch_norm)
     stages = (4, 5, 4)  # the stem is the first stage's fifth convolution
+    ends = [stage < 2 and i == count - 1 for stage, count in enumerate(stages) for i in range(count)]
     blocks = [
-        Block(
-            _layer(width, width, batch_norm=batch_norm),
-            None,
-            _pool() if i == count - 1 and stage < 2 else nn.Identity(),
-        )
-        for stage, count in enumerate(stages)
-        for i in range(count)
+        Block(_layer(width, width, batch_norm=batch_norm), None, _pool() if pooled else nn.Identity())
+        for pooled in ends
     ]
     head = OrderedDict[str, nn.Module](
         pool=nn.AdaptiveAvgPool2d(1), flatten=nn.Flatten(), fc=nn.Linear(width, num_classes)
     )
-    return _finish(
-        Network(
-            _layer(in_channels, width, batch_norm=batch_norm),
-            blocks,
-            nn.Sequential(head),
-            stages=stages,
-            name=name,
-            options=options | ({"batch_norm": True} if batch_norm else {}),
-        )
-    )
+    stem = _layer(in_channels, width, batch_norm=batch_norm)
+    return _network(stem, blocks, nn.Sequential(head), stages, "vgg-15", options)
 
 
 def alexnet(*, num_classes: int = 10, in_channels: int = 3, width: int = 64, batch_norm: bool = False) -> Network:
@@ -115,8 +113,7 @@ def alexnet(*, num_classes: int = 10, in_channels: int = 3, width: int = 64, bat
     Raises:
         UsageError: a count that is no whole number of at least 1.
     """
-    name, options = "alexnet", {"num_classes": num_classes, "in_channels": in_channels, "width": width}
-    check_options(name, options, batch_norm)
+    options = _options("alexnet", num_classes, in_channels, width, batch_norm)
     stem = _layer(in_channels, width, 5, batch_norm=batch_norm)
     stem.add_module("pool", _pool())
     channels, hidden = [factor * width for factor in (1, 3, 6, 4, 4)], 16 * width
@@ -130,16 +127,10 @@ def alexnet(*, num_classes: int = 10, in_channels: int = 3, width: int = 64, bat
     fc7 = OrderedDict[str, nn.Module](fc=nn.Linear(hidden, hidden), relu=nn.ReLU())
     residuals += [nn.Sequential(fc6), nn.Sequential(fc7)]
     afters = [_pool(), nn.Identity(), nn.Identity(), _pool(), nn.Identity(), nn.Identity()]
-    return _finish(
-        Network(
-            stem,
-            [Block(residual, None, after) for residual, after in zip(residuals, afters, strict=True)],
-            nn.Sequential(OrderedDict(fc=nn.Linear(hidden, num_classes))),
-            stages=(1, 3, 2),  # conv2 at half size, conv3 to conv5 at a quarter, fc6 and fc7 without a map
-            name=name,
-            options=options | ({"batch_norm": True} if batch_norm else {}),
-        )
-    )
+    blocks = [Block(residual, None, after) for residual, after in zip(residuals, afters, strict=True)]
+    head = nn.Sequential(OrderedDict(fc=nn.Linear(hidden, num_classes)))
+    stages = (1, 3, 2)  # conv2 at half size, conv3 to conv5 at a quarter, fc6 and fc7 without a map
+    return _network(stem, blocks, head, stages, "alexnet", options)
 
 
 FEEDFORWARD: dict[str, Callable[..., Network]] = {"vgg-15": vgg, "alexnet": alexnet}

@@ -1,283 +1,178 @@
-"""ImageNet residual nets, ResNet-18 to ResNet-152 (He et al. 2015, Table 1).
+"""Residual nets for large images, of torchvision's blocks: ResNet-18 to ResNet-152 (He et al. 2015, Table 1).
 
-The submodules carry torchvision's names, so state dicts load strictly from and into
-`torchvision.models.resnet*`. On top of those names every network offers the one shape that lesions and path
-gradients are written against:
-
-    x = net.stem(images)
-    for block in net.blocks:
-        x = block(x)  # == block.after(block.shortcut(x) + block.residual(x))
-    logits = net.head(x)
-
-`stem`, `blocks` and `head` are views of the named submodules, not submodules themselves: registering a module
-a second time would duplicate its keys in the state dict.
+torchvision's own ResNet has one width, and does not dilate a BasicBlock; here both are free. The submodules carry its
+names, so that state dicts load strictly from and into `torchvision.models.resnet*`. (Its Bottleneck strides in the 3x3
+convolution, "v1.5"; the authors' first 1x1 never reads three quarters of its input.)
 """
 
-from collections.abc import Sequence
-from typing import ClassVar, NamedTuple, cast
+from __future__ import annotations
 
-import torch.nn.functional as F
+from typing import Any, NamedTuple
+
 from torch import Tensor, nn
 
 from resnotes.errors import unknown
-from resnotes.models.network import check_options
+from resnotes.models.network import Block, check_options
 
 OUTPUT_STRIDES = (8, 16, 32)
 
 
-def _conv3x3(in_channels: int, out_channels: int, stride: int = 1, dilation: int = 1) -> nn.Conv2d:
-    return nn.Conv2d(in_channels, out_channels, 3, stride=stride, padding=dilation, dilation=dilation, bias=False)
-
-
-def _conv1x1(in_channels: int, out_channels: int, stride: int = 1) -> nn.Conv2d:
-    return nn.Conv2d(in_channels, out_channels, 1, stride=stride, bias=False)
-
-
-def _downsample(in_channels: int, out_channels: int, stride: int) -> nn.Module:
-    """Option B of He et al. 2015, Section 3.3: project where the shape changes, else the identity."""
-    if stride == 1 and in_channels == out_channels:
-        return nn.Identity()
-    return nn.Sequential(_conv1x1(in_channels, out_channels, stride), nn.BatchNorm2d(out_channels))
-
-
-class ResidualBlock(nn.Module):
-    """One residual unit, ReLU(shortcut(x) + residual(x)) (He et al. 2015, Eqs (1) and (2), Fig. 2).
-
-    Maps `[N, in_channels, H, W]` to `[N, expansion * channels, ceil(H / stride), ceil(W / stride)]`.
-    """
-
-    expansion: ClassVar[int]
-    downsample: nn.Module
-
-    def shortcut(self, x: Tensor) -> Tensor:
-        """The path around the convolutions: `x` itself, or its projection where the shape changes."""
-        out: Tensor = self.downsample(x)
-        return out
-
-    def residual(self, x: Tensor) -> Tensor:
-        """The residual branch F(x), of the same shape as `shortcut(x)`."""
-        raise NotImplementedError
-
-    def after(self, x: Tensor) -> Tensor:
-        """What follows the addition: a ReLU, shape kept."""
-        return F.relu(x)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """`after(shortcut(x) + residual(x))`."""
-        return self.after(self.shortcut(x) + self.residual(x))
-
-
-class BasicBlock(ResidualBlock):
-    """Two 3x3 convolutions (He et al. 2015, Fig. 5 left).
-
-    Args:
-        in_channels: channels of the incoming map.
-        channels: channels of both convolutions, and of the outgoing map.
-        stride: stride of the first convolution and of the shortcut.
-        dilation: sample spacing of the incoming and of the outgoing map. The two differ where dilation stands
-            in for a stride: the first convolution still reads the old spacing, the second reads the new one.
-    """
-
-    expansion = 1
-
-    def __init__(self, in_channels: int, channels: int, *, stride: int = 1, dilation: tuple[int, int] = (1, 1)) -> None:
-        super().__init__()
-        incoming, outgoing = dilation
-        self.conv1 = _conv3x3(in_channels, channels, stride, incoming)
-        self.bn1 = nn.BatchNorm2d(channels)
-        self.conv2 = _conv3x3(channels, channels, dilation=outgoing)
-        self.bn2 = nn.BatchNorm2d(channels)
-        self.downsample = _downsample(in_channels, channels, stride)
-
-    def residual(self, x: Tensor) -> Tensor:
-        """BN(conv(ReLU(BN(conv(x)))))."""
-        x = F.relu(self.bn1(self.conv1(x)))
-        out: Tensor = self.bn2(self.conv2(x))
-        return out
-
-
-class Bottleneck(ResidualBlock):
-    """1x1, 3x3 and 1x1 convolutions, the last four times as wide (He et al. 2015, Fig. 5 right).
-
-    The stride sits on the 3x3 convolution, as in torchvision ("v1.5"). The authors' own nets put it on the
-    first 1x1, which then never reads three quarters of its input.
-
-    Args:
-        in_channels: channels of the incoming map.
-        channels: channels of the first two convolutions; the outgoing map has four times as many.
-        stride: stride of the 3x3 convolution and of the shortcut.
-        dilation: sample spacing of the incoming and of the outgoing map, as in `BasicBlock`. The only 3x3
-            convolution reads the incoming spacing.
-    """
-
-    expansion = 4
-
-    def __init__(self, in_channels: int, channels: int, *, stride: int = 1, dilation: tuple[int, int] = (1, 1)) -> None:
-        super().__init__()
-        incoming, _ = dilation
-        out_channels = self.expansion * channels
-        self.conv1 = _conv1x1(in_channels, channels)
-        self.bn1 = nn.BatchNorm2d(channels)
-        self.conv2 = _conv3x3(channels, channels, stride, incoming)
-        self.bn2 = nn.BatchNorm2d(channels)
-        self.conv3 = _conv1x1(channels, out_channels)
-        self.bn3 = nn.BatchNorm2d(out_channels)
-        self.downsample = _downsample(in_channels, out_channels, stride)
-
-    def residual(self, x: Tensor) -> Tensor:
-        """Three convolutions, each with BN, and a ReLU between them."""
-        x = F.relu(self.bn1(self.conv1(x)))
-        x = F.relu(self.bn2(self.conv2(x)))
-        out: Tensor = self.bn3(self.conv3(x))
-        return out
-
-
 class Layout(NamedTuple):
-    """One column of He et al. 2015, Table 1: the kind of block, and how many in conv2_x to conv5_x."""
+    """A column of He et al. 2015, Table 1: a class of `torchvision.models.resnet`, and blocks in each stage."""
 
-    block: type[BasicBlock] | type[Bottleneck]
-    stages: tuple[int, int, int, int]
+    block: str
+    stages: tuple[int, ...]
 
 
 LAYOUTS = {
-    "resnet18": Layout(BasicBlock, (2, 2, 2, 2)),
-    "resnet34": Layout(BasicBlock, (3, 4, 6, 3)),
-    "resnet50": Layout(Bottleneck, (3, 4, 6, 3)),
-    "resnet101": Layout(Bottleneck, (3, 4, 23, 3)),
-    "resnet152": Layout(Bottleneck, (3, 8, 36, 3)),
+    "resnet18": Layout("BasicBlock", (2, 2, 2, 2)),
+    "resnet34": Layout("BasicBlock", (3, 4, 6, 3)),
+    "resnet50": Layout("Bottleneck", (3, 4, 6, 3)),
+    "resnet101": Layout("Bottleneck", (3, 4, 23, 3)),
+    "resnet152": Layout("Bottleneck", (3, 8, 36, 3)),
 }
 
 
-def residual_stages(
-    block: type[BasicBlock] | type[Bottleneck], depths: Sequence[int], width: int, *, reached: int, output_stride: int
-) -> list[nn.Sequential]:
-    """Stages that halve the map and double the channels, from the second on, down to an output stride.
-
-    Below that, they spread their filters instead of striding.
-
-    Args:
-        block: the kind of block.
-        depths: blocks of each stage.
-        width: channels of the incoming map, and of the first stage's 3x3 convolutions.
-        reached: pixels of the image per cell of the incoming map.
-        output_stride: pixels of the image per cell of the last map, at most.
-    """
-    stages = []
-    entering, dilation = width, 1
-    for i, depth in enumerate(depths):
-        stride, incoming = 1 if i == 0 else 2, dilation
-        if reached * stride > output_stride:
-            stride, dilation = 1, dilation * stride
-        reached *= stride
-        blocks = [block(entering, width * 2**i, stride=stride, dilation=(incoming, dilation))]
-        entering = block.expansion * width * 2**i
-        for _ in range(depth - 1):
-            blocks.append(block(entering, width * 2**i, dilation=(dilation, dilation)))
-        stages.append(nn.Sequential(*blocks))
-    return stages
+def as_block(block: Any) -> Block:
+    """A BasicBlock or Bottleneck of torchvision's as a `Block` of the same layers."""
+    layers = [block.conv1, block.bn1, block.relu, block.conv2, block.bn2]
+    if hasattr(block, "conv3"):
+        layers += [block.relu, block.conv3, block.bn3]
+    return Block(nn.Sequential(*layers), block.downsample or nn.Identity(), block.relu)
 
 
-class ImageNetResNet(nn.Module):
-    """A residual net for large images: `[N, in_channels, H, W]` to logits `[N, num_classes]`.
+def _stage(block: Any, entering: int, channels: int, depth: int, stride: int) -> nn.Sequential:
+    """`depth` blocks, the first with a stride, and with a projection where it changes the shape (option B)."""
+    leaving = block.expansion * channels
+    projection = None
+    if stride != 1 or entering != leaving:
+        projection = nn.Sequential(nn.Conv2d(entering, leaving, 1, stride, bias=False), nn.BatchNorm2d(leaving))
+    first = block(entering, channels, stride, projection)
+    return nn.Sequential(first, *(block(leaving, channels) for _ in range(depth - 1)))
 
-    Attributes:
-        name: the name that `imagenet_resnet` takes.
-        options: the options that it takes, so that the network can be built again.
-        stages: blocks per stage.
-        channels: channels that each stage puts out.
+
+def _dilate(stage: nn.Sequential, incoming: int, outgoing: int) -> None:
+    """Spread a stage's filters: the first 3x3 convolution to the spacing of the map it reads, the others to its own."""
+    spacing = incoming
+    for layer in stage.modules():
+        if isinstance(layer, nn.Conv2d) and layer.kernel_size == (3, 3):
+            layer.dilation = layer.padding = (spacing, spacing)
+            spacing = outgoing
+
+
+class Trunk(nn.Module):
+    """A stem, and stages that halve the map and double the channels, from the second on, down to an output stride.
+
+    Below that, they spread their filters instead of striding: every second or fourth cell of their map is then a cell
+    of the strided net's, and the cells between are new.
 
     Args:
         layout: the kind of block and the number of blocks per stage.
-        num_classes: number of logits.
         in_channels: channels of the images.
         width: channels of the stem and of the first stage's 3x3 convolutions; doubles from stage to stage.
-        output_stride: pixels of the image per cell of the last map, 8, 16 or 32. Below 32, the last stages
-            spread their filters instead of striding; every second or fourth cell of their map is then a cell
-            of the strided net's map, and the cells between are new.
+        output_stride: pixels of the image per cell of the last map, at most.
+        small: a 3x3 stem that halves the map once, for small images; otherwise 7x7 and max pooling, a quarter.
 
-    Raises:
-        UsageError: `output_stride` is not among `OUTPUT_STRIDES`.
+    Attributes:
+        stages: blocks per stage.
+        channels: channels that each stage puts out.
+        strides: pixels of the image per cell of each stage's map.
     """
 
-    name: str
-    options: dict[str, int]
-
     def __init__(
-        self,
-        layout: Layout,
-        *,
-        num_classes: int = 1000,
-        in_channels: int = 3,
-        width: int = 64,
-        output_stride: int = 32,
+        self, layout: Layout, *, in_channels: int, width: int, output_stride: int, small: bool = False
     ) -> None:
+        from torchvision.models import resnet  # seconds of import
+
         super().__init__()
-        if output_stride not in OUTPUT_STRIDES:
-            raise unknown("output stride", output_stride, OUTPUT_STRIDES)
+        block = getattr(resnet, layout.block)
+        kernel, reached = (3, 2) if small else (7, 4)
         self.stages = layout.stages
-        self.channels = tuple(layout.block.expansion * width * 2**i for i in range(4))
-
-        self.conv1 = nn.Conv2d(in_channels, width, 7, stride=2, padding=3, bias=False)
+        self.channels = tuple(block.expansion * width * 2**i for i in range(len(layout.stages)))
+        self.strides = tuple(min(reached * 2**i, output_stride) for i in range(len(layout.stages)))
+        self.conv1 = nn.Conv2d(in_channels, width, kernel, stride=2, padding=kernel // 2, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
+        self.relu = nn.ReLU()
+        self.maxpool = nn.Identity() if small else nn.MaxPool2d(3, stride=2, padding=1)
+        entering, before, spacing = width, reached, 1
+        for i, (depth, stride) in enumerate(zip(self.stages, self.strides, strict=True)):
+            stage = _stage(block, entering, width * 2**i, depth, stride // before)
+            incoming, spacing = spacing, reached * 2**i // stride
+            _dilate(stage, incoming, spacing)
+            self.add_module(f"layer{i + 1}", stage)
+            entering, before = self.channels[i], stride
+        for module in self.modules():
+            if isinstance(module, nn.ReLU):
+                module.inplace = False  # the parts of a block are called one by one, too
 
-        # The stem's convolution and max pooling each halve the map.
-        layers = residual_stages(layout.block, layout.stages, width, reached=4, output_stride=output_stride)
-        self.layer1, self.layer2, self.layer3, self.layer4 = layers
+    @property
+    def layers(self) -> list[nn.Sequential]:
+        """The stages, in order."""
+        return [stage for name, stage in self.named_children() if name.startswith("layer")]  # type: ignore[misc]
 
-        self.fc = nn.Linear(self.channels[-1], num_classes)
+    def stem(self, images: Tensor) -> Tensor:
+        """Images ``[N, in_channels, H, W]`` to the first block's input, ``[N, width, h, w]``."""
+        x: Tensor = self.maxpool(self.relu(self.bn1(self.conv1(images))))
+        return x
 
-        for module in self.modules():  # BN starts at weight 1 and bias 0 by default
+
+class ImageNetResNet(Trunk):
+    """A residual net for large images: ``[N, in_channels, H, W]`` to logits ``[N, num_classes]``.
+
+    It has the stem, blocks and head that lesions and path gradients are written against; these are views of the named
+    submodules, which would have two names in the state dict if they were registered a second time.
+
+    Args:
+        name: the name that `imagenet_resnet` takes.
+        options: the options that it takes; see there.
+    """
+
+    def __init__(self, name: str, options: dict[str, Any]) -> None:
+        super().__init__(LAYOUTS[name], **{key: value for key, value in options.items() if key != "num_classes"})
+        self.name, self.options = name, options
+        self.avgpool = nn.AdaptiveAvgPool2d(1)
+        self.fc = nn.Linear(self.channels[-1], options["num_classes"])
+        for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     @property
-    def blocks(self) -> list[ResidualBlock]:
+    def blocks(self) -> list[Block]:
         """The residual blocks of all four stages, in order."""
-        layers = (self.layer1, self.layer2, self.layer3, self.layer4)
-        return [cast(ResidualBlock, block) for layer in layers for block in layer]
-
-    def stem(self, images: Tensor) -> Tensor:
-        """Images `[N, in_channels, H, W]` to block input `[N, width, ceil(H / 4), ceil(W / 4)]`."""
-        return F.max_pool2d(F.relu(self.bn1(self.conv1(images))), 3, stride=2, padding=1)
+        return [as_block(block) for stage in self.layers for block in stage]
 
     def head(self, x: Tensor) -> Tensor:
-        """The last map `[N, channels[-1], h, w]`, of any size, to logits `[N, num_classes]`."""
-        logits: Tensor = self.fc(F.adaptive_avg_pool2d(x, 1).flatten(1))
+        """The last map ``[N, channels[-1], h, w]``, of any size, to logits ``[N, num_classes]``."""
+        logits: Tensor = self.fc(self.avgpool(x).flatten(1))
         return logits
 
     def forward(self, images: Tensor) -> Tensor:
-        """Images `[N, in_channels, H, W]` to logits `[N, num_classes]`."""
+        """Logits ``[N, num_classes]`` of normalised images ``[N, in_channels, H, W]``."""
         x = self.stem(images)
-        for block in self.blocks:
-            x = block(x)
+        for stage in self.layers:
+            x = stage(x)
         return self.head(x)
 
 
 def imagenet_resnet(
     name: str, *, num_classes: int = 1000, in_channels: int = 3, width: int = 64, output_stride: int = 32
 ) -> ImageNetResNet:
-    """Build a net of He et al. 2015, Table 1, with freshly drawn weights.
-
-    Convolutions are drawn from N(0, 2 / (k * k * out_channels)), He initialisation over the fan-out.
+    """Build a net of He et al. 2015, Table 1, in training mode, with convolutions drawn "fan out".
 
     Args:
-        name: a key of `LAYOUTS`, `"resnet18"` to `"resnet152"`.
+        name: a key of `LAYOUTS`, ``"resnet18"`` to ``"resnet152"``.
         num_classes: number of logits.
         in_channels: channels of the images.
         width: channels of the stem; 64 in the paper.
         output_stride: pixels per cell of the last map: 32 as in the paper, or 16 or 8 by dilation.
-
-    Returns:
-        The network, in training mode.
 
     Raises:
         UsageError: unknown `name` or `output_stride`, or a count that is none; the message says what is allowed.
     """
     if name not in LAYOUTS:
         raise unknown("network", name, LAYOUTS)
-    options = {"num_classes": num_classes, "in_channels": in_channels, "width": width}
-    check_options(name, options, True)
-    options["output_stride"] = output_stride
-    network = ImageNetResNet(LAYOUTS[name], **options)
-    network.name, network.options = name, options
-    return network
+    options: dict[str, Any] = {"num_classes": num_classes, "in_channels": in_channels, "width": width}
+    check_options(name, options)
+    if output_stride not in OUTPUT_STRIDES:
+        raise unknown("output stride", output_stride, OUTPUT_STRIDES)
+    return ImageNetResNet(name, options | {"output_stride": output_stride})

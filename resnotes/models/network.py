@@ -51,8 +51,8 @@ class Network(nn.Module):
         stem: input ``[N, in_channels, H, W]`` to the first block's input.
         blocks: the units, in order, over all stages.
         head: the last unit's output to logits ``[N, num_classes]``.
-        stages: number of blocks in each stage (one map size); sums to ``len(blocks)``.
-        name: the name that `resnotes.models.build` takes.
+        stages: number of blocks in each stage (one map size); all are one by default.
+        name: the name that `resnotes.models.build` takes, for one of those.
         options: the options that `resnotes.models.build` takes, so that the network can be built again.
     """
 
@@ -62,17 +62,17 @@ class Network(nn.Module):
         blocks: Iterable[nn.Module],
         head: nn.Module,
         *,
-        stages: tuple[int, ...],
-        name: str,
-        options: Mapping[str, Any],
+        stages: tuple[int, ...] | None = None,
+        name: str = "network",
+        options: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
         self.stem = stem
         self.blocks = nn.ModuleList(blocks)
         self.head = head
-        self.stages = stages
+        self.stages = stages or (len(self.blocks),)
         self.name = name
-        self.options = dict(options)
+        self.options = dict(options or {})
 
     def with_blocks(self, blocks: Iterable[nn.Module]) -> Network:
         """As many other blocks in place of these; stem and head are shared, and what else the network is called."""
@@ -180,8 +180,8 @@ def count_parameters(network: nn.Module) -> int:
     return sum(parameter.numel() for parameter in network.parameters() if parameter.requires_grad)
 
 
-def check_options(name: str, counts: Mapping[str, int], batch_norm: bool) -> None:
-    """Refuse, for the network of that name, counts that are no whole numbers of at least 1, and a strange `batch_norm`.
+def check_options(name: str, counts: Mapping[str, int], **flags: bool) -> None:
+    """Refuse, for the network of that name, counts that are no whole numbers of at least 1, and flags that are none.
 
     Raises:
         UsageError: names the option and what was found.
@@ -189,8 +189,9 @@ def check_options(name: str, counts: Mapping[str, int], batch_norm: bool) -> Non
     for option, value in counts.items():
         if type(value) is not int or value < 1:
             raise UsageError(f"{name}: {option} must be a whole number of at least 1, found {value!r}")
-    if not isinstance(batch_norm, bool):
-        raise UsageError(f"{name}: batch_norm must be True or False, found {batch_norm!r}")
+    for option, flag in flags.items():
+        if not isinstance(flag, bool):
+            raise UsageError(f"{name}: {option} must be True or False, found {flag!r}")
 
 
 @torch.no_grad()

@@ -8,13 +8,14 @@ run holds the name of the file, and torchvision's names hold the first digits of
 from __future__ import annotations
 
 import re
+import textwrap
 from pathlib import Path
 
 from torch import nn
 
 from resnotes.errors import UsageError
 from resnotes.models.published_networks import read_weights
-from resnotes.models.segmentation import SegmentationNetwork, load_encoder
+from resnotes.models.segmentation import SegmentationNetwork
 from resnotes.paths import weights_root
 
 PUBLISHED = "https://download.pytorch.org/models"  # torchvision's weights, under the names of their files
@@ -46,5 +47,9 @@ def load_pretrained(network: nn.Module, file: str) -> str:
         " weights/"
     )
     state, digest = read_weights(weights_root() / file, named[1] if named else "", how)
-    load_encoder(network, state)
+    try:
+        network.encoder.load_state_dict({key: value for key, value in state.items() if not key.startswith("fc.")})
+    except RuntimeError as error:
+        reason = textwrap.shorten(str(error), 300)  # PyTorch lists all keys that are missing
+        raise UsageError(f"the weights do not fit the encoder of {network.name}: {reason}") from error
     return digest

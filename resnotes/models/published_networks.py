@@ -219,10 +219,11 @@ def read_weights(path: Path, sha256: str, how: str) -> tuple[dict[str, Tensor], 
     return state, digest
 
 
-# Where the layers of a block are in the modules that upstream keeps them in
-_AKAMASTER = re.compile(r"layer(?P<stage>\d)\.(?P<block>\d+)\.(?P<layer>conv1|bn1|conv2|bn2)\.(?P<rest>.+)")
-_BAEK = re.compile(r"conv(?P<stage>\d)_x\.conv\d_x\.(?P<block>\d+)\.f\.(?P<layer>[0134])\.(?P<rest>.+)")
-_BAEK_LAYERS = {"0": "conv1", "1": "bn1", "3": "conv2", "4": "bn2"}
+# A layer of a block in the state dict of either upstream: its stage, counted from 1 or from 2, its block and its place
+_LAYER = re.compile(
+    r"(?:layer(?P<from1>\d)|conv(?P<from2>\d)_x\.conv\d_x)\.(?P<block>\d+)\.(?:f\.)?(?P<layer>(?:conv|bn)[12]|[0134])\.(?P<rest>.+)"
+)
+_LAYERS = {"0": "conv1", "1": "bn1", "3": "conv2", "4": "bn2"}
 
 
 def from_published(state: Mapping[str, Tensor], family: str = "resnet") -> Network:
@@ -239,19 +240,12 @@ def from_published(state: Mapping[str, Tensor], family: str = "resnet") -> Netwo
     Raises:
         UsageError: keys or shapes that are not those of such a network.
     """
-    state = {_common(key): value for key, value in state.items()}
-    n = sum(bool(re.fullmatch(r"blocks\.1\.\d+\.conv1\.weight", key)) for key in state)
+    n = sum(bool(re.search(r"(layer1|conv2_x)\.\d+\.(conv1|f\.0)\.weight$", key)) for key in state)
     if not n:
         raise UsageError(f"no residual network: expected keys like layer1.0.conv1.weight, found {list(state)[:3]}")
     with torch.random.fork_rng([]):  # weights are drawn, and overwritten
         network = residual_network(family, 6 * n + 2)
-
-    def ours(key: str) -> str:
-        if match := re.fullmatch(r"blocks\.(\d)\.(\d+)\.(.+)", key):
-            return f"blocks.{(int(match[1]) - 1) * n + int(match[2])}.residual.{match[3]}"
-        return key
-
-    renamed = {ours(key): value for key, value in state.items()}
+    renamed = {_ours(key, n): value for key, value in state.items()}
     for bias in [key for key in renamed if re.search(r"conv\d?\.bias$", key)]:
         mean = re.sub(r"conv(\d?)\.bias$", r"bn\1.running_mean", bias)
         if mean in renamed and renamed[mean].shape == renamed[bias].shape:
@@ -263,19 +257,15 @@ def from_published(state: Mapping[str, Tensor], family: str = "resnet") -> Netwo
     return network
 
 
-def _common(key: str) -> str:
-    """A key of either upstream as ``blocks.STAGE.BLOCK.LAYER.rest`` (counted from 1 and 0), or ours."""
+def _ours(key: str, n: int) -> str:
+    """A key of either upstream as our networks of n blocks a stage have it; another as it is."""
     key = key.removeprefix("module.")
-    if match := _AKAMASTER.fullmatch(key):
-        return f"blocks.{match['stage']}.{match['block']}.{match['layer']}.{match['rest']}"
-    if match := _BAEK.fullmatch(key):
-        layer = _BAEK_LAYERS[match["layer"]]
-        return f"blocks.{int(match['stage']) - 1}.{match['block']}.{layer}.{match['rest']}"
-    if match := re.fullmatch(r"(?:conv1\.)?(conv|bn)1\.(\w+)", key):
-        return f"stem.{match[1]}.{match[2]}"
-    if match := re.fullmatch(r"(?:linear|fc|fc\.fc)\.(\w+)", key):
-        return f"head.fc.{match[1]}"
-    return key
+    if match := _LAYER.fullmatch(key):
+        stage = int(match["from1"] or match["from2"]) - (1 if match["from1"] else 2)
+        layer = _LAYERS.get(match["layer"], match["layer"])
+        return f"blocks.{stage * n + int(match['block'])}.residual.{layer}.{match['rest']}"
+    key = re.sub(r"^(?:conv1\.)?(conv|bn)1\.(\w+)$", r"stem.\1.\2", key)
+    return re.sub(r"^(?:linear|fc|fc\.fc)\.(\w+)$", r"head.fc.\1", key)
 
 
 def is_at_hand(name: str) -> bool:

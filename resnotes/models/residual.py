@@ -73,11 +73,6 @@ def _layers(kinds: list[str], channels: int, convolutions: list[nn.Conv2d]) -> n
     return nn.Sequential(layers)
 
 
-def _after(kinds: list[str], channels: int) -> nn.Module:
-    layers = _layers(kinds, channels, [])
-    return layers if len(layers) > 1 else layers[0] if layers else nn.Identity()
-
-
 def _convolutions(count: int, in_channels: int, channels: int, stride: int) -> list[nn.Conv2d]:
     """Two 3x3 convolutions, or 1x1, 3x3 and 1x1 to four times the channels; the first one has the stride."""
     kernels = (3, 3) if count == 2 else (1, 3, 1)
@@ -86,6 +81,47 @@ def _convolutions(count: int, in_channels: int, channels: int, stride: int) -> l
         nn.Conv2d(widths[i], widths[i + 1], kernel, stride if i == 0 else 1, padding=kernel // 2, bias=False)
         for i, kernel in enumerate(kernels)
     ]
+
+
+def _block(
+    branch: list[str], after: list[str], convolutions: list[nn.Conv2d], shortcut: str | None, batch_norm: bool
+) -> Block:
+    """A unit of these layers, with the stride and the channels of its convolutions."""
+    first, out_channels = convolutions[0], convolutions[-1].out_channels
+    layers, closing = _layers(branch, first.in_channels, convolutions), _layers(after, out_channels, [])
+    end = closing if len(closing) > 1 else closing[0] if closing else nn.Identity()
+    if shortcut is None:
+        return Block(layers, None, end)
+    skip, residual = connect(shortcut, layers, first.in_channels, out_channels, first.stride[0], batch_norm=batch_norm)
+    return (GatedBlock if isinstance(residual, Gated) else Block)(residual, skip, end)
+
+
+def _stem(in_channels: int, width: int, batch_norm: bool) -> nn.Sequential:
+    layers = OrderedDict[str, nn.Module](conv=nn.Conv2d(in_channels, width, 3, padding=1, bias=False))
+    if batch_norm:
+        layers["bn"] = nn.BatchNorm2d(width)
+    layers["relu"] = nn.ReLU()
+    return nn.Sequential(layers)
+
+
+def _head(opening: list[str], channels: int, num_classes: int) -> nn.Sequential:
+    """Pooling and classifier; where branches open with an activation, one more follows the last addition."""
+    layers = OrderedDict[str, nn.Module]()
+    for kind in opening:
+        layers[kind] = nn.BatchNorm2d(channels) if kind == "bn" else nn.ReLU()
+    layers.update(pool=nn.AdaptiveAvgPool2d(1), flatten=nn.Flatten(), fc=nn.Linear(channels, num_classes))
+    return nn.Sequential(layers)
+
+
+def _blocks_per_stage(family: str, depth: int) -> int:
+    """n of 6n + 2 or 9n + 2 layers."""
+    if family not in FAMILIES:
+        raise unknown("network family", family, FAMILIES)
+    per_n = 3 * FAMILIES[family][0]
+    if depth < per_n + 2 or (depth - 2) % per_n:
+        below = max(per_n + 2, depth - (depth - 2) % per_n)
+        raise UsageError(f"{family}-{depth}: depth must be {per_n}n + 2 with n >= 1; nearest: {below}, {below + per_n}")
+    return (depth - 2) // per_n
 
 
 def residual_network(
@@ -117,60 +153,31 @@ def residual_network(
     Raises:
         UsageError: a depth that is not 6n + 2 or 9n + 2, a count below 1, or an unknown family, shortcut or order.
     """
-    if family not in FAMILIES:
-        raise unknown("network family", family, FAMILIES)
-    count, usual_order = FAMILIES[family]
-    per_n = 3 * count
-    if depth < per_n + 2 or (depth - 2) % per_n:
-        below = max(per_n + 2, depth - (depth - 2) % per_n)
-        raise UsageError(f"{family}-{depth}: depth must be {per_n}n + 2 with n >= 1; nearest: {below}, {below + per_n}")
+    name, n = f"{family}-{depth}", _blocks_per_stage(family, depth)
     if family == "plain" and shortcut is not None:
-        raise UsageError(f"{family}-{depth} has no shortcuts, so it takes no option shortcut={shortcut!r}")
+        raise UsageError(f"{name} has no shortcuts, so it takes no option shortcut={shortcut!r}")
     options: dict[str, Any] = {"num_classes": num_classes, "in_channels": in_channels, "width": width}
-    check_options(f"{family}-{depth}", options, batch_norm)
-    options |= {"shortcut": shortcut} if shortcut is not None else {}
-    options |= {"order": order} if order is not None else {}
+    check_options(name, options, batch_norm=batch_norm)
+    options |= {} if shortcut is None else {"shortcut": shortcut}
+    options |= {} if order is None else {"order": order}
     options |= {} if batch_norm else {"batch_norm": False}
-    if shortcut is None:
+
+    count, usual_order = FAMILIES[family]
+    if shortcut is None and family != "plain":
         shortcut = "A" if count == 2 else "B"
     branch, after = unit_layers(usual_order if order is None else order, count, batch_norm=batch_norm)
     opening = branch[: branch.index("conv")]
-
-    n = (depth - 2) // per_n
     blocks: list[Block] = []
     channels = width
     for stage in range(3):
         for i in range(n):
-            stride = 2 if stage > 0 and i == 0 else 1
-            convolutions = _convolutions(count, channels, width * 2**stage, stride)
-            out_channels = convolutions[-1].out_channels
+            convolutions = _convolutions(count, channels, width * 2**stage, stride=2 if stage > 0 and i == 0 else 1)
             # The very first unit's activation acts before the split (He et al. 2016, Appendix): it is the stem's.
             kinds = branch if blocks else branch[len(opening) :]
-            residual: nn.Module = (layers := _layers(kinds, channels, convolutions))
-            skip = None
-            if family != "plain":
-                skip, residual = connect(shortcut, layers, channels, out_channels, stride, batch_norm=batch_norm)
-            unit = GatedBlock if isinstance(residual, Gated) else Block
-            blocks.append(unit(residual, skip, _after(after, out_channels)))
-            channels = out_channels
-
-    stem = OrderedDict[str, nn.Module](conv=nn.Conv2d(in_channels, width, 3, padding=1, bias=False))
-    if batch_norm:
-        stem["bn"] = nn.BatchNorm2d(width)
-    stem["relu"] = nn.ReLU()
-    head = OrderedDict[str, nn.Module]()
-    for kind in opening:  # an extra activation follows the last addition
-        head[kind] = nn.BatchNorm2d(channels) if kind == "bn" else nn.ReLU()
-    head.update(pool=nn.AdaptiveAvgPool2d(1), flatten=nn.Flatten(), fc=nn.Linear(channels, num_classes))
-
-    network = Network(
-        nn.Sequential(stem),
-        blocks,
-        nn.Sequential(head),
-        stages=(n, n, n),
-        name=f"{family}-{depth}",
-        options=options,
-    )
+            blocks.append(_block(kinds, after, convolutions, shortcut, batch_norm))
+            channels = convolutions[-1].out_channels
+    stem, head = _stem(in_channels, width, batch_norm), _head(opening, channels, num_classes)
+    network = Network(stem, blocks, head, stages=(n, n, n), name=name, options=options)
     initialize(network)
     for module in network.modules():
         if isinstance(module, Gate):

@@ -8,7 +8,6 @@ is the paper's baseline.
 from __future__ import annotations
 
 import math
-import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
@@ -18,7 +17,7 @@ from torch.nn import functional as F
 
 from resnotes.errors import UsageError, unknown
 from resnotes.models.encoder import Encoder
-from resnotes.models.imagenet import LAYOUTS, OUTPUT_STRIDES, BasicBlock
+from resnotes.models.imagenet import LAYOUTS, OUTPUT_STRIDES, Layout
 from resnotes.models.network import check_options, count_parameters, initialize
 
 BINS = (1, 2, 3, 6)
@@ -206,23 +205,6 @@ def new_layers(network: SegmentationNetwork) -> list[nn.Parameter]:
     return [parameter for name, parameter in network.named_parameters() if not name.startswith("encoder.")]
 
 
-def load_encoder(network: SegmentationNetwork, state: Mapping[str, Tensor]) -> None:
-    """Load the weights of a classifier, such as torchvision's ``resnet50``, into the encoder.
-
-    Args:
-        network: with an encoder of that name.
-        state: the classifier's state dict; its last layer, ``fc``, is left out.
-
-    Raises:
-        UsageError: keys or shapes that are not those of the encoder.
-    """
-    try:
-        network.encoder.load_state_dict({key: value for key, value in state.items() if not key.startswith("fc.")})
-    except RuntimeError as error:
-        reason = textwrap.shorten(str(error), 300)  # PyTorch lists all keys that are missing
-        raise UsageError(f"the weights do not fit the encoder of {network.name}: {reason}") from error
-
-
 def matching_head_width(name: str, **options: Any) -> int:
     """The `head_width` with which the FCN has a PSPNet's number of parameters, to a channel: to control for capacity.
 
@@ -243,37 +225,33 @@ def matching_head_width(name: str, **options: Any) -> int:
     return 1 + round((target - one) / (two - one))  # the count is linear in the width
 
 
-def _check(name: str, options: Mapping[str, Any]) -> None:
-    """Refuse what no network of that name can take; None stands for an option that was not given.
+def _check(name: str, given: Mapping[str, Any]) -> None:
+    """Refuse what no network of that name can take.
 
     Raises:
         UsageError: names the option and what was found.
     """
     family, _, encoder = name.partition("-")
-    given = {option: value for option, value in options.items() if value is not None}
-    if family == "fcn":
-        for option in ("bins", "pooling", "reduction"):
-            if option in given:
-                raise UsageError(f"{name} has no pyramid pooling, so it takes no option {option!r}")
+    for option in ("bins", "pooling", "reduction"):
+        if family == "fcn" and option in given:
+            raise UsageError(f"{name} has no pyramid pooling, so it takes no option {option!r}")
     if encoder != SMALL and "depths" in given:
         raise UsageError(f"{name} has the depths of {encoder}, so it takes no option 'depths'")
-
-    counts = ("num_classes", "in_channels", "width", "head_width")
-    check_options(name, {option: given[option] for option in counts if option in given}, True)
+    counts = {
+        option: given[option] for option in ("num_classes", "in_channels", "width", "head_width") if option in given
+    }
     for option, least in (("bins", 0), ("depths", 2)):
         values = given.get(option, SMALL_DEPTHS)
         if not isinstance(values, list | tuple) or len(values) < least:
             raise UsageError(f"{name}: {option} must be a list of {least} or more numbers, found {values!r}")
-        check_options(name, {f"{option}[{i}]": value for i, value in enumerate(values)}, True)
-    if not isinstance(given.get("reduction", True), bool):
-        raise UsageError(f"{name}: reduction must be True or False, found {given['reduction']!r}")
-    if given.get("pooling", "average") not in list(POOLINGS):  # which compares, as not everything has a hash
-        raise unknown("pooling", given["pooling"], POOLINGS)
+        counts |= {f"{option}[{i}]": value for i, value in enumerate(values)}
+    check_options(name, counts, reduction=given.get("reduction", True))
     strides = (4, 8) if encoder == SMALL else OUTPUT_STRIDES
-    if given.get("output_stride", 8) not in strides:
-        raise unknown("output stride", given["output_stride"], strides)
+    for option, allowed in (("pooling", list(POOLINGS)), ("output_stride", strides)):
+        if option in given and given[option] not in allowed:
+            raise unknown(option.replace("_", " "), given[option], allowed)
     for option, below in (("auxiliary", math.inf), ("dropout", 1)):
-        value = options[option]
+        value: Any = given.get(option)
         if type(value) not in (int, float) or not 0 <= value < below:
             limit = "" if below == math.inf else f" and below {below}"
             raise UsageError(f"{name}: {option} must be a number of at least 0{limit}, found {value!r}")
@@ -323,33 +301,20 @@ def segmentation_network(
     Raises:
         UsageError: an unknown name or output stride, an option that the network does not have, or a strange value.
     """
+    options = {option: value for option, value in locals().items() if option != "name" and value is not None}
     if name not in NAMES:
         raise unknown("network", name, NAMES)
-    options: dict[str, Any] = {
-        "num_classes": num_classes,
-        "in_channels": in_channels,
-        "width": width,
-        "depths": depths,
-        "output_stride": output_stride,
-        "bins": bins,
-        "pooling": pooling,
-        "reduction": reduction,
-        "head_width": head_width,
-        "auxiliary": auxiliary,
-        "dropout": dropout,
-    }
     _check(name, options)
     family, _, encoder_name = name.partition("-")
     small = encoder_name == SMALL
-    block, usual_depths = (BasicBlock, SMALL_DEPTHS) if small else LAYOUTS[encoder_name]
     encoder = Encoder(
-        block,
-        depths or usual_depths,
+        Layout("BasicBlock", tuple(depths or SMALL_DEPTHS)) if small else LAYOUTS[encoder_name],
         in_channels=in_channels,
         width=width or (16 if small else 64),
         output_stride=output_stride or (4 if small else 8),
         small=small,
     )
+    initialize(encoder)
     network = SegmentationNetwork(
         encoder,
         num_classes=num_classes,
@@ -360,6 +325,5 @@ def segmentation_network(
         auxiliary=auxiliary,
         dropout=dropout,
     )
-    network.name = name
-    network.options = {option: value for option, value in options.items() if value is not None}
+    network.name, network.options = name, options
     return network

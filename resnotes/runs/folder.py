@@ -140,7 +140,7 @@ class Run:
         """The iterations that there are weights of, besides the initial and the final ones; none of a recorded run."""
         return tuple(i for i in self.spec.recipe.snapshots if snapshot_name(i) in self.facts["files"])
 
-    def model(self, iteration: int | None = None) -> models.Network:
+    def model(self, iteration: int | None = None) -> Any:
         """The network in eval mode, float32, on the CPU: final weights, or those of the snapshot after `iteration`.
 
         Iteration 0 gives the initial weights, drawn again from the seed, if that is where they came from.
@@ -168,7 +168,7 @@ def histories(finished: Iterable[Run]) -> pd.DataFrame:
     return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
 
 
-def initial_network(spec: RunSpec, dataset: Mapping[str, Any]) -> models.Network:
+def initial_network(spec: RunSpec, dataset: Mapping[str, Any]) -> Any:
     """Fresh weights, drawn from the seed alone; `dataset` holds ``channels`` and ``classes`` (counts)."""
     with torch.random.fork_rng([]):
         torch.manual_seed(spec.seed)

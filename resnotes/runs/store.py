@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Executor
 from pathlib import Path
+from typing import Any
 
 import torch
 from filelock import BaseFileLock
@@ -260,7 +261,7 @@ class RunStore:
             (folder / "checkpoint.pt").unlink(missing_ok=True)
         distributed.agreed(True)  # the others wait until it is finished
 
-    def _start(self, spec: RunSpec, data: Data, shape: Mapping[str, int], device: str) -> models.Network:
+    def _start(self, spec: RunSpec, data: Data, shape: Mapping[str, int], device: str) -> Any:
         if spec.start is None:
             return initial_network(spec, shape)
         if not isinstance(data, Classification):

@@ -85,7 +85,8 @@ def _check(network: nn.Module, blocks: str) -> None:
     name = getattr(network, "name", type(network).__name__)
     if not units or any(unit.shortcut is None for unit in units):
         raise UsageError(f"blocks={blocks!r}: {name} has no blocks with shortcuts, none can be left out; allowed: all")
-    if not all(isinstance(unit, Block) and isinstance(unit.residual, nn.Sequential) for unit in units):
+    plain = all(isinstance(unit, Block) and isinstance(unit.residual, nn.Sequential) for unit in units)
+    if not isinstance(network, Network) or not plain:
         raise UsageError(
             f"blocks={blocks!r}: the residual branches of {name} are no plain sequence of layers, so that no factor can"
             " go into their weights; allowed: all"

@@ -1,0 +1,141 @@
+"""Networks by name: those of the package, and those that somebody registered."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import re
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+from resnotes.errors import UsageError
+from resnotes.models.feedforward import FEEDFORWARD
+from resnotes.models.imagenet import LAYOUTS, imagenet_resnet
+from resnotes.models.network import Network
+from resnotes.models.residual import FAMILIES, residual_network
+from resnotes.models.segmentation import NAMES as SEGMENTATION
+from resnotes.models.segmentation import SMALL, segmentation_network
+
+Builder = Callable[..., Any]
+
+_NAMES = [
+    *(f"{family}-N (N = {3 * count}n + 2)" for family, (count, _) in FAMILIES.items()),
+    *LAYOUTS,
+    *FEEDFORWARD,
+    f"fcn-E, pspnet-E (E = {SMALL}, {', '.join(LAYOUTS)})",
+]
+
+
+class _Registered(NamedTuple):
+    build: Builder
+    definition: object  # what has the source: the builder, or its class
+    source: str
+
+
+_registered: dict[str, _Registered] = {}
+
+
+def _ours(name: str) -> Builder | None:
+    """The builder of a network of the package."""
+    if (match := re.fullmatch(r"([a-z]+)-(\d+)", name)) and match[1] in FAMILIES:
+        return partial(residual_network, match[1], int(match[2]))
+    if name in FEEDFORWARD:
+        return FEEDFORWARD[name]
+    if name in LAYOUTS:
+        return partial(imagenet_resnet, name)
+    return partial(segmentation_network, name) if name in SEGMENTATION else None
+
+
+def register(name: str, build: Builder) -> None:
+    """Let `build` and all that trains, records and lists networks know one of somebody's own by name.
+
+    Args:
+        name: of letters, digits, - and _; becomes part of the names of runs.
+        build: a function, a class, or an object that is called, with at least the options `num_classes` and
+            `in_channels`; returns a `Network`. All randomness is to come from PyTorch's global generator. Where
+            somebody edits it and registers it again, as a notebook cell that is executed again does, it takes the
+            place of what it was before, and its runs get other addresses, see `source`.
+
+    Raises:
+        UsageError: a name that is malformed, that a network of the package has, or another builder (one of another
+            module or name); a builder without source, or that does not take these two options.
+    """
+    if not re.fullmatch(r"[\w-]+", name, re.ASCII):
+        raise UsageError(f"a network's name must be of letters, digits, - and _, found {name!r}")
+    definition = build if inspect.isroutine(build) or inspect.isclass(build) else type(build)
+    taken = _registered.get(name)
+    if _ours(name) or (taken and _written_as(taken.definition) != _written_as(definition)):
+        by = _written_as(taken.definition) if taken else "a network of resnotes"
+        raise UsageError(f"the name {name!r} is taken, by {by}; register your network under another")
+    try:
+        if isinstance(build, partial):  # whose class would be found, in the library
+            raise TypeError("found a partial")
+        text = inspect.getsource(definition)
+        inspect.signature(build).bind(num_classes=10, in_channels=3)
+    except OSError:
+        reason = "its source cannot be read, which is part of the address of its runs"
+    except TypeError as error:
+        reason = f"it must be a function or class of Python that takes num_classes and in_channels ({error})"
+    else:
+        _registered[name] = _Registered(build, definition, hashlib.sha256(text.encode()).hexdigest()[:12])
+        return
+    raise UsageError(f"cannot register {name!r}: {reason}; write def build(num_classes, in_channels): ...")
+
+
+def _written_as(definition: Any) -> str:
+    return f"{definition.__module__}.{definition.__qualname__}"
+
+
+def source(name: str) -> str | None:
+    """What tells two versions of a registered builder apart; None for every other name.
+
+    Returns:
+        The first 12 hex digits of the SHA-256 of its source: of the function or class, or of an object's class. What
+        it calls or reads from elsewhere is not part of it.
+    """
+    return _registered[name].source if name in _registered else None
+
+
+def build(name: str, **options: Any) -> Any:
+    """Build a network with fresh weights, drawn from PyTorch's global generator.
+
+    Args:
+        name: ``plain-N``, ``resnet-N`` or ``preresnet-N`` with N = 6n + 2, ``bottleneck-N`` or ``prebottleneck-N``
+            with N = 9n + 2, ``resnet18`` to ``resnet152``, ``vgg-15`` (the only depth of a VGG), ``alexnet``, for
+            segmentation ``fcn-E`` or ``pspnet-E`` with an encoder E, ``small`` or ``resnet18`` to ``resnet152``, or
+            what somebody registered, see `register`.
+        options: ``num_classes``, ``in_channels``, ``width`` and others, see
+            `resnotes.models.residual.residual_network` for networks with N, `resnotes.models.feedforward` for VGG
+            and AlexNet, `resnotes.models.imagenet.imagenet_resnet`, and
+            `resnotes.models.segmentation.segmentation_network`.
+
+    Returns:
+        A `Network`, but for two names: those for ImageNet give an `resnotes.models.imagenet.ImageNetResNet`, which has
+        its stem, blocks and head; those for segmentation a `resnotes.models.segmentation.SegmentationNetwork`. All have
+        `name` and `options`, from which they can be built again.
+
+    Raises:
+        UsageError: an unknown name or option, a value that the network cannot take, or a registered builder that
+            returns something else than a `Network`.
+    """
+    builder = _registered[name].build if name in _registered else _ours(name)
+    if builder is None:
+        raise UsageError(f"unknown network {name!r}; allowed: {', '.join([*_NAMES, *_registered])}")
+    try:
+        inspect.signature(builder).bind(**options)
+    except TypeError as error:
+        parameters = inspect.signature(builder).parameters.values()
+        allowed = [each.name for each in parameters if each.kind is each.KEYWORD_ONLY or name in _registered]
+        wrong = next((option for option in options if option not in allowed), None)
+        found = f"takes no option {wrong!r}" if wrong else f"cannot be built: {error}"
+        raise UsageError(f"{name} {found}; allowed: {', '.join(allowed)}") from None
+    network = builder(**options)
+    if name in _registered:
+        if not isinstance(network, Network):
+            raise UsageError(
+                f"the builder of {name} returned a {type(network).__name__}, expected a Network: return"
+                " models.Network(stem, blocks, head), or what unravel.adapt makes of a ResNet of torchvision's"
+            )
+        network.name, network.options = name, dict(options)
+    return network
