@@ -21,6 +21,20 @@ def randomise_bn(network: nn.Module) -> None:
                 nn.init.normal_(signed, std=0.3)
 
 
+@torch.no_grad()
+def warmed_up(network: nn.Module) -> nn.Module:
+    """As `randomise_bn`, in a deep network: the statistics are those of one batch, so that activations stay near 1."""
+    layers = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
+    for layer in layers:
+        nn.init.uniform_(layer.weight, 0.5, 1.5)
+        nn.init.normal_(layer.bias, std=0.2)
+        layer.momentum = 1.0
+    network.train()(torch.randn(4, 3, 64, 64))
+    for layer in layers:
+        layer.momentum = 0.1
+    return network
+
+
 def small(name: str, **options: object) -> Network:
     """A narrow network in float64 and eval mode."""
     network = models.build(name, **{"width": 4, **options})

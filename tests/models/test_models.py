@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from kit.networks import bn, conv, option_a, small
+from kit.networks import option_a
 from torch import nn
 
 from resnotes import models
@@ -45,84 +45,7 @@ def test_shortcuts_cost_no_parameters_with_option_a(depth: int) -> None:
     assert projected - residual == 16 * 32 + 2 * 32 + 32 * 64 + 2 * 64
 
 
-@pytest.mark.parametrize("name", ["plain-14", "resnet-20", "preresnet-26"])
-def test_depth_counts_convolutions_and_classifier(name: str) -> None:
-    weighted = [m for m in models.build(name, width=4).modules() if isinstance(m, nn.Conv2d | nn.Linear)]
-    assert len(weighted) == int(name.partition("-")[2])
-
-
-@pytest.mark.parametrize("name", ["plain-14", "resnet-14", "preresnet-14"])
-@torch.no_grad()
-def test_stem_blocks_and_head_make_the_network(name: str) -> None:
-    network = small(name)
-    images = torch.randn(2, 3, 32, 32, dtype=torch.float64)
-    x = network.stem(images)
-    shapes = []
-    for block in network.blocks:
-        before = x.clone()
-        branch = block.residual(x)
-        total = branch if block.shortcut is None else block.shortcut(x) + branch
-        assert torch.equal(x, before)  # neither branch works in place
-        x = block.after(total)
-        shapes.append(tuple(x.shape[1:]))
-    assert shapes == [(4, 32, 32)] * 2 + [(8, 16, 16)] * 2 + [(16, 8, 8)] * 2
-    assert network.stages == (2, 2, 2)
-    torch.testing.assert_close(network.head(x), network(images), rtol=0, atol=0)
-    assert [block.shortcut is None for block in network.blocks] == [name.startswith("plain")] * 6
-
-
 # Blocks and heads against a few lines of arithmetic
-
-
-@pytest.mark.parametrize("index", [0, 1, 2, 3])  # number 2 is the first of the second stage: it down-samples
-@pytest.mark.parametrize(
-    ("name", "shortcut"), [("plain-14", None), ("resnet-14", "A"), ("resnet-14", "B"), ("preresnet-14", "B")]
-)
-@torch.no_grad()
-def test_block_is_the_papers_arithmetic(name: str, shortcut: str | None, index: int) -> None:
-    block = small(name, **({"shortcut": shortcut} if shortcut else {})).blocks[index]
-    stride = 2 if index == 2 else 1
-    x = torch.randn(2, 4 if index <= 2 else 8, 7, 10, dtype=torch.float64)
-
-    layers = block.residual
-    if not name.startswith("preresnet"):
-        residual = bn(conv(bn(conv(x, layers.conv1, stride), layers.bn1).relu(), layers.conv2), layers.bn2)
-    elif index > 0:
-        residual = conv(bn(conv(bn(x, layers.bn1).relu(), layers.conv1, stride), layers.bn2).relu(), layers.conv2)
-    else:  # the stem has activated already, before the split
-        residual = conv(bn(conv(x, layers.conv1), layers.bn1).relu(), layers.conv2)
-
-    skipped = x
-    if name.startswith("plain"):
-        skipped = torch.zeros_like(residual)
-    elif index == 2:
-        skipped = option_a(x) if shortcut == "A" else bn(conv(x, block.shortcut.conv, stride=2), block.shortcut.bn)
-    total = skipped + residual
-    torch.testing.assert_close(block(x), total if name.startswith("preresnet") else total.relu())
-
-
-@torch.no_grad()
-def test_pre_activation_begins_and_ends_with_an_activation() -> None:
-    """He et al. 2016, Appendix: activation right after the first convolution, and an extra one at the end."""
-    network = small("preresnet-8")
-    images, maps = (torch.randn(2, c, 9, 9, dtype=torch.float64) for c in (3, 16))
-    torch.testing.assert_close(network.stem(images), bn(conv(images, network.stem.conv), network.stem.bn).relu())
-    pooled = bn(maps, network.head.bn).relu().mean(dim=(2, 3))
-    torch.testing.assert_close(network.head(maps), pooled @ network.head.fc.weight.T + network.head.fc.bias)
-
-    original = small("resnet-8")
-    assert not any(isinstance(module, nn.BatchNorm2d) for module in original.head.modules())
-    pooled = maps.mean(dim=(2, 3))
-    torch.testing.assert_close(original.head(maps), pooled @ original.head.fc.weight.T + original.head.fc.bias)
-
-
-@torch.no_grad()
-def test_order_can_differ_from_the_familys() -> None:
-    moved = small("resnet-8", order="pre-activation")
-    same = small("preresnet-8")
-    same.load_state_dict(moved.state_dict())
-    images = torch.randn(2, 3, 8, 8, dtype=torch.float64)
-    torch.testing.assert_close(moved(images), same(images), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("size", [(8, 8), (7, 9), (1, 2)])
@@ -164,21 +87,6 @@ def test_any_channels_classes_width_and_image_size(name: str, size: tuple[int, i
     network = models.build(name, num_classes=7, in_channels=2, width=6).eval()
     assert network(torch.randn(3, 2, *size)).shape == (3, 7)
     assert network.stem.conv.weight.shape == (6, 2, 3, 3)
-
-
-@pytest.mark.parametrize(
-    ("name", "options"),
-    [
-        ("plain-14", {"width": 4}),
-        ("resnet-8", {"shortcut": "B", "num_classes": 3}),
-        ("preresnet-8", {"in_channels": 1}),
-    ],
-)
-def test_name_and_options_build_the_network_again(name: str, options: dict[str, object]) -> None:
-    network = models.build(name, **options)
-    again = models.build(network.name, **network.options)
-    again.load_state_dict(network.state_dict())
-    assert repr(again) == repr(network)
 
 
 @pytest.mark.parametrize(

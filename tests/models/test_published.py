@@ -9,7 +9,6 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -216,13 +215,6 @@ def test_weights_that_do_not_fit_are_refused(change: str) -> None:
         from_published(damaged(change))
 
 
-def test_foreign_weights_are_refused() -> None:
-    with pytest.raises(UsageError, match=r"expected keys like layer1.0.conv1.weight, found \['0.weight', '0.bias'\]"):
-        from_published(nn.Sequential(nn.Linear(2, 2)).state_dict())
-    with pytest.raises(UsageError, match="no residual network"):
-        from_published({})
-
-
 def test_the_networks_that_there_are() -> None:
     expected = [f"wooyeolBaek/{family}-{depth}" for family in ("plain", "resnet") for depth in DEPTHS]
     assert names() == [*expected, *(f"akamaster/resnet-{depth}" for depth in (*DEPTHS, 110))]
@@ -277,13 +269,6 @@ def test_a_file_is_found_under_our_name_and_upstreams(folder: Path, listed: dict
     )
     assert found.training == "64,000 iterations on 45,000 images"
     assert found.normalization(torch.zeros(1, 3, 32, 32, dtype=torch.uint8)).shape == (1, 3, 32, 32)
-
-
-def test_what_sets_a_network_apart_is_said(folder: Path, listed: dict[str, bytes]) -> None:
-    (folder / "baek-plainnet56.pth").write_bytes(listed["wooyeolBaek/plain-56"])
-    found = models.published("wooyeolBaek/plain-56")
-    assert found.training == "64,000 iterations on 45,000 images, gradients clipped to a norm of 0.1"
-    assert found.licence.startswith("none given")
 
 
 def test_an_intact_file_goes_before_a_damaged_one(folder: Path, listed: dict[str, bytes]) -> None:
@@ -475,10 +460,3 @@ def test_what_was_measured_on_them_is_kept_with_their_checksums() -> None:
         assert row["sha256"] == _entries()[f"wooyeolBaek/{family}-{depth}"].sha256
     assert errors.commit.str.fullmatch("[0-9a-f]{40}").all()
     assert not errors.dirty.any()
-
-
-def test_the_kept_split_and_mean_are_whole() -> None:
-    listed = (paths.published_root() / "wooyeolBaek-validation.txt").read_text("ascii").split()
-    assert len(set(listed)) == len(listed) == 5000
-    mean = np.load(paths.published_root() / "wooyeolBaek-mean.npy", allow_pickle=False)
-    assert (mean.shape, mean.dtype) == ((3, 32, 32), np.float32)

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 import torchvision
+from kit.networks import warmed_up
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -18,9 +19,7 @@ from resnotes.models.segmentation import (
     PooledBatchNorm,
     PyramidPooling,
     SegmentationNetwork,
-    load_encoder,
     matching_head_width,
-    new_layers,
     segmentation_network,
     upsample,
 )
@@ -45,19 +44,6 @@ def _seed() -> None:
     torch.manual_seed(0)
 
 
-@torch.no_grad()
-def randomise_bn(network: nn.Module) -> None:
-    """At 1, 0, 0, 1 swapped layers would go unnoticed. The statistics are those of a batch."""
-    layers = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
-    for layer in layers:
-        nn.init.uniform_(layer.weight, 0.5, 1.5)
-        nn.init.normal_(layer.bias, std=0.2)
-        layer.momentum = 1.0
-    network.train()(torch.randn(4, 3, 64, 64))
-    for layer in layers:
-        layer.momentum = 0.1
-
-
 def small(name: str, **options: Any) -> SegmentationNetwork:
     return segmentation_network(name, **{"num_classes": 5, "width": 4, **options})
 
@@ -76,7 +62,7 @@ def test_fcn_is_torchvisions() -> None:
     theirs = torchvision.models.segmentation.fcn_resnet50(
         weights=None, weights_backbone=None, aux_loss=True, num_classes=5
     )
-    randomise_bn(theirs)
+    warmed_up(theirs)
     ours = segmentation_network("fcn-resnet50", num_classes=5)
     prefixes = {"backbone": "encoder", "classifier": "head", "aux_classifier": "auxiliary"}
     renamed = {}
@@ -104,20 +90,13 @@ def test_fcn_is_torchvisions() -> None:
 def test_a_classifiers_weights_load_into_the_encoder(name: str) -> None:
     dilated = {"replace_stride_with_dilation": [False, True, True]} if name == "resnet50" else {}
     theirs = getattr(torchvision.models, name)(weights=None, **dilated)
-    randomise_bn(theirs)
+    warmed_up(theirs)
     ours = segmentation_network(f"pspnet-{name}", num_classes=5, output_stride=8 if dilated else 32).eval()
-    load_encoder(ours, theirs.state_dict())
+    ours.encoder.load_state_dict({key: value for key, value in theirs.state_dict().items() if "fc." not in key})
     images, last = torch.randn(2, 3, 64, 64), {}
     theirs.layer4.register_forward_hook(lambda *args: last.update(map=args[2]))
     theirs.eval()(images)
     torch.testing.assert_close(ours.encoder(images)[1], last["map"], rtol=1e-4, atol=1e-5)
-
-
-def test_weights_that_do_not_fit_are_refused() -> None:
-    state = models.build("resnet18", width=4).state_dict()
-    load_encoder(small("fcn-resnet18"), state)
-    with pytest.raises(UsageError, match="the weights do not fit the encoder of fcn-resnet34"):
-        load_encoder(small("fcn-resnet34"), state)
 
 
 # Counts
@@ -303,21 +282,6 @@ def test_ignored_pixels_do_not_count() -> None:
     nothing = network.loss(outputs, torch.full_like(labels, 255))
     nothing.backward()
     assert nothing == 0 and all((p.grad == 0).all() for p in network.parameters())
-
-
-def test_first_predictions_are_unsure() -> None:
-    network = segmentation_network("pspnet-small", num_classes=5)
-    loss = network.loss(network(torch.randn(8, 3, 64, 64)), torch.randint(5, (8, 64, 64)))
-    assert loss.item() / 1.4 == pytest.approx(torch.tensor(5.0).log().item(), rel=0.25)
-
-
-def test_new_layers_are_all_but_the_encoder() -> None:
-    network = small("pspnet-resnet18")
-    new = {id(parameter) for parameter in new_layers(network)}
-    for part in ("encoder", "auxiliary", "pyramid", "head"):
-        inside = [id(parameter) in new for parameter in network.get_submodule(part).parameters()]
-        assert inside and all(found == (part != "encoder") for found in inside), part
-    assert len(new) + len(list(network.encoder.parameters())) == len(list(network.parameters()))
 
 
 # By name

@@ -133,29 +133,6 @@ def test_shortcut_is_the_papers_arithmetic(shortcut: str, index: int) -> None:
     torch.testing.assert_close(block(x), (h + f).clamp(min=0))
 
 
-@torch.no_grad()
-def test_a_shortcut_scaled_by_zero_leaves_the_plain_network() -> None:
-    torch.manual_seed(3)
-    plain = small("plain-14")
-    torch.manual_seed(3)
-    scaled = small("resnet-14", shortcut="scaling:0,1")
-    torch.testing.assert_close(dict(scaled.state_dict()), dict(plain.state_dict()), rtol=0, atol=0)
-    images = torch.randn(3, 3, 9, 12, dtype=torch.float64)
-    assert torch.equal(scaled(images), plain(images))
-    assert torch.equal(scaled.train()(images), plain.train()(images))
-    identity = small("resnet-14")
-    identity.load_state_dict(plain.state_dict())
-    assert not torch.allclose(identity(images), plain.eval()(images))
-
-
-@torch.no_grad()
-def test_a_factor_left_out_is_one() -> None:
-    left_out, given_one = (small("resnet-14", shortcut=shortcut) for shortcut in ("scaling:0.5", "scaling:0.5,1"))
-    left_out.load_state_dict(given_one.state_dict())
-    images = torch.randn(3, 3, 9, 12, dtype=torch.float64)
-    assert torch.equal(left_out(images), given_one(images))
-
-
 @pytest.mark.parametrize("b", [0.0, -6.0, -7.0, 1.5])
 @pytest.mark.parametrize("kind", ["exclusive-gating", "shortcut-gating"])
 def test_gates_begin_at_their_bias(kind: str, b: float) -> None:
@@ -171,20 +148,6 @@ def test_gates_begin_at_their_bias(kind: str, b: float) -> None:
     # One gate for each unit, counted once, on top of what the network without gates has.
     surplus = count_parameters(network) - count_parameters(models.build("resnet-14", width=4))
     assert surplus == 16 + 4 + 16 + 4 + 32 + 8 + 64 + 8 + 128 + 16 + 256 + 16
-
-
-@pytest.mark.parametrize("index", [1, 2])
-@pytest.mark.parametrize(("kind", "residual_share"), [("exclusive-gating", 0.002472623), ("shortcut-gating", 1.0)])
-@torch.no_grad()
-def test_without_weights_a_gate_is_the_sigmoid_of_its_bias(kind: str, residual_share: float, index: int) -> None:
-    block = small("resnet-14", shortcut=f"{kind}:-6").blocks[index]
-    for gate in gates_of(block):
-        gate.conv.weight.zero_()
-    x = torch.randn(2, 4, 6, 6, dtype=torch.float64)
-    unit = Unit(block, x, 2 if index == 2 else 1)
-    sigmoid = 0.002472623  # 1 / (1 + e^6)
-    expected = (1 - sigmoid) * unit.identity + residual_share * unit.branch
-    torch.testing.assert_close(block(x), expected.clamp(min=0), rtol=0, atol=1e-8)
 
 
 @pytest.mark.parametrize("kind", ["exclusive-gating", "shortcut-gating"])
@@ -233,43 +196,41 @@ def norm(x: Tensor, layers: nn.Module, name: str, batch_norm: bool) -> Tensor:
     return bn(x, getattr(layers, name)) if batch_norm else x
 
 
-def two_layers(order: str, first: bool, block: Block, x: Tensor, stride: int, batch_norm: bool) -> tuple[Tensor, Part]:
-    """F(x), and f as a function of the sum, as Fig. 4 draws them."""
-    r = block.residual
-
-    def n(x: Tensor, name: str) -> Tensor:
-        return norm(x, r, name, batch_norm)
-
-    def nothing(total: Tensor) -> Tensor:
-        return total
-
-    if order == "original":
-        return n(conv(n(conv(x, r.conv1, stride), "bn1").relu(), r.conv2), "bn2"), torch.relu
+def by_hand(order: str, first: bool, block: Block, x: Tensor, stride: int, batch_norm: bool) -> tuple[Tensor, Part]:
+    """F(x), and f as a function of the sum, as Fig. 4 draws them, with two convolutions or with three."""
+    layers = dict(block.residual.named_children())
+    count = 3 if "conv3" in layers else 2
+    opened = order == "pre-activation" and not first  # the first unit's was activated by the stem, before the split
+    y = norm(x, block.residual, "bn1", batch_norm).relu() if opened else x
+    if order == "relu-only-pre-activation" and not first:
+        y = y.relu()
+    for i in range(1, count + 1):
+        y = conv(y, layers[f"conv{i}"], stride if i == 1 else 1)
+        if i < count or order in ("original", "relu-before-addition", "relu-only-pre-activation"):
+            y = norm(y, block.residual, f"bn{i + opened}", batch_norm)
+        if i < count or order == "relu-before-addition":
+            y = y.relu()
     if order == "bn-after-addition":
-        inner = conv(n(conv(x, r.conv1, stride), "bn1").relu(), r.conv2)
-        return inner, lambda total: norm(total, block.after, "bn1", batch_norm).relu()
-    if order == "relu-before-addition":
-        return n(conv(n(conv(x, r.conv1, stride), "bn1").relu(), r.conv2), "bn2").relu(), nothing
-    if order == "relu-only-pre-activation":
-        opened = x if first else x.relu()
-        return n(conv(n(conv(opened, r.conv1, stride), "bn1").relu(), r.conv2), "bn2"), nothing
-    assert order == "pre-activation"
-    if first:  # the stem has activated already, before the split
-        return conv(n(conv(x, r.conv1, stride), "bn1").relu(), r.conv2), nothing
-    return conv(n(conv(n(x, "bn1").relu(), r.conv1, stride), "bn2").relu(), r.conv2), nothing
+        return y, lambda total: norm(total, block.after, "bn1", batch_norm).relu()
+    return y, torch.relu if order == "original" else lambda total: total
 
 
 @pytest.mark.parametrize("batch_norm", [True, False])
-@pytest.mark.parametrize("index", [0, 1, 2])
+@pytest.mark.parametrize("index", [0, 1, 2, 3])  # number 2 is the first of the second stage: it down-samples
 @pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("name", ["plain-14", "resnet-14", "bottleneck-20"])
 @torch.no_grad()
-def test_unit_has_the_papers_order(order: str, index: int, batch_norm: bool) -> None:
-    block = small("resnet-14", order=order, batch_norm=batch_norm).blocks[index]
-    x = torch.randn(2, 4, 7, 10, dtype=torch.float64)
-    stride = 2 if index == 2 else 1
-    residual, after = two_layers(order, index == 0, block, x, stride, batch_norm)
+def test_unit_has_the_papers_order(name: str, order: str, index: int, batch_norm: bool) -> None:
+    block = small(name, order=order, batch_norm=batch_norm).blocks[index]
+    deep, stride = name == "bottleneck-20", 2 if index == 2 else 1
+    x = torch.randn(2, ([4, 16, 16, 32] if deep else [4, 4, 4, 8])[index], 7, 10, dtype=torch.float64)
+    residual, after = by_hand(order, index == 0, block, x, stride, batch_norm)
     torch.testing.assert_close(block.residual(x), residual)
-    torch.testing.assert_close(block(x), after((option_a(x) if index == 2 else x) + residual))
+    # A bottleneck changes the shape in the very first unit, too; where it does stands a projection.
+    skipped = option_a(x) if index == 2 and not deep else x
+    if deep and index in (0, 2):
+        skipped = norm(conv(x, block.shortcut.conv, stride), block.shortcut, "bn", batch_norm)
+    torch.testing.assert_close(block(x), after(residual if name == "plain-14" else skipped + residual))
 
 
 @pytest.mark.parametrize("batch_norm", [True, False])
@@ -304,52 +265,6 @@ def test_families_differ_in_their_order_alone(family: str, other: str) -> None:
 
 
 # Bottlenecks
-
-
-def three_layers(order: str, first: bool, block: Block, x: Tensor, stride: int) -> tuple[Tensor, Part]:
-    """F(x) of a bottleneck, and f."""
-    r = block.residual
-    if order in ("original", "relu-before-addition", "relu-only-pre-activation"):
-        y = x.relu() if order == "relu-only-pre-activation" and not first else x
-        y = bn(conv(y, r.conv1, stride), r.bn1).relu()
-        y = bn(conv(y, r.conv2), r.bn2).relu()
-        y = bn(conv(y, r.conv3), r.bn3)
-        if order == "original":
-            return y, torch.relu
-        return y.relu() if order == "relu-before-addition" else y, lambda total: total
-    if order == "bn-after-addition":
-        y = bn(conv(x, r.conv1, stride), r.bn1).relu()
-        y = conv(bn(conv(y, r.conv2), r.bn2).relu(), r.conv3)
-        return y, lambda total: bn(total, block.after.bn1).relu()
-    if first:
-        y = bn(conv(x, r.conv1, stride), r.bn1).relu()
-        return conv(bn(conv(y, r.conv2), r.bn2).relu(), r.conv3), lambda total: total
-    y = bn(conv(bn(x, r.bn1).relu(), r.conv1, stride), r.bn2).relu()
-    return conv(bn(conv(y, r.conv2), r.bn3).relu(), r.conv3), lambda total: total
-
-
-@pytest.mark.parametrize("index", [0, 1, 2, 3])
-@pytest.mark.parametrize(
-    ("name", "order"),
-    [("bottleneck-20", None), ("prebottleneck-20", None), *(("bottleneck-20", order) for order in ORDERS)],
-)
-@torch.no_grad()
-def test_bottleneck_is_the_papers_arithmetic(name: str, order: str | None, index: int) -> None:
-    block = small(name, **({"order": order} if order else {})).blocks[index]
-    channels, inner = [4, 16, 16, 32][index], [4, 4, 8, 8][index]
-    stride = 2 if index == 2 else 1
-    assert [(c.kernel_size, c.stride, c.weight.shape[:2]) for c in block.residual if isinstance(c, nn.Conv2d)] == [
-        ((1, 1), (stride, stride), (inner, channels)),
-        ((3, 3), (1, 1), (inner, inner)),
-        ((1, 1), (1, 1), (4 * inner, inner)),
-    ]
-    x = torch.randn(2, channels, 7, 10, dtype=torch.float64)
-    order = order or ("pre-activation" if name.startswith("pre") else "original")
-    residual, after = three_layers(order, index == 0, block, x, stride)
-    torch.testing.assert_close(block.residual(x), residual)
-    # The shape changes in the very first unit, too; there and at the start of each stage stands a projection.
-    skipped = bn(conv(x, block.shortcut.conv, stride), block.shortcut.bn) if index in (0, 2) else x
-    torch.testing.assert_close(block(x), after(skipped + residual))
 
 
 @torch.no_grad()
@@ -419,17 +334,6 @@ def test_bottlenecks_have_the_papers_parameters(family: str, depth: int, million
     assert weights + norms == pytest.approx(millions * 1e6, rel=0.02)
     if depth == 164:
         assert round((weights + norms) / 1e6, 1) == millions
-
-
-@pytest.mark.parametrize("family", ["bottleneck", "prebottleneck"])
-@torch.no_grad()
-def test_a_thousand_layers_run(family: str) -> None:
-    network = models.build(f"{family}-1001", in_channels=1).double().eval()
-    assert len(network.blocks) == 333
-    logits = network(torch.randn(2, 1, 8, 8, dtype=torch.float64))
-    assert logits.shape == (2, 10)
-    assert logits.isfinite().all()
-    assert not torch.allclose(logits[0], logits[1])
 
 
 # Without BN
@@ -554,16 +458,6 @@ def test_every_variant_is_stem_blocks_and_head(name: str, options: dict[str, obj
     assert torch.equal(network.head(x), network(images))
 
 
-@pytest.mark.parametrize("index", [1, 2])
-@pytest.mark.parametrize("shortcut", TABLE_1)
-def test_in_training_mode_no_branch_works_in_place(shortcut: str, index: int) -> None:
-    block = small("resnet-14", shortcut=shortcut).train().blocks[index]
-    x = torch.randn(2, 4, 6, 6, dtype=torch.float64)
-    before = x.clone()
-    block(x)
-    assert torch.equal(x, before)
-
-
 @each_variant
 @torch.no_grad()
 def test_name_options_and_label_build_a_variant_again(name: str, options: dict[str, object]) -> None:
@@ -600,23 +494,6 @@ def test_malformed_shortcuts_are_refused(family: str, shortcut: str) -> None:
         models.build(family, width=2, shortcut=shortcut)
 
 
-@pytest.mark.parametrize("order", ["", "post-activation", "Original", "pre activation"])
-@pytest.mark.parametrize("name", ["plain-8", "resnet-8", "bottleneck-11"])
-def test_unknown_orders_are_refused(name: str, order: str) -> None:
-    with pytest.raises(UsageError, match=f"^unknown order '{order}'; allowed: {', '.join(ORDERS)}$"):
-        models.build(name, order=order)
-
-
-@pytest.mark.parametrize(
-    ("option", "value"),
-    [("batch_norm", "false"), ("width", 2.5), ("width", "4")],
-)
-def test_options_of_another_type_are_refused(option: str, value: object) -> None:
-    """A profile may hold "resnet-8 batch_norm=false", which is read as a text."""
-    with pytest.raises(UsageError, match=option):
-        models.build("resnet-8", **{option: value})
-
-
 @pytest.mark.parametrize(
     ("name", "options"),
     [
@@ -631,16 +508,6 @@ def test_only_networks_with_identity_blocks_are_deepened(name: str, options: dic
     network = small(name, **options)
     with pytest.raises(UsageError, match=rf"^cannot deepen {name} \{{.*\}}: identity blocks need"):
         deepen(network, 20, torch.randn(2, 3, 8, 8, dtype=torch.float64))
-
-
-@pytest.mark.parametrize("options", [{"order": "original"}, {"shortcut": "A"}, {"shortcut": "B", "batch_norm": True}])
-@torch.no_grad()
-def test_options_spelled_out_do_not_stand_in_the_way_of_deepening(options: dict[str, object]) -> None:
-    shallow = small("resnet-8", **options)
-    images = torch.randn(2, 3, 8, 8, dtype=torch.float64)
-    deep = deepen(shallow, 20, images)
-    assert len(deep.blocks) == 9
-    torch.testing.assert_close(deep(images), shallow(images))
 
 
 # Labels
@@ -701,20 +568,6 @@ def test_malformed_labels_are_refused(text: str, setting: str) -> None:
     message = re.escape(f"network {text!r}: expected option=value after its name, found {setting!r}")
     with pytest.raises(UsageError, match=f"^{message}$"):
         models.from_label(text)
-
-
-@pytest.mark.parametrize("text", ["", "   "])
-def test_an_empty_label_names_no_network(text: str) -> None:
-    name, options = models.from_label(text)
-    assert (name, options) == ("", {})
-    with pytest.raises(UsageError, match="unknown network ''; allowed: plain-N"):
-        models.build(name, **options)
-
-
-@pytest.mark.parametrize("value", ["{[]}", "{[]:1}"])
-def test_a_value_that_is_no_literal_is_text(value: str) -> None:
-    """These parse, but a list can be neither a member of a set nor a key."""
-    assert models.from_label(f"resnet-56 shortcut={value}") == ("resnet-56", {"shortcut": value})
 
 
 @pytest.mark.parametrize("shortcut", ["scaling:0.5, 1", "scaling: 0.5"])
