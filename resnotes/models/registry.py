@@ -111,9 +111,9 @@ def build(name: str, **options: Any) -> Any:
             `resnotes.models.segmentation.segmentation_network`.
 
     Returns:
-        A `Network`, but for two names: those for ImageNet give an `resnotes.models.imagenet.ImageNetResNet`, which has
-        its stem, blocks and head; those for segmentation a `resnotes.models.segmentation.SegmentationNetwork`. All have
-        `name` and `options`, from which they can be built again.
+        A `Network`; for ``resnet18`` to ``resnet152`` a `resnotes.models.imagenet.ImageNetResNet`, which has its stem,
+        blocks and head; for segmentation a `resnotes.models.segmentation.SegmentationNetwork`. All have `name` and
+        `options`, from which they can be built again.
 
     Raises:
         UsageError: an unknown name or option, a value that the network cannot take, or a registered builder that
