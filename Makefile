@@ -38,7 +38,7 @@ lab: $(STAMP)  ## JupyterLab on the notebooks
 	"$(BIN)/jupyter" lab notebooks $(if $(filter 0,$(shell id -u)),--allow-root) $(LAB_FLAGS)
 
 notebooks: $(STAMP)  ## refresh the committed outputs of the notebooks
-	"$(BIN)/python" -m resnotes.book.notebooks
+	"$(BIN)/python" -m resnotes.book.tidy
 
 figures: $(STAMP)  ## refresh the committed figures and claims
 	"$(BIN)/python" -m resnotes run --out "$(OUT)"

@@ -43,72 +43,55 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
+Many = list[str] | None
 Out = Annotated[Path | None, typer.Option("--out", help="Folder of the run, by default $RESNOTES_OUT or out.")]
+Profile = Annotated[str, typer.Option(help="Scale of the experiments, such as desk.")]
+Studies = Annotated[Many, typer.Option(help="A study of the profile; may be repeated, first things first; else all.")]
+Recorded = Annotated[bool, typer.Option("--recorded", help="The recorded runs in place of the store's.")]
 
 
 @app.command()
 def run(
-    notebooks: Annotated[
-        list[str] | None,
-        typer.Argument(help="Numbers or names, such as 01 or degradation; all if none is given."),
-    ] = None,
+    notebooks: Annotated[Many, typer.Argument(help="Numbers or names, such as 01 or degradation; all if none.")] = None,
     profile: Annotated[str | None, typer.Option(help="Scale of the experiments, such as quick.")] = None,
     out: Out = None,
     parameter: Annotated[
-        list[str] | None,
-        typer.Option("-p", "--parameter", metavar="NAME=VALUE", help="Set a notebook's parameter."),
+        Many, typer.Option("-p", "--parameter", metavar="NAME=VALUE", help="Set a notebook's parameter.")
     ] = None,
     jobs: Annotated[int | None, typer.Option(min=1, help="Notebooks side by side, by default one per core.")] = None,
-    cell_timeout: Annotated[
-        int | None, typer.Option(min=1, help="Longest time for one cell, in seconds, by default a day.")
-    ] = None,
-    listed: Annotated[
-        bool, typer.Option("--list", help="Only list the notebooks, their parameters and their last run.")
-    ] = False,
+    cell_timeout: Annotated[int, typer.Option(min=1, help="Longest time for one cell, in seconds.")] = 24 * 3600,
+    listed: Annotated[bool, typer.Option("--list", help="Only list notebooks, their parameters and last run.")] = False,
 ) -> None:
     """Execute notebooks and write what they found to a folder, with an index."""
-    from resnotes.book import notebooks as suite
+    from resnotes.book.notebooks import parse_overrides, select
 
     folder = _folder(out)
-    selected = suite.select(notebooks or [])
+    selected = select(notebooks or [])
     if listed:
-        _list(selected, folder)
-        return
+        return _list(selected, folder)
+    from resnotes.book.execution import execute
     from resnotes.book.index import write_index
 
     settings = ([] if profile is None else [f"profile={profile}"]) + (parameter or [])
-    overrides = suite.parse_overrides(settings, selected)
-    done = suite.execute(
-        selected, overrides, folder, jobs=jobs, cell_timeout=cell_timeout or suite.CELL_TIMEOUT, report=typer.echo
-    )
+    overrides = parse_overrides(settings, selected)
+    done = execute(selected, overrides, folder, jobs=jobs, cell_timeout=cell_timeout, report=typer.echo)
     index = write_index(folder)
     failures = [execution.failure for execution in done if execution.failure]
     for failure in failures:
         typer.echo(failure, err=True)
     typer.echo(index)
-    if failures:
-        raise typer.Exit(1)
-
-
-Studies = Annotated[
-    list[str] | None,
-    typer.Option(
-        help="A study of the profile; may be repeated, first things first. All in their order if none is given."
-    ),
-]
+    raise typer.Exit(1 if failures else 0)
 
 
 @app.command()
 def train(
-    profile: Annotated[str, typer.Option(help="Scale of the experiments, such as desk.")],
+    profile: Profile,
     study: Studies = None,
     workers: Annotated[
-        int | None,
-        typer.Option(min=1, help="Runs at once, a thread each; on a CPU by default $RESNOTES_WORKERS or all threads."),
+        int | None, typer.Option(min=1, help="Runs at once; on a CPU by default $RESNOTES_WORKERS or all threads.")
     ] = None,
     cluster: Annotated[
-        str | None,
-        typer.Option(metavar="tcp://HOST:PORT", help="Have a Dask cluster train, by the address of its scheduler."),
+        str | None, typer.Option(metavar="tcp://HOST:PORT", help="Scheduler of a Dask cluster that is to train.")
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N; of each worker, on a cluster.")] = "auto",
 ) -> None:
@@ -139,12 +122,12 @@ def train(
 @app.command()
 def claims(out: Out = None) -> None:
     """Print the claims of a run: whether each holds, what was expected and what was measured."""
-    from resnotes.book.ledger import WORDS, collect, load
+    from resnotes.book.ledger import WORDS, load
+    from resnotes.book.results import read_results
 
     folder = _folder(out)
     path = folder / "claims.json"  # what a run that was ended could not bring up to date
-    ledgers = folder / "claims"
-    entries = collect(ledgers) if ledgers.is_dir() else load(path) if path.exists() else []
+    entries = load(path) if path.exists() and not (folder / "claims").is_dir() else read_results(folder).claims
     if not entries:
         typer.echo(f"no claims in {folder}; `resnotes run` makes them")
     for claim in entries:
@@ -157,37 +140,32 @@ def figures(
     to: Annotated[Path, typer.Option(help="Folder that receives the figures.")],
     out: Out = None,
     formats: Annotated[str, typer.Option("--format", help="Any of png, pdf and svg, by commas.")] = "png,pdf",
-    only: Annotated[
-        list[str] | None, typer.Option(help="Number of a notebook or name of a figure; may be repeated.")
-    ] = None,
+    only: Annotated[Many, typer.Option(help="Number of a notebook or name of a figure; may be repeated.")] = None,
 ) -> None:
     """Copy the figures of a run to a folder and print Markdown that shows them."""
     from resnotes.book.exports import export
 
-    for snippet in export(
-        to, _folder(out) / "figures", formats=[kind.strip() for kind in formats.split(",")], only=only or []
-    ):
+    kinds = [kind.strip() for kind in formats.split(",")]
+    for snippet in export(to, _folder(out), formats=kinds, only=only or []):
         typer.echo(snippet)
 
 
 @app.command()
 def report(
-    more: Annotated[list[str] | None, typer.Argument(metavar="[NOTEBOOK]...", help="As after --notebooks.")] = None,
+    more: Annotated[Many, typer.Argument(metavar="[NOTEBOOK]...", help="As after --notebooks.")] = None,
     lang: Annotated[str, typer.Option(help="en or zh.")] = "en",
     out: Annotated[Path | None, typer.Option(help="Folder for it, by default report in that of the run.")] = None,
     week: Annotated[int | None, typer.Option(min=0, help="Number of the report, for its title.")] = None,
-    notebooks: Annotated[list[str] | None, typer.Option(help="Numbers or names, such as 01 03; all if none.")] = None,
+    notebooks: Annotated[Many, typer.Option(help="Numbers or names, such as 01 03; all if none.")] = None,
     since: Annotated[
         datetime | None, typer.Option(formats=["%Y-%m-%d"], help="Only what was executed on that day or later.")
     ] = None,
-    results: Annotated[
-        Path | None, typer.Option(help="Folder of the run to report on, by default $RESNOTES_OUT or out.")
-    ] = None,
+    results: Annotated[Path | None, typer.Option(help="Folder of the run, by default $RESNOTES_OUT or out.")] = None,
     templates: Annotated[Path | None, typer.Option(help="Folder with templates to use in place of ours.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a report that is there.")] = False,
 ) -> None:
     """Write a weekly report from a run: Markdown, one HTML page, and the figures."""
-    from resnotes.book import notebooks as suite
+    from resnotes.book.notebooks import select
     from resnotes.book.report import write_report
     from resnotes.book.results import read_results
 
@@ -198,7 +176,7 @@ def report(
         folder / "report" if out is None else out.expanduser().resolve(),
         lang=lang,
         week=week,
-        notebooks=[book.stem for book in suite.select(named)] if named else None,
+        notebooks=[book.stem for book in select(named)] if named else None,
         since=since and since.date(),
         templates=templates,
         overwrite=overwrite,
@@ -209,8 +187,6 @@ def report(
 
 runs_app = typer.Typer(no_args_is_help=True, help="The run store: what has been trained.")
 app.add_typer(runs_app, name="runs")
-
-Recorded = Annotated[bool, typer.Option("--recorded", help="The recorded runs in place of the store's.")]
 
 
 @runs_app.command("list")
@@ -240,7 +216,7 @@ def show(
 
 @runs_app.command()
 def verify(
-    names: Annotated[list[str] | None, typer.Argument(help="Names of runs, or their beginnings; all if none.")] = None,
+    names: Annotated[Many, typer.Argument(help="Names of runs, or their beginnings; all if none.")] = None,
     recorded: Recorded = False,
     tolerance: Annotated[float, typer.Option(min=0, help="Points by which other processors may round.")] = 0.2,
 ) -> None:
@@ -252,22 +228,19 @@ def verify(
         try:
             stored, measured = recording.verify(run)
         except ResnotesError as error:  # such as data that is not at hand: other runs may be on other data
-            typer.echo(f"FAILED   {run.name}: {error}")
-            failed = True
-            continue
-        if measured is None:
-            typer.echo(f"ok       {run.name}: {stored:.2f} % stored, recorded without weights")
-            continue
-        agree = abs(stored - measured) <= tolerance
-        failed |= not agree
-        typer.echo(f"{'ok' if agree else 'FAILED':<8} {run.name}: {stored:.2f} % stored, {measured:.2f} % measured")
-    if failed:
-        raise typer.Exit(1)
+            agrees, said = False, str(error)
+        else:
+            agrees = measured is None or abs(stored - measured) <= tolerance
+            again = "recorded without weights" if measured is None else f"{measured:.2f} % measured"
+            said = f"{stored:.2f} % stored, {again}"
+        failed |= not agrees
+        typer.echo(f"{'ok' if agrees else 'FAILED':<8} {run.name}: {said}")
+    raise typer.Exit(1 if failed else 0)
 
 
 @runs_app.command()
 def record(
-    profile: Annotated[str, typer.Option(help="Scale of the runs, such as desk.")],
+    profile: Profile,
     study: Studies = None,
     weights: Annotated[bool, typer.Option(help="With the weights, or only the errors.")] = True,
 ) -> None:
@@ -297,17 +270,15 @@ def status() -> None:
 
     for entry in [*datasets.status(), status_of_published()]:
         found = f"found    {entry.variant or ''}".rstrip() if entry.found else "missing"
-        typer.echo(
-            f"{entry.name:<10} {found}\n{'':<10} {entry.where}" + ("" if entry.found else f"\n{'':<10} {entry.how}")
-        )
+        typer.echo(f"{entry.name:<10} {found}\n{'':<10} {entry.where}")
+        if not entry.found:
+            typer.echo(f"{'':<10} {entry.how}")
 
 
 @data_app.command()
 def fetch(
     name: Annotated[str, typer.Argument(help="Name of a data set, or published, for networks that others trained.")],
-    mirror: Annotated[
-        list[str] | None, typer.Option(help="URL to try before the publisher's; may be repeated.")
-    ] = None,
+    mirror: Annotated[Many, typer.Option(help="URL to try before the publisher's; may be repeated.")] = None,
 ) -> None:
     """Download a data set, or the published networks, to $RESNOTES_DATA, unless they are there."""
     from resnotes import datasets
@@ -315,10 +286,8 @@ def fetch(
 
     if name == "published":
         fetch_published(mirror or [])
-    elif name in datasets.names():
-        datasets.fetch(name, mirrors=mirror or [])
     else:
-        raise unknown("data set", name, [*datasets.names(), "published"])
+        datasets.fetch(name, mirrors=mirror or [])
 
 
 def main() -> None:
@@ -330,12 +299,11 @@ def main() -> None:
 def _executor(store: RunStore, device: str, workers: int | None, cluster: str | None) -> Iterator[Executor | None]:
     """What trains the runs of a sweep; None for this process."""
     from resnotes import distributed
+    from resnotes.runs.workers import local_workers
 
     if [cluster is not None, workers is not None, distributed.size() > 1].count(True) > 1:
         raise UsageError("of --cluster, --workers and torchrun, expected one at most: each has processes of its own")
     if cluster is None:
-        from resnotes.runs.workers import local_workers
-
         yield local_workers(device, workers)
         return
     from resnotes.runs.cluster import connected
@@ -383,16 +351,14 @@ def _list(notebooks: Sequence[Notebook], folder: Path) -> None:
         for name, default in book.parameters.items():
             typer.echo(f"    {f'-p {name}={default!r}':<22} {book.comments.get(name, '')}".rstrip())
         path = folder / "notebooks" / book.path.name
-        if not path.exists():
+        last = executed(path) if path.exists() else None
+        if last is None:
             typer.echo(f"    never run in {folder}")
-            continue
-        last = executed(path)
-        if last.state == "unfinished":
+        elif last.finished is None:
             typer.echo(f"    last run not finished: its process was ended; `resnotes run {book.stem}` starts anew")
-            continue
-        when = last.finished.astimezone().strftime("%Y-%m-%d %H:%M") if last.finished else "at an unknown time"
-        seconds = f", {last.seconds:.1f} s" if last.seconds is not None else ""
-        typer.echo(f"    last run {when}: {last.state}, profile {last.profile}{seconds}")
+        else:
+            when = last.finished.astimezone().strftime("%Y-%m-%d %H:%M")
+            typer.echo(f"    last run {when}: {last.state}, profile {last.profile}, {last.seconds:.1f} s")
 
 
 def _folder(out: Path | None) -> Path:

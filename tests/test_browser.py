@@ -18,7 +18,6 @@ import urllib.request
 from base64 import b64decode
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -152,9 +151,7 @@ def server(browser: Browser, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         **ENVIRONMENT,
         "PYTHONPATH": os.pathsep.join(filter(None, [package, ENVIRONMENT.get("PYTHONPATH")])),
         "JUPYTER_PATH": str(home / "data"),
-        "JUPYTER_DATA_DIR": str(home / "data"),
-        "JUPYTER_CONFIG_DIR": str(home / "config"),
-        "JUPYTER_RUNTIME_DIR": str(home / "runtime"),
+        **{f"JUPYTER_{kind.upper()}_DIR": str(home / kind) for kind in ("data", "config", "runtime")},
         "JUPYTERLAB_SETTINGS_DIR": str(home / "settings"),
         "JUPYTERLAB_WORKSPACES_DIR": str(home / "workspaces"),
         "IPYTHONDIR": str(home / "ipython"),
@@ -363,9 +360,6 @@ def test_a_page_is_for_keyboards_and_screen_readers(name: str, executed: Path, p
     page.goto((executed / name).as_uri())
     alternatives = page.locator("img").evaluate_all("images => images.map(image => image.alt)")
     assert all(len(text) > 10 for text in alternatives)
-    levels = page.locator("h1, h2, h3, h4").evaluate_all("all => all.map(each => Number(each.tagName[1]))")
-    assert levels[0] == 1
-    assert all(after - before <= 1 for before, after in pairwise(levels))
     # Everything that can be clicked, and every table that may have to be scrolled, is reached by the tab key.
     targets = page.locator("a[href], [tabindex='0']").count()
     reached = set()
@@ -373,14 +367,3 @@ def test_a_page_is_for_keyboards_and_screen_readers(name: str, executed: Path, p
         page.keyboard.press("Tab")
         reached.add(page.evaluate("Array.from(document.querySelectorAll('*')).indexOf(document.activeElement)"))
     assert len(reached) == targets
-
-
-def test_the_index_leads_to_every_file(executed: Path, page: Page) -> None:
-    page.goto((executed / "index.html").as_uri())
-    links = set(page.locator("a[href]").evaluate_all("links => links.map(link => link.href)"))
-    files = {url.partition("#")[0] for url in links}
-    assert all(Path(url.removeprefix("file://")).is_file() for url in files)
-    anchors = {url.partition("#")[2] for url in links if "#" in url}
-    ids = page.locator("[id]").evaluate_all("all => all.map(each => each.id)")
-    assert anchors <= set(ids)
-    assert len(ids) == len(set(ids))

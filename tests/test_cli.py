@@ -1,8 +1,8 @@
 import json
+import os
 import re
 import subprocess
 import sys
-import time
 from datetime import datetime
 
 import pandas as pd
@@ -16,6 +16,7 @@ from resnotes.analysis.intervals import interval
 from resnotes.book import notebooks
 from resnotes.book.index import write_index
 from resnotes.book.ledger import Ledger, load
+from resnotes.datasets import cifar10, download
 from resnotes.errors import DatasetError
 from resnotes.runs import profiles, recording
 from resnotes.runs.store import RunStore
@@ -117,22 +118,6 @@ def test_notebooks_are_listed_with_parameters_and_last_run(root, resnotes):
     ]
 
 
-@pytest.mark.parametrize(
-    ("arguments", "names"),
-    [
-        (["run", "9"], "'9'; allowed: 01_a"),
-        (["run", "--profile", "huge"], "allowed: quick"),
-        (["run", "-p", "sed=1"], "01_a takes profile='quick', seed=0"),
-        (["run", "-p", "seed=x"], "seed=0"),
-    ],
-)
-def test_what_is_unknown_is_refused_in_one_line(root, resnotes, arguments, names):
-    write_notebook(root / "notebooks", "01_a")
-    status, stdout, stderr = resnotes(*arguments)
-    assert (status, stdout, stderr.count("\n")) == (2, "", 1)
-    assert names in stderr
-
-
 @pytest.mark.parametrize("arguments", [["runn"], ["run", "--jobs", "0"], ["figures"]])
 def test_wrong_usage_exits_with_2(resnotes, arguments):
     status, _, stderr = resnotes(*arguments)
@@ -149,15 +134,10 @@ def test_claims_are_printed(root, resnotes):
     assert status == 0
     assert stdout.splitlines()[0] == "undecided  a.deeper: Deeper <b>is</b> worse."
     assert "expected worse; measured 2 ± 6 % (n = 2)" in stdout
-
-
-def test_damaged_claims_end_in_a_message(root, resnotes):
-    (root / "out").mkdir()
-    (root / "out/claims.json").write_text("[{")
+    (root / "out/claims/01_a.json").write_text("[{")
     status, _, stderr = resnotes("claims")
-    assert status == 1
+    assert (status, stderr.count("\n")) == (1, 1)
     assert stderr.startswith("resnotes: cannot read")
-    assert stderr.count("\n") == 1
 
 
 def test_figures_are_exported_with_markdown(root, resnotes):
@@ -180,18 +160,16 @@ def test_index_escapes_and_needs_no_network(root):
     assert json.loads((root / "out/claims.json").read_text())[0]["id"] == "a.deeper"
     assert "Deeper &lt;b&gt;is&lt;/b&gt; worse." in page
     assert 'alt="Error &#34;curves&#34; &lt;i&gt;"' in page
-    assert '<span aria-hidden="true">✓</span> true' in page
     assert "://" not in page
-    assert "prefers-color-scheme: dark" in page
     assert write_index(root / "out").read_text() == page
 
 
 def test_help_comes_at_once():
-    start = time.perf_counter()
+    before = os.times()
     done = subprocess.run(
         [sys.executable, "-X", "importtime", "-m", "resnotes", "--help"], capture_output=True, text=True
     )
-    assert time.perf_counter() - start < 2, "half a second when idle"
+    assert os.times().children_user - before.children_user < 2, "half a second of the processor's time when idle"
     assert "run" in done.stdout
     assert not [heavy for heavy in ("torch", "matplotlib", "pandas", "nbconvert") if f" {heavy}\n" in done.stderr]
 
@@ -279,6 +257,10 @@ def test_recording_copies_the_runs_of_a_profile(root, trained, resnotes):
 @pytest.mark.parametrize(
     ("arguments", "names"),
     [
+        (["run", "9"], "'9'; allowed: 01_a"),
+        (["run", "--profile", "huge"], "allowed: quick"),
+        (["run", "-p", "sed=1"], "01_a takes profile='quick', seed=0"),
+        (["run", "-p", "seed=x"], "seed=0"),
         (["train", "--profile", "huge"], "unknown profile 'huge'; allowed: tiny"),
         (["train", "--profile", "tiny", "--study", "big"], "allowed: small"),
         (["runs", "record", "--profile", "huge"], "allowed: tiny"),
@@ -287,25 +269,27 @@ def test_recording_copies_the_runs_of_a_profile(root, trained, resnotes):
         (["data", "fetch", "imagenet"], "unknown data set 'imagenet'; allowed: digits, cifar10, scenes, camvid"),
     ],
 )
-def test_unknown_runs_and_data_are_refused_in_one_line(tiny, resnotes, arguments, names):
+def test_what_is_unknown_is_refused_in_one_line(tiny, root, resnotes, arguments, names):
+    write_notebook(root / "notebooks", "01_a")
     status, stdout, stderr = resnotes(*arguments)
     assert (status, stdout, stderr.count("\n")) == (2, "", 1)
     assert names in stderr
 
 
-def test_studies_are_taken_in_the_order_they_are_named():
-    from resnotes import cli
-    from resnotes.runs import profiles
-
+def test_studies_are_taken_in_the_order_they_are_named(resnotes, monkeypatch):
+    asked = []
+    monkeypatch.setattr(RunStore, "sweep", lambda self, specs, **_: (each for each in asked.append(specs) or []))
+    resnotes("train", "--profile", "desk", "--device", "cpu", "--study", "lesions", "--study", "degradation")
+    resnotes("train", "--profile", "desk", "--device", "cpu")
     desk = profiles.load("desk")
     lesions, degradation = (desk.study(name).all_specs() for name in ("lesions", "degradation"))
-    assert cli._specs("desk", ["lesions", "degradation"]) == [*lesions, *degradation]
-    assert cli._specs("desk", None) == [spec for name in desk.studies for spec in desk.study(name).all_specs()]
+    assert asked == [
+        [*lesions, *degradation],
+        [spec for name in desk.studies for spec in desk.study(name).all_specs()],
+    ]
 
 
 def test_data_sets_are_listed_and_fetched(root, resnotes, monkeypatch):
-    from resnotes.datasets import cifar10
-
     monkeypatch.setenv("RESNOTES_DATA", str(root / "data"))
     status, stdout, _ = resnotes("data", "status")
     assert status == 0
@@ -325,8 +309,6 @@ def test_data_sets_are_listed_and_fetched(root, resnotes, monkeypatch):
 
 
 def test_a_download_that_fails_ends_in_a_message(root, resnotes, monkeypatch):
-    from resnotes.datasets import download
-
     def unreachable(url, target):
         raise OSError("no route")
 

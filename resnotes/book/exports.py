@@ -1,83 +1,46 @@
-"""The figures of a run: found with their sidecars, and copied to where they are used."""
+"""The figures of a run, copied to where they are used."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
-from resnotes import paths
-from resnotes.book.ledger import is_finished
-from resnotes.book.markdown import escape
+from resnotes.book.results import read_results
+from resnotes.book.templating import escape
 from resnotes.errors import ResnotesError, unknown
 from resnotes.figures.saving import FORMATS
-from resnotes.files import read_json, write_folder
+from resnotes.files import write_folder
 
 
-def load(folder: Path, formats: Collection[str] = ("png",)) -> list[dict[str, Any]]:
-    """The sidecars of the figures in `folder`, notebook by notebook, each in the order in which it saved them.
-
-    Figures of a notebook beside `folder` that was not finished do not count.
-
-    Args:
-        folder: where `save` or `export` left them.
-        formats: what each must be there as.
-
-    Raises:
-        ResnotesError: a sidecar is damaged, or an image that belongs to it is missing.
-    """
-    sidecars = []
-    executed = (folder.parent / "notebooks").glob("*.ipynb")
-    unfinished = {path.stem.split("_")[0] for path in executed if not is_finished(path)}
-    saved = sorted(
-        (path for path in folder.glob("*.json") if path.name.split("_")[0] not in unfinished),
-        key=lambda path: (path.name.split("_")[0], path.stat().st_mtime_ns, path.name),
-    )
-    for path in saved:
-        sidecar = read_json(path)
-        caption = sidecar.get("caption") if isinstance(sidecar, dict) else None
-        if not isinstance(caption, dict) or not {"en", "zh"} <= caption.keys() or sidecar.get("name") != path.stem:
-            raise ResnotesError(f"{path} does not describe a figure: expected its name, captions and data")
-        if missing := [kind for kind in formats if not path.with_suffix(f".{kind}").is_file()]:
-            raise ResnotesError(f"{path} has no {' and '.join(missing)} beside it; save the figure again")
-        sidecars.append(sidecar)
-    return sidecars
-
-
-def export(
-    to: Path, source: Path | None = None, *, formats: Sequence[str] = ("png", "pdf"), only: Sequence[str] = ()
-) -> list[str]:
+def export(to: Path, out: Path, *, formats: Sequence[str] = ("png", "pdf"), only: Sequence[str] = ()) -> list[str]:
     """Copy figures of a run, with their sidecars, into the folder `to`; returns a Markdown snippet for each.
 
     Args:
         to: folder that receives `<name>.<format>` and `<name>.json`, replacing what has these names.
-        source: folder of the figures, by default that of the current output folder.
+        out: folder of the run.
         formats: of `FORMATS`; the snippet shows the first that a browser can show as an image.
         only: numbers of notebooks, such as `01`, or names of figures; all if empty.
 
     Raises:
         UsageError: there is no such format, or no figure that `only` names.
-        ResnotesError: there are no figures, or one is damaged.
+        ResnotesError: there are no figures, or a sidecar is damaged.
+        OSError: a figure is not there in one of the formats.
     """
     for kind in formats:
         if kind not in FORMATS:
             raise unknown("format", kind, FORMATS)
-    source = paths.out_root() / "figures" if source is None else source
-    sidecars = load(source, formats)
-    if not sidecars:
+    source = out / "figures"
+    captions = {str(figure["name"]): figure["caption"] for figure in read_results(out).figures}
+    if not captions:
         raise ResnotesError(f"no figures in {source}; `resnotes run` makes them")
-    names = [str(sidecar["name"]) for sidecar in sidecars]
+    called = {name: {name, name.partition("_")[0]} for name in captions}  # by name, and by the notebook's number
     for choice in only:
-        if not any(choice in (name, name.split("_")[0]) for name in names):
-            raise unknown("figure", choice, sorted({name.split("_")[0] for name in names} | set(names)))
-    chosen = {
-        name: sidecar["caption"]
-        for name, sidecar in zip(names, sidecars, strict=True)
-        if not only or {name, name.split("_")[0]} & set(only)
-    }
+        if choice not in (names := set().union(*called.values())):
+            raise unknown("figure", choice, sorted(names))
+    chosen = [name for name in captions if not only or called[name] & set(only)]
     files = [f"{name}.{extension}" for name in chosen for extension in (*formats, "json")]
     write_folder(to, {file: (source / file).read_bytes() for file in files})
-    return [_snippet(name, caption, formats) for name, caption in chosen.items()]
+    return [_snippet(name, captions[name], formats) for name in chosen]
 
 
 def _snippet(name: str, caption: Mapping[str, str], formats: Sequence[str]) -> str:

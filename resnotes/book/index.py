@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import io
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-from PIL import Image
-
-from resnotes.book.ledger import WORDS, merge
-from resnotes.book.results import read_results, verdicts
-from resnotes.errors import ResnotesError
+from resnotes.book.ledger import WORDS
+from resnotes.book.results import merge, verdicts
+from resnotes.book.templating import environment, picture
 from resnotes.files import write_atomic
 from resnotes.provenance import versions
 
@@ -29,56 +24,19 @@ def write_index(out: Path) -> Path:
         Path of `index.html`.
 
     Raises:
-        ResnotesError: a ledger, a figure or a notebook in the folder is damaged.
+        ResnotesError: a ledger or a figure in the folder is damaged.
     """
-    results = read_results(out)
-    merge(out)
-    names = [figure["name"] for figure in results.figures]
+    results = merge(out)
+
+    def shrink(figure: dict[str, str]) -> None:
+        image = out / "figures" / f"{figure['name']}.png"
+        write_atomic(out / "figures" / "thumbnails" / image.name, picture(image, THUMBNAIL))
+
     with ThreadPoolExecutor() as pool:  # Pillow works without Python's lock
-        sizes = dict(zip(names, pool.map(partial(_write_thumbnail, out / "figures"), names), strict=True))
-    environment = Environment(
-        loader=PackageLoader("resnotes.book"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    page = environment.get_template("index.html").render(
-        results=results,
-        sizes=sizes,
-        verdicts=verdicts,
-        words=WORDS,
-        profiles=sorted({book.profile for book in results.notebooks if book.profile}),
-        versions=versions(),
+        list(pool.map(shrink, results.figures))
+    page = (
+        environment()
+        .get_template("index.html")
+        .render(results=results, verdicts=verdicts, words=WORDS, versions=versions())
     )
     return write_atomic(out / "index.html", page)
-
-
-def _write_thumbnail(folder: Path, name: str) -> tuple[int, int]:
-    """Shrink a figure into the folder `thumbnails`; its size there."""
-    image = shrunk(folder / f"{name}.png", THUMBNAIL)
-    write_atomic(folder / "thumbnails" / f"{name}.png", png(image))
-    return image.size
-
-
-def shrunk(path: Path, width: int) -> Image.Image:
-    """The image at `path`, at most `width` pixels across.
-
-    Raises:
-        ResnotesError: it is damaged.
-    """
-    try:
-        with Image.open(path) as file:
-            image = file.convert("RGB")
-    except (OSError, SyntaxError) as error:  # Pillow raises either
-        raise ResnotesError(f"cannot read the image {path}: {error}; save the figure again") from error
-    if image.width <= width:
-        return image
-    return image.resize((width, round(image.height * width / image.width)), Image.Resampling.LANCZOS)
-
-
-def png(image: Image.Image) -> bytes:
-    """`image` as a PNG file of 256 colours: enough for a plot, in a third of the bytes."""
-    buffer = io.BytesIO()
-    image.quantize(256, dither=Image.Dither.NONE).save(buffer, "png")
-    return buffer.getvalue()

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +22,8 @@ from resnotes.files import read_json, write_json
 
 WORDS: dict[Verdict, str] = {True: "true", False: "false", None: "undecided"}
 
-# Metadata of an executed notebook: how long, when, where and with what it ran, and whether it failed.
-OUTCOME = "resnotes"
-
+# What fields of a claim are in JSON, where they are no texts.
+_KINDS: dict[str, Any] = {"measured": dict, "holds": bool | None, "seeds": list}
 _ID = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*(\.[a-z0-9]+(-[a-z0-9]+)*)+")
 
 
@@ -52,9 +51,6 @@ class Claim:
     notebook: str
 
 
-_TEXTS = [field.name for field in fields(Claim) if field.type == "str"]
-
-
 class Ledger:
     """The claims of one notebook, kept on disk as they are recorded.
 
@@ -66,8 +62,8 @@ class Ledger:
     """
 
     def __init__(self, notebook: str, profile: str, dataset: str, seeds: Sequence[int]) -> None:
-        self.notebook, self.profile, self.dataset = notebook, profile, dataset
-        self.seeds = tuple(int(seed) for seed in seeds)
+        self.notebook = notebook
+        self._on: dict[str, Any] = {"profile": profile, "dataset": dataset, "seeds": seeds}
         self._claims: dict[str, Claim] = {}
         self._write()
 
@@ -85,9 +81,7 @@ class Ledger:
         holds: Verdict,
         why: str = "",
         why_zh: str = "",
-        profile: str | None = None,
-        dataset: str | None = None,
-        seeds: Sequence[int] | None = None,
+        **on: Any,
     ) -> Claim:
         """Enter a claim, replacing one of the same id, and write the ledger.
 
@@ -103,9 +97,7 @@ class Ledger:
             holds: True, False, or None where the measurement cannot decide.
             why: why it may not hold, as far as it is known; forgotten where it does.
             why_zh: the same in Chinese.
-            profile: profile, where it differs from the ledger's, as for recorded runs.
-            dataset: data set variant, where it differs from the ledger's.
-            seeds: seeds, where they differ from the ledger's.
+            **on: `profile`, `dataset` or `seeds` where they differ from the ledger's, as for recorded runs.
 
         Raises:
             UsageError: the id is malformed, a number is NaN or infinite, `holds` is none of the three, or `why` is
@@ -127,10 +119,8 @@ class Ledger:
             why="" if holds else why,
             why_zh="" if holds else why_zh,
             holds=holds,
-            profile=self.profile if profile is None else profile,
-            dataset=self.dataset if dataset is None else dataset,
-            seeds=self.seeds if seeds is None else tuple(int(seed) for seed in seeds),
             notebook=self.notebook,
+            **{**self._on, **on, "seeds": tuple(int(seed) for seed in on.get("seeds", self._on["seeds"]))},
         )
         self._claims[id] = claim
         self._write()
@@ -138,15 +128,12 @@ class Ledger:
 
     def table(self) -> pd.DataFrame:
         """Statement, expected, measured and verdict, one row per claim, by id."""
-        rows = [
-            (claim.statement, claim.expected, claim.measured["text"], WORDS[claim.holds])
+        rows = {
+            claim.id: (claim.statement, claim.expected, claim.measured["text"], WORDS[claim.holds])
             for claim in self._claims.values()
-        ]
-        return pd.DataFrame(
-            rows,
-            columns=["statement", "expected", "measured", "verdict"],
-            index=pd.Index(self._claims, name="claim"),
-        )
+        }
+        columns = ["statement", "expected", "measured", "verdict"]
+        return pd.DataFrame.from_dict(rows, "index", columns=columns).rename_axis("claim")
 
     def verdicts(self) -> dict[str, str]:
         """`true`, `false` or `undecided` by id: what nbval compares, free of numbers that vary by machine."""
@@ -155,38 +142,6 @@ class Ledger:
     def _write(self) -> None:
         entries = [asdict(claim) for claim in self._claims.values()]
         write_json(paths.out_root() / "claims" / f"{self.notebook}.json", entries)
-
-
-def collect(folder: Path) -> list[dict[str, Any]]:
-    """The claims of all notebooks whose ledgers lie in `folder`, by notebook, then in the order recorded.
-
-    Those of a notebook that was not finished do not count: `folder` has its claims so far, and beside that lies the
-    notebook, without an outcome.
-    """
-    ledgers = sorted(folder.glob("*.json"))
-    notebooks = folder.parent / "notebooks"
-    return [claim for path in ledgers if is_finished(notebooks / f"{path.stem}.ipynb") for claim in load(path)]
-
-
-def is_finished(notebook: Path) -> bool:
-    """Whether the runner noted an outcome in an executed notebook; one that it did not execute is not there.
-
-    Whoever executes a notebook may be killed at any time. The note is the last thing that is written: without it, or
-    where the file is not even whole, the notebook was not finished.
-    """
-    if not notebook.exists():
-        return True
-    try:
-        return OUTCOME in read_json(notebook)["metadata"]
-    except (ResnotesError, KeyError, TypeError):
-        return False
-
-
-def merge(out: Path) -> list[dict[str, Any]]:
-    """Write the claims of all notebooks of a run, in `out/claims/`, to `out/claims.json`, and return them."""
-    entries = collect(out / "claims")
-    write_json(out / "claims.json", entries)
-    return entries
 
 
 def load(path: Path) -> list[dict[str, Any]]:
@@ -199,18 +154,11 @@ def load(path: Path) -> list[dict[str, Any]]:
     if not isinstance(entries, list):
         raise ResnotesError(f"{path} is no ledger: expected a list of claims, found {type(entries).__name__}")
     for position, entry in enumerate(entries, start=1):
-        claim = f"{path}: claim {position}"
-        names = entry.keys() if isinstance(entry, dict) else set()
-        if missing := sorted(Claim.__dataclass_fields__.keys() - names):
-            raise ResnotesError(f"{claim} lacks {', '.join(missing)}")
-        if not (entry["holds"] is None or isinstance(entry["holds"], bool)):
-            raise ResnotesError(f"{claim} holds {entry['holds']!r}; expected true, false or null")
-        if no_text := [name for name in _TEXTS if not isinstance(entry[name], str)]:
-            raise ResnotesError(f"{claim} has {no_text[0]} {entry[no_text[0]]!r}; expected a text")
-        if not isinstance(entry["seeds"], list):
-            raise ResnotesError(f"{claim} has seeds {entry['seeds']!r}; expected a list")
-        if not (isinstance(entry["measured"], dict) and {"text", "text_zh"} <= entry["measured"].keys()):
-            raise ResnotesError(f"{claim} measured {entry['measured']!r}; expected an object with text and text_zh")
+        for name in Claim.__dataclass_fields__:
+            if not isinstance(entry, dict) or not isinstance(entry.get(name, ...), _KINDS.get(name, str)):
+                raise ResnotesError(f"{path}: claim {position} has no valid {name}, found {entry!r:.200}")
+        if not {"text", "text_zh"} <= entry["measured"].keys():
+            raise ResnotesError(f"{path}: claim {position} measured {entry['measured']!r}; expected text and text_zh")
     return entries
 
 

@@ -1,20 +1,21 @@
 """Notebooks are executed in processes of their own, which are not to outlive the one that started them.
 
 Each is given the end of a pipe as its standard input. Nothing is written into that: it ends when its other end is
-closed, as the system does for a process that is gone, whatever ended it. `python -m resnotes.book.lifeline` is
-papermill's command line, and waits for that beside its work.
+closed, as the system does for a process that is gone, whatever ended it. `python -m resnotes.book.lifeline` calls
+papermill, and waits for that beside its work.
 """
 
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from threading import Thread
-from typing import Self
+from typing import Any, Self
 
 import psutil
 
@@ -22,7 +23,10 @@ _PATIENCE = 10.0  # seconds in which papermill can notice that its kernel is gon
 
 
 class Lifeline:
-    """Starts papermill; once it is cut, or this process ends, papermill, its kernel and their children end."""
+    """Starts papermill; once this is left, or its process ends, papermill, its kernel and their children end.
+
+    A notebook then keeps the cells that were finished.
+    """
 
     def __enter__(self) -> Self:
         reading, writing = os.pipe()
@@ -30,13 +34,13 @@ class Lifeline:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.cut()
+        self._writing.close()
         self._reading.close()
 
-    def papermill(self, arguments: Sequence[str], environment: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
-        """Run papermill's command line to its end."""
+    def papermill(self, environment: Mapping[str, str], **arguments: Any) -> subprocess.CompletedProcess[str]:
+        """Call `papermill.execute_notebook` with arguments that JSON can hold; what it raises is in `stderr`."""
         return subprocess.run(
-            [sys.executable, "-m", "resnotes.book.lifeline", *arguments],
+            [sys.executable, "-m", "resnotes.book.lifeline", json.dumps(arguments)],
             env=environment,
             stdin=self._reading,
             capture_output=True,
@@ -45,10 +49,6 @@ class Lifeline:
             check=False,
             start_new_session=True,  # Ctrl+C in a terminal is for this process alone, which then ends the others
         )
-
-    def cut(self) -> None:
-        """End whatever is running; its notebook keeps the cells that were finished."""
-        self._writing.close()
 
 
 def _end_with_stdin() -> None:
@@ -65,9 +65,9 @@ def _end_with_stdin() -> None:
 
 
 if __name__ == "__main__":
+    Thread(target=_end_with_stdin, daemon=True).start()
     # Unless it cannot, jsonschema imports a grammar for internationalised addresses, which no notebook needs: 0.7 s.
     sys.modules["rfc3987_syntax"] = None  # type: ignore[assignment]
-    from papermill.__main__ import papermill
+    import papermill
 
-    Thread(target=_end_with_stdin, daemon=True).start()
-    papermill()
+    papermill.execute_notebook(**json.loads(sys.argv[1]))

@@ -1,4 +1,4 @@
-"""The suite at a glance: its chain of questions, and the claims of all studies side by side.
+"""The suite at a glance: its chain of questions, and the claims of all notebooks side by side.
 
 Everything is taken from the ledger, `claims.json`; nothing is measured here.
 """
@@ -14,7 +14,7 @@ import pandas as pd
 from IPython.display import HTML
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Rectangle
+from matplotlib.patches import FancyBboxPatch, Rectangle
 from pandas.io.formats.style import Styler
 
 from resnotes import paths
@@ -46,65 +46,60 @@ def ledger() -> Ledger:
     return {claim["id"]: claim for claim in sorted(entries, key=lambda claim: str(claim["notebook"]))}
 
 
-def of_study(entries: Ledger, notebook: str) -> list[Mapping[str, Any]]:
+def claims_of(entries: Ledger, notebook: str) -> list[Mapping[str, Any]]:
     """The claims of one notebook."""
     return [claim for claim in entries.values() if claim["notebook"] == notebook]
 
 
 def tally(entries: Ledger) -> pd.DataFrame:
     """How many claims of each notebook are true, false and undecided."""
-    notebooks = sorted(study.notebook for study in story.studies())
-    counts = {notebook: verdicts(of_study(entries, notebook)) for notebook in notebooks}
+    notebooks = sorted(chapter.notebook for chapter in story.chapters())
+    counts = {notebook: verdicts(claims_of(entries, notebook)) for notebook in notebooks}
     return pd.DataFrame(counts, index=list(COLORS)).T.fillna(0).astype(int)
 
 
 def question_chain(entries: Ledger) -> Figure:
     """The question that leads to the next one, from PSPNet through residual networks back to it; 7 inches wide.
 
-    Below each question: how many claims of its study are true, false and undecided.
+    Below each question: how many claims of its notebook are true, false and undecided.
     """
     width, height, gap = 1.2, 1.22, 0.2
-    first, *others = story.studies()
+    first, *others = story.chapters()
     opening = "A baseline, and what its failures have in common. But what is the ResNet that it is built of?"
     boxes = [(first, first.source, opening)]
-    boxes += [(study, study.source, study.question["en"]) for study in others]
+    boxes += [(chapter, chapter.source, chapter.question["en"]) for chapter in others]
     boxes += [(first, f"back to {first.source.partition(',')[0]}", first.question["en"])]
     fig, ax = plt.subplots(figsize=(7, 2.0))
-    for position, (study, title, question) in enumerate(boxes):
+    for position, (chapter, source, question) in enumerate(boxes):
         left, middle = position * (width + gap), position * (width + gap) + width / 2
-        look: dict[str, Any] = {
-            "boxstyle": "round,pad=0,rounding_size=0.06",
-            "fc": "#EAF3FA",
-            "ec": "#0072B2",
-            "lw": 0.8,
-        }
-        ax.add_patch(FancyBboxPatch((left, 0), width, height, **look))
+        shape = FancyBboxPatch(
+            (left, 0), width, height, boxstyle="round,pad=0,rounding_size=0.06", fc="#EAF3FA", ec="#0072B2", lw=0.8
+        )
+        ax.add_patch(shape)
         lines: dict[str, Any] = {"ha": "center", "va": "top", "linespacing": 1.4}
-        ax.text(middle, height - 0.09, title, fontsize=6, color="#0B4F80", **lines)
-        ax.text(middle, height - 0.24, study.name["en"], fontsize=6.5, weight="bold", color="#0B4F80", **lines)
+        ax.text(middle, height - 0.09, source, fontsize=6, color="#0B4F80", **lines)
+        ax.text(middle, height - 0.24, chapter.name["en"], fontsize=6.5, weight="bold", color="#0B4F80", **lines)
         ax.text(middle, height - 0.46, fill(question, 22), fontsize=6.5, **lines)
         if position:
-            ends = (left - gap + 0.02, height / 2), (left - 0.02, height / 2)
-            arrow = "-|>,head_length=3,head_width=1.6"
-            ax.add_patch(FancyArrowPatch(*ends, arrowstyle=arrow, color="0.3", shrinkA=0, shrinkB=0))
-            _bar(ax, left, width, of_study(entries, study.notebook))
-            ax.text(middle, -0.33, f"notebook {study.notebook[:2]}", fontsize=6, color="0.3", **lines)
+            arrow: dict[str, Any] = {"arrowstyle": "-|>,head_length=3,head_width=1.6", "mutation_scale": 1}
+            arrow |= {"color": "0.3", "shrinkA": 0, "shrinkB": 0}
+            ax.annotate("", (left - 0.02, height / 2), (left - gap + 0.02, height / 2), arrowprops=arrow)
+            _bar(ax, left, width, verdicts(claims_of(entries, chapter.notebook)))
+            ax.text(middle, -0.33, f"notebook {chapter.notebook[:2]}", fontsize=6, color="0.3", **lines)
     for position, (word, color) in enumerate(COLORS.items()):
         ax.add_patch(Rectangle((0.02, -0.18 - 0.13 * position), 0.1, 0.08, fc=color))
         ax.text(0.17, -0.14 - 0.13 * position, f"claims {word}", fontsize=6, va="center")
-    ax.set(xlim=(-0.02, len(boxes) * (width + gap) - gap + 0.02), ylim=(-0.5, height + 0.02))
-    ax.set_aspect("equal")
+    ax.set(xlim=(-0.02, len(boxes) * (width + gap) - gap + 0.02), ylim=(-0.5, height + 0.02), aspect="equal")
     ax.axis("off")
     return fig
 
 
-def _bar(ax: Axes, left: float, width: float, entries: Sequence[Mapping[str, Any]]) -> None:
-    """Verdicts of a study as one bar, in their colours."""
-    found = verdicts(entries)
+def _bar(ax: Axes, left: float, width: float, counts: Mapping[str, int]) -> None:
+    """Verdicts of a notebook as one bar, in their colours."""
     for word, color in COLORS.items():
-        if share := width * found[word] / max(1, len(entries)):
-            ax.add_patch(Rectangle((left, -0.28), share, 0.18, fc=color, ec="white", lw=0.6))
-            ax.text(left + share / 2, -0.19, str(found[word]), fontsize=6, ha="center", va="center")
+        if share := width * counts[word] / max(1, sum(counts.values())):
+            bar = ax.barh(-0.19, share, 0.18, left, color=color, edgecolor="white", lw=0.6)
+            ax.bar_label(bar, [str(counts[word])], label_type="center", fontsize=6)
             left += share
 
 
@@ -115,29 +110,26 @@ def key_claims(entries: Ledger, lang: str) -> HTML:
     def measured(id: str) -> tuple[str, str]:
         if id not in entries:
             return "–", ""
-        found = finding(entries[id], lang, words)
+        found = finding(entries[id], lang)
         return f"{found.measured}\n{entries[id]['dataset']}", words[found.verdict]
 
-    rows = []
-    for live, recorded in story.pairs():
-        if live in entries:
-            claim = finding(entries[live], lang, words)
-            rows.append((claim.statement, claim.expected, *measured(recorded), *measured(live)))
+    claims = [(finding(entries[live], lang), recorded, live) for live, recorded in story.pairs() if live in entries]
+    rows = [(claim.statement, claim.expected, *measured(recorded), *measured(live)) for claim, recorded, live in claims]
     verdict = words["verdict"]
     columns = [words["claim"], words["expected"], words["recorded"], verdict, words["live"], f"{verdict} "]
-    return _styled(pd.DataFrame(rows, columns=columns), words, "key")
+    return _styled(pd.DataFrame(rows, columns=columns), lang, "key")
 
 
 def statements(entries: Ledger, lang: str) -> HTML:
     """Each statement of the weekly report, whether it holds, and the claims that say so."""
     words = words_of(lang)
     rows = []
-    for tested in tested_statements(entries, lang, words):
+    for tested in tested_statements(entries, lang):
         texts = [f"{words[each.verdict]}{words['colon']}{each.statement} {each.measured}" for each in tested.evidence]
         texts += [f"{words['correction']} {tested.correction}"] if tested.correction else []
         rows.append((tested.said, words[tested.verdict], "\n".join(texts)))
     columns = [words["statement"], words["verdict"], words["evidence"]]
-    return _styled(pd.DataFrame(rows, columns=columns), words, "statements")
+    return _styled(pd.DataFrame(rows, columns=columns), lang, "statements")
 
 
 def all_claims(entries: Sequence[Mapping[str, Any]], lang: str) -> HTML:
@@ -145,15 +137,16 @@ def all_claims(entries: Sequence[Mapping[str, Any]], lang: str) -> HTML:
     words = words_of(lang)
     rows = []
     for claim in entries:
-        each = finding(claim, lang, words)
+        each = finding(claim, lang)
         on = f"{claim['dataset']}, {claim['profile']}"
         rows.append((words[each.verdict], each.statement, each.measured, each.expected, on))
     columns = [words[key] for key in ("verdict", "claim", "measured", "expected", "data")]
-    return _styled(pd.DataFrame(rows, columns=columns), words, entries[0]["notebook"] if entries else "none")
+    return _styled(pd.DataFrame(rows, columns=columns), lang, entries[0]["notebook"] if entries else "none")
 
 
-def _styled(frame: pd.DataFrame, words: Mapping[str, Any], name: str) -> HTML:
+def _styled(frame: pd.DataFrame, lang: str, name: str) -> HTML:
     """A table to read, named apart from others on the page: text to the left, lines kept, verdicts in bold colours."""
+    words = words_of(lang)
     ink = {words[word]: f"font-weight: 700; color: {color}" for word, color in _INK.items()}
     columns: list[Hashable] = [column for column in frame.columns if words["verdict"] in column]
     # Jupyter sets tables to the right, each cell on one line; their random names would change with every execution.

@@ -5,22 +5,20 @@ Both languages are filled from the same entries of the ledger; nothing is transl
 
 from __future__ import annotations
 
-import base64
 import tomllib
 import traceback
+from base64 import b64encode
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-from jinja2 import ChoiceLoader, Environment, FileSystemLoader, PackageLoader, StrictUndefined, select_autoescape
-
 from resnotes.book import story
-from resnotes.book.index import png, shrunk
 from resnotes.book.ledger import WORDS
-from resnotes.book.markdown import escape
 from resnotes.book.results import ExecutedNotebook, Results, verdicts
+from resnotes.book.templating import environment, picture
 from resnotes.errors import ResnotesError, UsageError, unknown
 from resnotes.files import to_json, write_folder
 
@@ -51,24 +49,6 @@ class Finding:
 
 
 @dataclass(frozen=True)
-class Section:
-    """A study in one language: its questions, its claims in short and in number, its figures, its execution."""
-
-    name: str
-    question: str
-    source: str
-    tally: str
-    findings: Sequence[Finding]
-    failed: Sequence[Finding]
-    open: Sequence[Finding]
-    figures: Sequence[Mapping[str, Any]]
-    notebook: ExecutedNotebook
-    profiles: str
-    data: str
-    seeds: str
-
-
-@dataclass(frozen=True)
 class Tested:
     """A statement of the first report in one language, with the claims that decide it."""
 
@@ -92,7 +72,7 @@ def write_report(
     """Write `report.md`, `report.html` (with its images inside), `claims.json` and `figures/`.
 
     Args:
-        results: what was executed, of which the studies are reported that are in the story.
+        results: what was executed, of which the notebooks are reported that are in the story.
         to: folder that receives them.
         lang: of `LANGUAGES`.
         week: number of the report, for its title.
@@ -111,24 +91,30 @@ def write_report(
     words = words_of(lang)
     if templates is not None and not any((templates / name).is_file() for name in TEMPLATES):
         raise UsageError(f"no template in {templates}; expected a folder with {' or '.join(TEMPLATES)}")
-    sections = [_section(study, book, results, lang, words) for study, book in _chosen(results, notebooks, since)]
-    reported = {section.notebook.stem for section in sections}
-    ledger = [claim for claim in results.claims if claim["notebook"] in reported]
-    source = results.folder / "figures"
-    names = [figure["name"] for section in sections for figure in section.figures]
-    copies = {f"figures/{name}.{kind}": source / f"{name}.{kind}" for name in names for kind in ("png", "json")}
+    chosen = _chosen(results, notebooks, since)
+    sections = [_section(chapter, book, results, lang) for chapter, book in chosen]
+    claims = [claim for claim in results.claims if claim["notebook"] in [book.stem for _, book in chosen]]
+    days = [_day(book.finished) for _, book in chosen if book.finished]
+    images = {
+        figure["name"]: results.folder / "figures" / f"{figure['name']}.png"
+        for section in sections
+        for figure in section["figures"]
+    }
+    copies = {f"figures/{path.name}": path for png in images.values() for path in (png, png.with_suffix(".json"))}
     _check_target(to, results.folder, ["report.md", "report.html", "claims.json", *copies], overwrite)
     context = {
         "w": words,
         "title": words["title"] if week is None else words["week"].format(week),
         "sections": sections,
-        "tally": _tally(ledger, words),
-        "statements": tested_statements({claim["id"]: claim for claim in ledger}, lang, words),
-        "date": max((_day(s.notebook.finished) for s in sections if s.notebook.finished), default=None),
-        "images": {name: _embedded(source / f"{name}.png") for name in names},
+        "tally": _tally(claims, words),
+        "statements": tested_statements({claim["id"]: claim for claim in claims}, lang),
+        "date": max(days, default=None),
+        "images": {
+            name: f"data:image/png;base64,{b64encode(picture(path, IMAGE)).decode()}" for name, path in images.items()
+        },
     }
     files: dict[str, str | bytes] = {name: path.read_bytes() for name, path in copies.items()}
-    files["claims.json"] = to_json(ledger)
+    files["claims.json"] = to_json(claims)
     for name in ("report.html", "report.md"):
         files[name] = _filled(name, context, templates)
     write_folder(to, files)
@@ -137,17 +123,17 @@ def write_report(
 
 def _chosen(
     results: Results, notebooks: Collection[str] | None, since: date | None
-) -> list[tuple[story.Study, ExecutedNotebook]]:
-    """The studies to report on, in the order of the story, each with its executed notebook."""
+) -> list[tuple[story.Chapter, ExecutedNotebook]]:
+    """The chapters to report on, in the order of the story, each with its executed notebook."""
     executed = {book.stem: book for book in results.notebooks}
-    there = [(study, executed[study.notebook]) for study in story.studies() if study.notebook in executed]
+    there = [(chapter, executed[chapter.notebook]) for chapter in story.chapters() if chapter.notebook in executed]
     stems = [book.stem for _, book in there]
-    has = f"{results.folder} has {', '.join(stems) or 'no study'}; `resnotes run` makes more"
+    has = f"{results.folder} has {', '.join(stems) or 'no chapter of the story'}; `resnotes run` makes more"
     if missing := sorted(set(notebooks or ()) - set(stems)):
         raise ResnotesError(f"no results of {', '.join(missing)}: {has}")
     chosen = [
-        (study, book)
-        for study, book in there
+        (chapter, book)
+        for chapter, book in there
         if (notebooks is None or book.stem in notebooks)
         and (since is None or (book.finished is not None and _day(book.finished) >= since))
     ]
@@ -172,33 +158,19 @@ def _check_target(to: Path, run: Path, files: Sequence[str], overwrite: bool) ->
         raise UsageError(f"{there} exists and may have been edited; name another folder or say --overwrite")
 
 
-def _embedded(path: Path) -> str:
-    """The image at `path` as the address of an `img` that needs no file."""
-    return f"data:image/png;base64,{base64.b64encode(png(shrunk(path, IMAGE))).decode()}"
-
-
-def _filled(name: str, context: Mapping[str, Any], templates: Path | None) -> str:
+def _filled(name: str, context: Mapping[str, Any], own: Path | None) -> str:
     """A template, the user's or else ours, filled with what there is to say."""
-    ours = PackageLoader("resnotes.book")
-    environment = Environment(
-        loader=ours if templates is None else ChoiceLoader([FileSystemLoader(templates), ours]),
-        autoescape=select_autoescape(["html"]),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    environment.filters["md"] = escape
     try:
-        return environment.get_template(name).render(context)
+        return environment(own).get_template(name).render(context)
     except Exception as error:  # templates are code: whatever theirs raises is an error in them
         frames = traceback.extract_tb(error.__traceback__)
         lines = [f"line {frame.lineno} of " for frame in frames if Path(frame.filename).name == name]
         said = " ".join(str(error).split())
-        place = f"{''.join(lines[-1:])}template {name} of {templates or 'resnotes'}"
+        place = f"{''.join(lines[-1:])}template {name} of {own or 'resnotes'}"
         raise ResnotesError(f"{place} fails: {said}") from error
 
 
+@cache
 def words_of(lang: str) -> dict[str, Any]:
     """The words of the report in one language, by key; see `templates/words.toml`.
 
@@ -212,35 +184,33 @@ def words_of(lang: str) -> dict[str, Any]:
     return words
 
 
-def _section(
-    study: story.Study, book: ExecutedNotebook, results: Results, lang: str, words: Mapping[str, Any]
-) -> Section:
-    own = results.claims_of(study.notebook)
-    findings = {claim["id"]: finding(claim, lang, words) for claim in own}
-    return Section(
-        name=study.name[lang],
-        question=study.question[lang],
-        source=study.source,
-        tally=_tally(own, words),
-        findings=[findings[id] for id in study.key if id in findings],
-        failed=[findings[claim["id"]] for claim in own if claim["holds"] is False],
-        open=[findings[claim["id"]] for claim in own if claim["holds"] is None],
-        figures=[
-            {"name": figure["name"], "caption": figure["caption"][lang]}
-            for figure in results.figures_of(study.notebook)
-        ],
-        notebook=book,
-        profiles=words["comma"].join(dict.fromkeys([book.profile or "–", *sorted(claim["profile"] for claim in own)])),
-        data=words["comma"].join(sorted({str(claim["dataset"]) for claim in own})),
-        seeds=words["comma"].join(map(str, sorted({seed for claim in own for seed in claim["seeds"]}))),
-    )
+def _section(chapter: story.Chapter, book: ExecutedNotebook, results: Results, lang: str) -> dict[str, Any]:
+    """What templates know of a chapter in one language: its questions, claims, figures and execution."""
+    claims = results.claims_of(book.stem)
+    findings = {claim["id"]: finding(claim, lang) for claim in claims}
+    words = words_of(lang)
+    seeds = sorted({seed for claim in claims for seed in claim["seeds"]})
+    return {
+        "name": chapter.name[lang],
+        "question": chapter.question[lang],
+        "source": chapter.source,
+        "tally": _tally(claims, words),
+        "findings": [findings[id] for id in chapter.key if id in findings],
+        "failed": [each for each in findings.values() if each.verdict == "false"],
+        "open": [each for each in findings.values() if each.verdict == "undecided"],
+        "figures": [{**figure, "caption": figure["caption"][lang]} for figure in results.figures_of(book.stem)],
+        "notebook": book,
+        "profiles": words["comma"].join(dict.fromkeys([book.profile or "–", *sorted(c["profile"] for c in claims)])),
+        "data": words["comma"].join(sorted({claim["dataset"] for claim in claims})),
+        "seeds": words["comma"].join(map(str, seeds)),
+    }
 
 
-def finding(claim: Mapping[str, Any], lang: str, words: Mapping[str, Any]) -> Finding:
+def finding(claim: Mapping[str, Any], lang: str) -> Finding:
     """An entry of the ledger in one language."""
     suffix = "" if lang == "en" else f"_{lang}"
     source = claim["source"]
-    for remark, translated in words["remarks"].items():
+    for remark, translated in words_of(lang)["remarks"].items():
         source = source.replace(remark, translated)
     return Finding(
         statement=claim[f"statement{suffix}"],
@@ -248,7 +218,7 @@ def finding(claim: Mapping[str, Any], lang: str, words: Mapping[str, Any]) -> Fi
         expected=claim[f"expected{suffix}"],
         source=source,
         verdict=WORDS[claim["holds"]],
-        why="" if claim["holds"] else claim[f"why{suffix}"] or _no_reason(claim, words),
+        why="" if claim["holds"] else claim[f"why{suffix}"] or _no_reason(claim, words_of(lang)),
     )
 
 
@@ -262,13 +232,13 @@ def _no_reason(claim: Mapping[str, Any], words: Mapping[str, Any]) -> str:
     return str(words["not_settled" if isinstance(measured.get("value"), str) else "no_interval"])
 
 
-def tested_statements(ledger: Mapping[str, Mapping[str, Any]], lang: str, words: Mapping[str, Any]) -> list[Tested]:
+def tested_statements(ledger: Mapping[str, Mapping[str, Any]], lang: str) -> list[Tested]:
     """The statements of the first report that the claims at hand decide."""
     return [
         Tested(
             said=statement.said[lang],
             verdict=verdict,
-            evidence=[finding(ledger[id], lang, words) for id in statement.claims if id in ledger],
+            evidence=[finding(ledger[id], lang) for id in statement.claims if id in ledger],
             correction=statement.correction[lang] if statement.correction else "",
         )
         for statement in story.statements()
@@ -276,8 +246,9 @@ def tested_statements(ledger: Mapping[str, Mapping[str, Any]], lang: str, words:
     ]
 
 
-def _tally(ledger: Sequence[Mapping[str, Any]], words: Mapping[str, Any]) -> str:
-    if not ledger:
+def _tally(claims: Sequence[Mapping[str, Any]], words: Mapping[str, Any]) -> str:
+    """How many claims there are, in words."""
+    if not claims:
         return str(words["no_claims"])
-    found = verdicts(ledger)
-    return str(words["tally"]).format(all=len(ledger), **{word: found[word] for word in WORDS.values()})
+    found = verdicts(claims)
+    return str(words["tally"]).format(all=len(claims), **{word: found[word] for word in WORDS.values()})

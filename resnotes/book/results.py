@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from resnotes.book.exports import load
-from resnotes.book.ledger import OUTCOME, WORDS, collect, is_finished
-from resnotes.book.notebooks import read, title_of
+from resnotes.book.ledger import WORDS, load
+from resnotes.book.notebooks import title_of
 from resnotes.errors import ResnotesError
+from resnotes.files import read_json, write_json
+
+# Metadata of an executed notebook: how long, when, where and with what it ran, and whether it failed. It comes last:
+# without it, or where the file is not even whole, whoever executed the notebook was ended before it was finished.
+NOTE = "resnotes"
 
 
 @dataclass(frozen=True)
@@ -34,16 +37,11 @@ class ExecutedNotebook:
     stem: str
     title: str
     state: str
-    seconds: float | None
-    finished: datetime | None
-    profile: str | None
-    machine: str | None
-    commit: str | None
-
-    @property
-    def failed(self) -> bool:
-        """Whether a cell failed."""
-        return self.state == "failed"
+    seconds: float | None = None
+    finished: datetime | None = None
+    profile: str | None = None
+    machine: str | None = None
+    commit: str | None = None
 
 
 @dataclass(frozen=True)
@@ -61,53 +59,77 @@ class Results:
 
     def figures_of(self, stem: str) -> list[dict[str, Any]]:
         """The figures of one notebook: those that carry its number."""
-        return [figure for figure in self.figures if figure["name"].split("_")[0] == stem.split("_")[0]]
+        return [figure for figure in self.figures if _number(figure["name"]) == _number(stem)]
 
 
 def read_results(folder: Path) -> Results:
     """What lies in `folder`, as `run` leaves it; of a notebook that was not finished, neither claims nor figures.
 
+    Claims come by notebook, then in the order recorded; figures by notebook, then in the order saved.
+
     Raises:
-        ResnotesError: a ledger, a figure or a notebook in the folder is damaged.
+        ResnotesError: a ledger or the sidecar of a figure is damaged.
     """
+    notebooks = [executed(path) for path in sorted((folder / "notebooks").glob("*.ipynb"))]
+    unfinished = {book.stem for book in notebooks if book.state == "unfinished"}
+    ledgers = [path for path in sorted((folder / "claims").glob("*.json")) if path.stem not in unfinished]
+    sidecars = sorted(
+        (folder / "figures").glob("*.json"), key=lambda path: (_number(path.stem), path.stat().st_mtime_ns, path.name)
+    )
     return Results(
         folder,
-        collect(folder / "claims"),
-        load(folder / "figures"),
-        [executed(path) for path in sorted((folder / "notebooks").glob("*.ipynb"))],
+        [claim for path in ledgers for claim in load(path)],
+        [_sidecar(path) for path in sidecars if _number(path.stem) not in map(_number, unfinished)],
+        notebooks,
     )
 
 
-def verdicts(ledger: Sequence[Mapping[str, Any]]) -> Counter[str]:
+def merge(out: Path) -> Results:
+    """Write the claims of all notebooks of a run to `out/claims.json`; returns what lies in `out`."""
+    results = read_results(out)
+    write_json(out / "claims.json", results.claims)
+    return results
+
+
+def verdicts(claims: Iterable[Mapping[str, Any]]) -> Counter[str]:
     """How many claims are `true`, `false` and `undecided`."""
-    return Counter(WORDS[claim["holds"]] for claim in ledger)
+    return Counter(WORDS[claim["holds"]] for claim in claims)
 
 
 def executed(path: Path) -> ExecutedNotebook:
-    """What is known of the executed notebook at `path`.
-
-    Raises:
-        ResnotesError: the file is missing.
-    """
-    if not is_finished(path):
-        return ExecutedNotebook(path.stem, _title(path), "unfinished", None, None, None, None, None)
-    notebook = read(path)
-    noted: dict[str, Any] = notebook.metadata.get(OUTCOME, {})
+    """What is known of the executed notebook at `path`."""
+    title = path.stem
+    try:
+        notebook = read_json(path)
+        title = title_of(notebook) or title
+        noted = notebook["metadata"][NOTE]
+    except (ResnotesError, KeyError, TypeError):
+        return ExecutedNotebook(path.stem, title, "unfinished")
     commit = noted.get("commit")
     return ExecutedNotebook(
         stem=path.stem,
-        title=title_of(notebook) or path.stem,
-        state="failed" if noted.get("failed") else "done",
-        seconds=noted.get("seconds"),
-        finished=datetime.fromisoformat(noted["finished"]) if "finished" in noted else None,
-        profile=noted.get("parameters", {}).get("profile"),
-        machine=noted.get("machine"),
+        title=title,
+        state="failed" if noted["failed"] else "done",
+        seconds=noted["seconds"],
+        finished=datetime.fromisoformat(noted["finished"]),
+        profile=noted["parameters"].get("profile"),
+        machine=noted["machine"],
         commit=commit and commit[:10] + ("+" if noted.get("dirty") else ""),
     )
 
 
-def _title(path: Path) -> str:
-    """The title of a notebook that may not be whole."""
-    with contextlib.suppress(ResnotesError):
-        return title_of(read(path)) or path.stem
-    return path.stem
+def _sidecar(path: Path) -> dict[str, Any]:
+    """What `figures.save` wrote beside a figure."""
+    sidecar: dict[str, Any] = read_json(path)
+    try:
+        whole = sidecar["name"] == path.stem and {"en", "zh"} <= sidecar["caption"].keys()
+    except (AttributeError, KeyError, TypeError):
+        whole = False
+    if not whole:
+        raise ResnotesError(f"{path} does not describe a figure: expected its name, captions and data")
+    return sidecar
+
+
+def _number(name: str) -> str:
+    """What the names of a notebook and of its figures begin with."""
+    return name.partition("_")[0]

@@ -1,4 +1,4 @@
-"""The plot of the suite: what each study asks, and what was said in the weekly report that it grew out of.
+"""The plot of the suite: what each notebook asks, and what was said in the weekly report that it grew out of.
 
 Both are texts, in `story.toml`; what came out is in the ledger.
 """
@@ -16,7 +16,7 @@ Text = Mapping[str, str]  # by language, en and zh
 
 
 @dataclass(frozen=True)
-class Study:
+class Chapter:
     """A notebook of the suite and what it asks.
 
     Attributes:
@@ -65,23 +65,21 @@ class Statement:
         return "true" if all(found) else "undecided"
 
 
-@cache
-def studies() -> tuple[Study, ...]:
-    """The studies, in the order in which the report asks."""
-    return tuple(Study(**entry) for entry in _story()["studies"])
+def chapters() -> list[Chapter]:
+    """The chapters, in the order in which the report asks."""
+    return [Chapter(**entry) for entry in _story()["chapters"]]
 
 
-@cache
-def statements() -> tuple[Statement, ...]:
+def statements() -> list[Statement]:
     """The statements of the report, in its order."""
-    return tuple(Statement(**entry) for entry in _story()["statements"])
+    return [Statement(**entry) for entry in _story()["statements"]]
+
+
+def pairs() -> list[tuple[str, str]]:
+    """Ids of claims that are measured live and again on what was recorded."""
+    return [(pair["live"], pair["recorded"]) for pair in _story()["pairs"]]
 
 
 @cache
-def pairs() -> tuple[tuple[str, str], ...]:
-    """Ids of claims that are measured live and again on what was recorded."""
-    return tuple((pair["live"], pair["recorded"]) for pair in _story()["pairs"])
-
-
 def _story() -> dict[str, Any]:
     return tomllib.loads(Path(__file__).with_name("story.toml").read_text(encoding="utf-8"))

@@ -29,7 +29,7 @@ def test_claims_come_from_the_repository_until_their_notebook_is_executed(nothin
     executed = RECORDED[0] | {"holds": None}
     (nothing_executed / "claims.json").write_text(json.dumps([executed]))
     found = overview.ledger()
-    assert overview.of_study(found, book) == [executed]
+    assert overview.claims_of(found, book) == [executed]
     others = {claim["id"] for claim in RECORDED if claim["notebook"] != book}
     assert set(found) == {executed["id"]} | others
     (nothing_executed / "claims.json").write_text("[{")
@@ -51,7 +51,7 @@ def test_the_chain_shows_each_study_with_its_verdicts(nothing_executed: Path) ->
     texts = [text.get_text() for text in fig.axes[0].texts]
     plt.close(fig)
     table = overview.tally(entries)
-    for study in story.studies():
+    for study in story.chapters():
         assert study.name["en"] in texts
         assert f"notebook {study.notebook[:2]}" in texts
         for count in table.loc[study.notebook]:
@@ -61,16 +61,16 @@ def test_the_chain_shows_each_study_with_its_verdicts(nothing_executed: Path) ->
 @pytest.mark.parametrize("lang", ["en", "zh"])
 def test_tables_hold_the_claims_and_are_the_same_each_time(nothing_executed: Path, lang: str) -> None:
     entries = overview.ledger()
-    book = story.studies()[1].notebook
+    book = story.chapters()[1].notebook
     tables = {
-        "all": overview.all_claims(overview.of_study(entries, book), lang),
+        "all": overview.all_claims(overview.claims_of(entries, book), lang),
         "key": overview.key_claims(entries, lang),
         "statements": overview.statements(entries, lang),
     }
-    again = overview.all_claims(overview.of_study(entries, book), lang)
+    again = overview.all_claims(overview.claims_of(entries, book), lang)
     assert tables["all"].data == again.data
     rows = {name: table.data.count("<tr>") - 1 for name, table in tables.items()}
-    assert rows["all"] == len(overview.of_study(entries, book))
+    assert rows["all"] == len(overview.claims_of(entries, book))
     assert rows["key"] == sum(live in entries for live, _ in story.pairs())
     assert rows["statements"] > 0
     assert overview.all_claims([], lang).data.count("<tr>") == 1, "a header alone"

@@ -1,5 +1,4 @@
 import re
-from html.parser import HTMLParser
 
 import nbformat
 import pytest
@@ -7,21 +6,6 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_outp
 
 from resnotes.book import notebooks
 from resnotes.book.rendering import notebook_page
-
-
-class Page(HTMLParser):
-    """Counts the tags of a page and collects what it would load."""
-
-    def __init__(self, html):
-        super().__init__()
-        self.tags, self.loaded = [], []
-        self.feed(html)
-
-    def handle_starttag(self, tag, attributes):
-        self.tags.append(tag)
-        given = dict(attributes)
-        if tag in ("script", "img", "link", "iframe"):
-            self.loaded.append(given.get("src") or given.get("href") or f"a {tag} in the page")
 
 
 def page_of(*cells):
@@ -51,8 +35,9 @@ def test_what_is_no_formula_is_shown_as_it_stands(formula):
 
 def test_a_page_loads_nothing():
     image = new_output("display_data", data={"image/png": "aGFsbG8="})
-    page = Page(page_of(new_markdown_cell("$x$"), new_code_cell("1", outputs=[image])))
-    assert page.loaded == ["data:image/png;base64,aGFsbG8="]
+    page = page_of(new_markdown_cell("$x$"), new_code_cell("1", outputs=[image]))
+    [tag] = re.findall(r"<(?:script|img|link|iframe)\b[^>]*", page)
+    assert 'src="data:image/png;base64,aGFsbG8="' in tag
 
 
 @pytest.mark.parametrize("book", notebooks.discover(), ids=lambda book: book.stem)

@@ -12,17 +12,18 @@ from tempfile import TemporaryDirectory
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from kit.report import STUDIES, Markdown, Page, claim, executed, numbers, squeezed, tree
+from kit.report import CHAPTERS, Markdown, Page, claim, executed, numbers, squeezed, tree
 from PIL import Image
 
 from resnotes import files
 from resnotes.book import ledger
+from resnotes.book.exports import export
 from resnotes.book.index import write_index
 from resnotes.book.ledger import WORDS
-from resnotes.book.markdown import escape
 from resnotes.book.report import finding, words_of, write_report
 from resnotes.book.results import read_results
-from resnotes.errors import ResnotesError
+from resnotes.book.templating import escape
+from resnotes.errors import ResnotesError, UsageError
 from resnotes.files import write_json
 
 IN_BOTH = pytest.mark.parametrize("lang", ["en", "zh"])
@@ -30,7 +31,7 @@ IN_BOTH = pytest.mark.parametrize("lang", ["en", "zh"])
 
 @pytest.fixture(scope="module")
 def out(tmp_path_factory):
-    """A run of four studies, of which 03 failed; 05 has a claim, but is no executed notebook."""
+    """A run of four notebooks, of which 03 failed; 05 has a claim, but is no executed notebook."""
     out = tmp_path_factory.mktemp("run") / "out"
     executed(out, "01_degradation", ["01_curves", "01_flow"], finished="2026-03-03T20:00:00+00:00")
     executed(out, "02_identity_mappings", ["02_shares"], dirty=True)
@@ -56,7 +57,7 @@ def test_both_languages_say_what_the_ledger_says(results, tmp_path, lang):
     path = write_report(results, tmp_path / "r", lang=lang, week=7)
     document, page = Markdown(path.read_text()), Page(path.with_suffix(".html").read_text())
     ledger = {entry["id"]: entry for entry in results.claims if entry["notebook"] != "05_x"}
-    keys = [id for study in STUDIES for id in study.key if id in ledger]
+    keys = [id for chapter in CHAPTERS for id in chapter.key if id in ledger]
     rows = [row for row in document.rows if len(row) == 4 and row[0] != words["claim"]]
     assert [row[3] for row in rows] == [words[WORDS[ledger[id]["holds"]]] for id in keys]
     assert [numbers(row[1]) for row in rows] == [numbers(ledger[id]["measured"]["text"]) for id in keys]
@@ -134,7 +135,7 @@ def test_reports_show_any_text_as_it_is(results, texts, lang):
     with TemporaryDirectory() as folder:
         path = write_report(given, Path(folder) / "r", lang=lang, notebooks=["01_degradation"])
         document, page = Markdown(path.read_text()), Page(path.with_suffix(".html").read_text())
-    verdict, source, colon = words["false"], finding(entry, lang, words).source, words["colon"]
+    verdict, source, colon = words["false"], finding(entry, lang).source, words["colon"]
     cells = [squeezed(*cell) for cell in ([statement], [measured], [expected, source], [verdict])]
     assert cells in [[squeezed(cell) for cell in row] for row in document.rows]
     assert squeezed(*cells) in [squeezed(row) for row in page.texts("tr")]
@@ -212,7 +213,7 @@ def test_several_notebooks_after_one_option(out, tmp_path, resnotes):
         (["--lang", "fr"], 2, "unknown language 'fr'; allowed: en, zh"),
         (["--notebooks", "9"], 2, "unknown notebook '9'"),
         (["--notebooks", "01", "02"], 1, "no results of 02_identity_mappings"),
-        (["--results", "{}/nowhere"], 1, "has no study"),
+        (["--results", "{}/nowhere"], 1, "has no chapter"),
         (["--out", "{}/there"], 2, "there/report.md exists and may have been edited"),
         (["--out", "{}/file"], 2, "file is a file"),
         (["--out", "{}/run", "--overwrite"], 2, "run holds the run itself"),
@@ -272,20 +273,6 @@ def test_a_disk_that_fails_leaves_no_report(results, tmp_path, monkeypatch, exis
     assert tree(tmp_path) == before
 
 
-def test_a_new_report_appears_at_once(results, tmp_path, monkeypatch):
-    seen, move = [], Path.replace
-
-    def watched(path, target):
-        move(path, target)
-        seen.append(sorted(tree(tmp_path / "r")))
-
-    monkeypatch.setattr(Path, "replace", watched)
-    write_report(results, tmp_path / "r")
-    complete = sorted(tree(tmp_path / "r"))
-    assert "report.md" in complete
-    assert all(files in ([], complete) for files in seen)
-
-
 def test_overwriting_keeps_what_else_is_there(results, tmp_path):
     path = write_report(results, tmp_path / "r")
     first = tree(tmp_path)
@@ -309,3 +296,41 @@ def test_reading_results_writes_nothing(out):
     assert len(read_results(out).notebooks) == 4
     assert read_results(out / "nowhere").notebooks == []
     assert tree(out) == before
+
+
+def test_figures_are_exported_as_asked_for(out, tmp_path):
+    first, *others = export(tmp_path / "all", out)
+    assert first.startswith("![Figure 01\\_curves](01_curves.png)")
+    assert "图 01" in first
+    assert len(others) == 2
+    assert len(list((tmp_path / "all").iterdir())) == 9
+    [snippet] = export(tmp_path / "b", out, formats=["pdf", "svg"], only=["02"])
+    assert "](02_shares.svg)" in snippet
+    assert (tmp_path / "b/02_shares.pdf").read_bytes() == (out / "figures/02_shares.pdf").read_bytes()
+    assert export(tmp_path / "b", out, formats=["pdf"], only=["01_flow"])[0].startswith("[01_flow](01_flow.pdf)")
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "said"),
+    [
+        ({"formats": ["jpg"]}, UsageError, "unknown format 'jpg'; allowed: png, pdf, svg"),
+        ({"only": ["01", "03"]}, UsageError, "unknown figure '03'; allowed: 01, 01_curves"),
+        ({}, IsADirectoryError, r"01_curves\.png"),
+        ({"formats": ["svg"]}, OSError, r"01_curves\.svg"),
+    ],
+)
+def test_all_figures_are_exported_or_none(tmp_path, given, error, said):
+    executed(tmp_path, "01_degradation", ["01_curves"])
+    (tmp_path / "figures/01_curves.svg").unlink()
+    (tmp_path / "to/01_curves.png").mkdir(parents=True)
+    with pytest.raises(error, match=said):
+        export(tmp_path / "to", tmp_path, **given)
+    assert [path.name for path in (tmp_path / "to").iterdir()] == ["01_curves.png"]
+
+
+@pytest.mark.parametrize("damage", ['{"name": ', "[]", '{"name": "01_curves", "caption": {"en": ""}}'])
+def test_damaged_sidecars_are_named(tmp_path, damage):
+    executed(tmp_path, "01_degradation", ["01_curves"])
+    (tmp_path / "figures/01_curves.json").write_text(damage)
+    with pytest.raises(ResnotesError, match=r"01_curves\.json"):
+        read_results(tmp_path)

@@ -7,12 +7,12 @@ from pathlib import Path
 from string import Formatter
 
 import pytest
-from kit.report import STUDIES, TOLD, claim, notebook_of
+from kit.report import CHAPTERS, TOLD, claim, notebook_of
 
 from resnotes import paths
 from resnotes.book import ledger, notebooks, story
 from resnotes.book.ledger import WORDS
-from resnotes.book.report import finding, words_of
+from resnotes.book.report import finding
 
 PACKAGE = Path(story.__file__).parent
 TABLES = tomllib.loads((PACKAGE / "templates/words.toml").read_text(encoding="utf-8"))
@@ -27,12 +27,12 @@ def shipped():
     return ledger.load(path)
 
 
-def test_studies_are_notebooks_and_every_text_is_in_both_languages():
-    assert {study.notebook for study in STUDIES} <= {book.stem for book in notebooks.discover()}
+def test_chapters_are_notebooks_and_every_text_is_in_both_languages():
+    assert {chapter.notebook for chapter in CHAPTERS} <= {book.stem for book in notebooks.discover()}
     texts = [
-        text for entry in (*STUDIES, *story.statements()) for text in vars(entry).values() if isinstance(text, dict)
+        text for entry in (*CHAPTERS, *story.statements()) for text in vars(entry).values() if isinstance(text, dict)
     ]
-    assert len(texts) >= 2 * len(STUDIES) + len(story.statements()) + 2
+    assert len(texts) >= 2 * len(CHAPTERS) + len(story.statements()) + 2
     for text in texts:
         assert text.keys() == {"en", "zh"}
         assert [bool(re.search(r"[\u4e00-\u9fff]", text[lang])) for lang in ("en", "zh")] == [False, True]
@@ -70,7 +70,7 @@ CITED = re.compile(r"[A-Z]\w+ et al\.|Figs?\. \d\w?|Secs?\. [\d.]+|Eqs?\. \(\d\)
 
 
 def translated(source):
-    return finding(claim("unravel.x", source=source), "zh", words_of("zh")).source
+    return finding(claim("unravel.x", source=source), "zh").source
 
 
 @pytest.mark.parametrize("remark", TABLES["zh"]["remarks"])

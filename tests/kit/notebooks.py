@@ -26,7 +26,8 @@ def write_notebook(folder, stem, *cells, parameters=PARAMETERS):
     heading = v4.new_markdown_cell(f"# Notebook {stem}\n\n摘要。")
     tagged = v4.new_code_cell(parameters.strip(), metadata={"tags": ["parameters"]})
     notebook = v4.new_notebook(cells=[heading, tagged, *(v4.new_code_cell(cell) for cell in cells)])
-    notebook.metadata["kernelspec"] = {"display_name": "Python 3", "language": "python", "name": "python3"}
+    kernel = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}
+    notebook.metadata.update(kernelspec=kernel, language_info={"name": "python"})
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{stem}.ipynb"
     nbformat.write(notebook, path)

@@ -11,13 +11,17 @@ from PIL import Image
 from resnotes.analysis.intervals import interval
 from resnotes.book import story
 from resnotes.book.ledger import Claim
-from resnotes.book.notebooks import OUTCOME
+from resnotes.book.results import NOTE
 from resnotes.files import write_json
 
-STUDIES = story.studies()
-NOTEBOOKS = {study.key[0].split(".")[0]: study.notebook for study in STUDIES}  # by the first half of a claim's id
+CHAPTERS = story.chapters()
+NOTEBOOKS = {
+    chapter.key[0].split(".")[0]: chapter.notebook for chapter in CHAPTERS
+}  # by the first half of a claim's id
 TOLD = list(
-    dict.fromkeys(id for ids in [s.key for s in STUDIES] + [s.claims for s in story.statements()] for id in ids)
+    dict.fromkeys(
+        id for ids in [chapter.key for chapter in CHAPTERS] + [s.claims for s in story.statements()] for id in ids
+    )
 )
 
 
@@ -28,14 +32,12 @@ def notebook_of(id):
 def claim(id, position=0, **changes):
     """A claim with a verdict and numbers of its own, in two languages."""
     texts = {
-        **{
-            "statement": f"Claim {id}.",
-            "statement_zh": f"论断 {id}。",
-            "expected": "over 4.5",
-            "expected_zh": "高于 4.5",
-        },
-        **{"why": f"By {id}.", "why_zh": f"由于 {id}。", "source": "He et al. 2016, Sec. 3"},
+        "statement": f"Claim {id}.",
+        "statement_zh": f"论断 {id}。",
+        "expected": "over 4.5",
+        "expected_zh": "高于 4.5",
     }
+    texts |= {"why": f"By {id}.", "why_zh": f"由于 {id}。", "source": "He et al. 2016, Sec. 3"}
     facts = {"profile": "quick", "dataset": "digits", "seeds": (0, 1), "notebook": notebook_of(id)}
     found = interval([position + 1.25, position + 3.5], "points")
     measured = {**asdict(found), "text": str(found), "text_zh": found.zh}
@@ -47,7 +49,7 @@ def executed(out, stem, figures=(), *, ids=None, **outcome):
     """What `run` leaves of a notebook: by default with all claims that the story speaks of."""
     noted = {"seconds": 1.5, "failed": False, "finished": "2026-03-04T12:00:00+00:00", "machine": "CPU, 2 cores"}
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell(f"# About {stem}")])
-    notebook.metadata[OUTCOME] = {**noted, "commit": "0123456789abcdef", "parameters": {"profile": "quick"}, **outcome}
+    notebook.metadata[NOTE] = {**noted, "commit": "0123456789abcdef", "parameters": {"profile": "quick"}, **outcome}
     (out / "notebooks").mkdir(parents=True, exist_ok=True)
     nbformat.write(notebook, out / "notebooks" / f"{stem}.ipynb")
     (out / "notebooks" / f"{stem}.html").touch()
