@@ -16,7 +16,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from kit.runs import RECIPE, SPEC, content, start_training
+from kit.runs import RECIPE, SPEC, content, finished, start_training  # noqa: F401
 from safetensors.torch import load_file, save_file
 
 from resnotes import datasets
