@@ -69,14 +69,15 @@ def connected(address: str, folder: Path) -> Iterator[Cluster]:
         from distributed import Client
     except ImportError as error:
         raise UsageError(f"a cluster needs Dask, but {error}; pip install 'resnotes[cluster]'") from error
-    if not re.fullmatch(r"(tcp|tls)://[^/]+:[1-9]\d{0,4}", address):
+    parts = re.fullmatch(r"(?:tcp|tls)://[^/]+:(\d{1,5})", address)
+    if not parts or not 0 < int(parts[1]) < 2**16:
         raise UsageError(
             f"{address!r} is no address of a scheduler; expected tcp://HOST:PORT, such as tcp://10.0.0.1:8786"
         )
     logging.getLogger("distributed.client").setLevel(logging.CRITICAL)  # the errors raised here say it in a line
     try:
         client = Client(address, timeout=TIMEOUT, set_as_default=False)
-    except (OSError, ValueError, OverflowError) as error:
+    except (OSError, ValueError) as error:
         raise UsageError(
             f"no Dask scheduler answers at {address} within {TIMEOUT:g} s; start one with `dask scheduler`, and take"
             " the address that it prints"
