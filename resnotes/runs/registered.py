@@ -34,6 +34,8 @@ def to_send(spec: RunSpec) -> Registrations | None:
     needed: Registrations = []
     if build := _registered("models", spec.model):
         needed.append(("models", (spec.model, build)))
+    elif spec.source:  # one that is not at hand here either
+        return None
     if load := _registered("datasets", spec.dataset):
         needed.append(("datasets", (spec.dataset, load, datasets.task(spec.dataset))))
     try:
