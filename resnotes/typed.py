@@ -2,53 +2,93 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from collections.abc import Callable, Mapping
 from functools import cache
 from types import UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
 
 from resnotes.errors import UsageError
 
-_WORDS = {int: "a whole number of at most 31 bits", float: "a finite number", bool: "True or False", str: "a text"}
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 
-def check(instance: Any, what: str) -> None:
-    """Refuse a dataclass with a field of another type than its hint; whole numbers will do for any number.
+class Rule(NamedTuple):
+    """What `Annotated` adds to a type, in words and as a function."""
 
-    How long a tuple is, and which words are allowed, is for the class itself to say.
+    words: str
+    holds: Callable[[Any], bool]
+
+
+POSITIVE = Rule("must be positive", lambda value: value > 0)
+NOT_NEGATIVE = Rule("must not be negative", lambda value: value >= 0)
+
+_WORDS = {
+    int: "must be a whole number of at most 31 bits",
+    float: "must be a finite number",
+    bool: "must be True or False",
+    str: "must be a text",
+}
+
+
+def check_arguments(function: Callable[..., Any], arguments: Mapping[str, Any], what: str) -> dict[str, Any]:
+    """Arguments of a function as its type hints have them.
+
+    Lists, which TOML and JSON have in place of tuples, become tuples; whole numbers will do for any number.
 
     Raises:
-        UsageError: it names `what` has such a field, the field, its value, and what it must be.
+        UsageError: it names `what` has such an argument, the argument, its value, and what it must be.
     """
-    for name, hint in _hints(instance.__class__).items():
-        if not _fits(value := getattr(instance, name), hint):
-            raise UsageError(f"{what}: {name} must be {_WORDS.get(hint, hint)}, found {value!r}")
-
-
-def check_arguments(function: Callable[..., Any], arguments: Mapping[str, Any], what: str) -> None:
-    """Refuse arguments of other types than the function's hints, as `check` does."""
-    hints = _hints(function)
+    fitted = {}
     for name, value in arguments.items():
-        if not _fits(value, hints[name]):
-            raise UsageError(f"{what}: {name} must be {_WORDS.get(hints[name], hints[name])}, found {value!r}")
+        try:
+            fitted[name] = _fitted(value, _hints(function)[name])
+        except TypeError as misfit:
+            raise UsageError(f"{what}: {name} {misfit}, found {value!r}") from None
+        except LookupError as allowed:
+            raise UsageError(f"{what}: unknown {name} {value!r}; allowed: {', '.join(allowed.args)}") from None
+    return fitted
+
+
+def check_fields(instance: DataclassInstance, what: str) -> None:
+    """`check_arguments` for the fields of a dataclass, frozen or not, which are then as the hints have them."""
+    fields = {field.name: getattr(instance, field.name) for field in dataclasses.fields(instance)}
+    for name, value in check_arguments(type(instance), fields, what).items():
+        object.__setattr__(instance, name, value)
 
 
 @cache
-def _hints(kind: Callable[..., Any]) -> dict[str, Any]:
-    return get_type_hints(kind)
+def _hints(function: Callable[..., Any]) -> dict[str, Any]:
+    return get_type_hints(function, include_extras=True)
 
 
-def _fits(value: Any, hint: Any) -> bool:
-    kind, parts = get_origin(hint), get_args(hint)
-    if hint is Any or kind is Literal:
-        return True
-    if kind in (Union, UnionType):
-        return any(_fits(value, part) for part in parts)
-    if kind is tuple:
-        return isinstance(value, tuple) and all(_fits(part, parts[0]) for part in value)
-    if hint is int:
-        return type(value) is int and abs(value) < 2**31
-    if hint is float:  # a NaN is a number that no range contains
-        return type(value) in (int, float) and (value != value or abs(value) <= sys.float_info.max)
-    return isinstance(value, kind or hint)
+def _fitted(value: Any, hint: Any) -> Any:
+    """`value` as `hint` has it, else a `TypeError` with what it must be, or a `LookupError` with what is allowed.
+
+    How long a tuple is, is for a rule to say.
+    """
+    kind, parts = get_origin(hint) or hint, get_args(hint)
+    value = tuple(value) if isinstance(value, list) else value
+    if kind is Annotated:
+        value, rule = _fitted(value, parts[0]), parts[1]
+        if not rule.holds(value):
+            raise TypeError(rule.words)
+        return value
+    if kind in (Union, UnionType):  # of one type and None
+        return None if value is None else _fitted(value, parts[0])
+    if kind is tuple and isinstance(value, tuple):
+        return tuple(_fitted(each, parts[0]) for each in value)
+    if kind is Mapping and isinstance(value, Mapping):
+        return {key: _fitted(each, parts[1]) for key, each in value.items()}
+    if kind is Literal:
+        if value not in parts:
+            raise LookupError(*parts)
+        return value
+    if kind is float and type(value) in (int, float) and abs(value) <= sys.float_info.max:
+        return float(value)
+    whole = kind is int and type(value) is int and abs(value) < 2**31
+    if not (hint is Any or whole or (kind not in (int, float) and isinstance(value, kind))):
+        raise TypeError(_WORDS.get(hint, f"must be {hint}"))
+    return value

@@ -5,14 +5,14 @@ Dask makes a call again, elsewhere, whose worker died or that raised an exceptio
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import re
 import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
 from resnotes.errors import RunError, UsageError
 
@@ -34,8 +34,10 @@ class Cluster(Executor):
     def __init__(self, client: Client, token: Path) -> None:
         self._executor = client.get_executor(pure=False, retries=RETRIES)
         self._token = token
-        self.dashboard = _dashboard(client)
         self.workers = len(client.nthreads())
+        self.dashboard: str | None = None
+        with contextlib.suppress(KeyError):  # of a scheduler that was started without one
+            self.dashboard = client.dashboard_link
 
     def submit(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
         """Make a call. Its future is cancelled if the scheduler goes away."""
@@ -51,7 +53,7 @@ class Cluster(Executor):
         self.shutdown(wait=kind is None)
 
 
-@contextmanager
+@contextlib.contextmanager
 def connected(address: str, folder: Path) -> Iterator[Cluster]:
     """The cluster of the Dask scheduler at `address`.
 
@@ -67,7 +69,11 @@ def connected(address: str, folder: Path) -> Iterator[Cluster]:
         from distributed import Client
     except ImportError as error:
         raise UsageError(f"a cluster needs Dask, but {error}; pip install 'resnotes[cluster]'") from error
-    _check_address(address)
+    parts = re.fullmatch(r"(?:tcp|tls)://[^/]+:(\d{1,5})", address)
+    if not parts or not 0 < int(parts[1]) < 2**16:
+        raise UsageError(
+            f"{address!r} is no address of a scheduler; expected tcp://HOST:PORT, such as tcp://10.0.0.1:8786"
+        )
     logging.getLogger("distributed.client").setLevel(logging.CRITICAL)  # the errors raised here say it in a line
     try:
         client = Client(address, timeout=TIMEOUT, set_as_default=False)
@@ -84,26 +90,6 @@ def connected(address: str, folder: Path) -> Iterator[Cluster]:
             if found is not None:
                 raise RunError(f"worker {worker} cannot train: {found}; install resnotes there, as it is here")
         yield Cluster(client, Path(token.name))
-
-
-def _check_address(address: str) -> None:
-    try:
-        parts = urlsplit(address)
-        complete = parts.scheme in {"tcp", "tls"} and parts.hostname and parts.port and not parts.path
-    except ValueError:
-        complete = False
-    if not complete:
-        raise UsageError(
-            f"{address!r} is no address of a scheduler; expected tcp://HOST:PORT, such as tcp://10.0.0.1:8786"
-        )
-
-
-def _dashboard(client: Client) -> str | None:
-    try:
-        link: str | None = client.dashboard_link
-    except KeyError:  # a scheduler that was started without one
-        return None
-    return link
 
 
 def _checked(token: Path, function: Callable[..., Any], args: Any, kwargs: Any) -> Any:

@@ -30,6 +30,7 @@ from safetensors.torch import load as load_tensors
 from resnotes import models
 from resnotes.errors import RunError, UsageError
 from resnotes.files import write_json
+from resnotes.runs import registered
 from resnotes.runs.spec import RunSpec
 from resnotes.training.loop import snapshot_name
 
@@ -56,19 +57,19 @@ class Run:
             RunError: it is missing or damaged.
         """
         try:
-            facts = json.loads((self.folder / "run.json").read_bytes())
-            if facts["format"] != FORMAT:
-                raise RunError(f"{self.folder / 'run.json'}: format {facts['format']}, expected {FORMAT}")
-            for key in ("channels", "classes"):
-                if type(count := facts["dataset"][key]) is not int or not 0 < count < 2**15:
-                    raise ValueError(f"{count!r} {key}")
-            _ = facts["dataset"]["variant"], facts["dataset"]["fingerprint"]
-            _ = facts["precision"], facts["weights"], facts["files"]["spec.json"]
+            facts: dict[str, Any] = json.loads((self.folder / "run.json").read_bytes())
+            dataset, files = facts["dataset"], facts["files"]
+            counts = [dataset["channels"], dataset["classes"]]
+            complete = {"precision", "weights"} <= set(facts) and {"variant", "fingerprint"} <= set(dataset)
+            if facts["format"] != FORMAT or "spec.json" not in files or not complete:
+                raise ValueError(f"format {facts['format']}, expected {FORMAT} with all its entries")
+            if not all(type(count) is int and 0 < count < 2**15 for count in counts):
+                raise ValueError(f"channels and classes {counts}")
         except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise RunError(
                 f"run {self.folder} is damaged (run.json: {error!r}); delete the folder to redo it"
             ) from error
-        return dict(facts)
+        return facts
 
     def read(self, file: str) -> bytes:
         """The bytes of a file of the run.
@@ -169,13 +170,25 @@ def histories(finished: Iterable[Run]) -> pd.DataFrame:
 
 
 def initial_network(spec: RunSpec, dataset: Mapping[str, Any]) -> Any:
-    """Fresh weights, drawn from the seed alone; `dataset` holds ``channels`` and ``classes`` (counts)."""
+    """Fresh weights, drawn from the seed alone; `dataset` holds ``channels`` and ``classes`` (counts).
+
+    Raises:
+        RunError: the network was registered when the run was asked for, and now is not, or is another one.
+        UsageError: what `resnotes.models.build` raises.
+    """
+    if (source := registered.source(spec.model)) != spec.source:
+        what = "is not registered here" if source is None else f"is registered with another source ({source}) here"
+        raise RunError(
+            f"{spec.name}: its network {spec.model} {what}; register the builder with source {spec.source} by"
+            f" models.register({spec.model!r}, build)"
+        )
     with torch.random.fork_rng([]):
         torch.manual_seed(spec.seed)
         return models.build(spec.model, num_classes=dataset["classes"], in_channels=dataset["channels"], **spec.options)
 
 
 def finish(folder: Path, facts: Mapping[str, Any]) -> None:
-    """Write `run.json` with the checksums of the files it names."""
-    files = {file: hashlib.sha256((folder / file).read_bytes()).hexdigest() for file in sorted(facts["files"])}
+    """Write `run.json`: facts, and the checksums of the folder's other files, of which the checkpoint will go."""
+    names = {"spec.json", "history.csv", *(path.name for path in folder.glob("*.safetensors"))}
+    files = {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in sorted(names)}
     write_json(folder / "run.json", {**facts, "files": files})

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
+import io
 import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -19,9 +20,8 @@ import numpy as np
 import pandas as pd
 import torch
 from IPython.core.getipython import get_ipython
-from safetensors.torch import load as load_tensors
-from safetensors.torch import save as to_safetensors
 from torch import Tensor
+from torch.utils._pytree import tree_map
 
 import resnotes
 from resnotes import paths, provenance
@@ -31,6 +31,7 @@ from resnotes.runs.folder import Run
 
 KEPT = 8  # measurements of one name: notebooks are executed with several parameters, and before and after changes
 _DIGITS = 16  # of the hash in a file name
+_TABLE = "columns of a table"  # marks a dictionary that is one
 
 Measurement = TypeVar("Measurement")
 
@@ -99,60 +100,48 @@ def _code() -> dict[str, str]:
 
 
 def _stored(value: Any) -> bytes:
-    """A safetensors file; how its tensors make up the value is in one of them, as JSON."""
-    tensors: dict[str, Tensor] = {}
-    structure = json.dumps(_described(value, tensors)).encode()
-    return to_safetensors({**tensors, "structure": torch.frombuffer(bytearray(structure), dtype=torch.uint8)})
+    """A file of `torch.save`, which tells no type of class but tensors; tables are dictionaries in it.
 
-
-def _described(value: Any, tensors: dict[str, Tensor]) -> Any:
-    """A value as JSON; its arrays are put into `tensors`."""
-    if value is None or type(value) in (bool, int, float, str):
-        return {"value": value}
-    if type(value) in (list, tuple):
-        return {type(value).__name__: [_described(each, tensors) for each in value]}
-    if type(value) is dict:
-        return {"dict": [[_described(key, tensors), _described(each, tensors)] for key, each in value.items()]}
-    if type(value) is Tensor:
-        name = str(len(tensors))
-        tensors[name] = value.detach().cpu().contiguous().clone()
-        return {"tensor": name}
-    if type(value) is pd.DataFrame and all(type(column) is str for column in value.columns):
-        columns = [_column(value[name], tensors) for name in value.columns]
-        return {"table": columns, "index": _column(value.index.to_series(), tensors)}
-    raise TypeError(f"a measurement cannot keep {type(value).__name__} {value!r:.100}; give tables, tensors or numbers")
-
-
-def _column(column: pd.Series[Any], tensors: dict[str, Tensor]) -> Any:
-    numbers = isinstance(column.dtype, np.dtype) and column.dtype.kind in "bif"
-    values = torch.from_numpy(column.to_numpy(copy=True)) if numbers else column.astype(object).tolist()
-    return {"name": column.name, "dtype": str(column.dtype), "values": _described(values, tensors)}
+    Raises:
+        TypeError: what is stored would not be read back.
+    """
+    buffer = io.BytesIO()
+    try:
+        torch.save(tree_map(_plain, value), buffer)
+        _restored(buffer.getvalue())
+    except Exception as error:  # of whatever cannot be pickled, or unpickled without running code
+        raise TypeError(
+            f"a measurement cannot keep {type(value).__name__} {value!r:.100}; give tables, tensors or numbers"
+        ) from error
+    return buffer.getvalue()
 
 
 def _restored(content: bytes) -> Any:
-    tensors = load_tensors(content)
-    return _built(json.loads(tensors["structure"].numpy().tobytes()), tensors)
+    stored = torch.load(io.BytesIO(content), weights_only=True)
+    return tree_map(_built, stored, is_leaf=lambda each: isinstance(each, dict) and _TABLE in each)
 
 
-def _built(structure: Any, tensors: dict[str, Tensor]) -> Any:
-    match structure:
-        case {"value": value}:
-            return value
-        case {"tensor": name}:
-            return tensors[name]
-        case {"list": several}:
-            return [_built(each, tensors) for each in several]
-        case {"tuple": several}:
-            return tuple(_built(each, tensors) for each in several)
-        case {"dict": pairs}:
-            return {_built(key, tensors): _built(value, tensors) for key, value in pairs}
-    index = pd.Index(_built_column(structure["index"], tensors))
-    columns = [_built_column(column, tensors).set_axis(index) for column in structure["table"]]
+def _plain(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.detach().cpu().clone()  # of a view, not all that it is a view of
+    if isinstance(value, pd.DataFrame):
+        return {_TABLE: [_column(value[name]) for name in value], "index": _column(value.index.to_series())}
+    return value
+
+
+def _column(column: pd.Series[Any]) -> tuple[Any, ...]:
+    numbers = isinstance(column.dtype, np.dtype) and column.dtype.kind in "bif"
+    values = torch.from_numpy(column.to_numpy(copy=True)) if numbers else column.astype(object).tolist()
+    return column.name, str(column.dtype), values
+
+
+def _built(value: Any) -> Any:
+    if not (isinstance(value, dict) and _TABLE in value):
+        return value
+    index = pd.Index(_series(*value["index"]))
+    columns = [_series(*column).set_axis(index) for column in value[_TABLE]]
     return pd.concat(columns, axis=1) if columns else pd.DataFrame(index=index)
 
 
-def _built_column(column: Any, tensors: dict[str, Tensor]) -> pd.Series[Any]:
-    values = _built(column["values"], tensors)
-    values = values.numpy() if isinstance(values, Tensor) else values
-    built: pd.Series[Any] = pd.Series(values, dtype=column["dtype"], name=column["name"])
-    return built
+def _series(name: Any, dtype: str, values: Any) -> pd.Series[Any]:
+    return pd.Series(values.numpy() if isinstance(values, Tensor) else values, dtype=dtype, name=name)

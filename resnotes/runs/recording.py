@@ -35,22 +35,17 @@ def record(run: Run, root: Path, *, weights: bool = True) -> Run:
     """
     data = load_data(run.spec)
     check_same_data(run, data)
-    files = [
-        file
-        for file in run.facts["files"]
-        if not file.endswith(".safetensors") or (weights and file == "model.safetensors")
-    ]
-    harmless = weights and _half_is_harmless(run, data)
-    kind = str(_half_type(run)).removeprefix("torch.") if harmless else "float32" if weights else NO_WEIGHTS
+    half = _half_type(run, data) if weights else None
+    kind = NO_WEIGHTS if not weights else "float32" if half is None else str(half).removeprefix("torch.")
     root.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=root, prefix=f".{run.name}.") as scratch:
         folder = Path(scratch) / run.name
-        for file in files:
+        for file in ["spec.json", "history.csv", *(["model.safetensors"] if weights else [])]:
             content = run.read(file)
-            if file.endswith(".safetensors") and harmless:
-                content = to_safetensors(_halved(load_tensors(content), _half_type(run)))
+            if file == "model.safetensors" and half:
+                content = to_safetensors(_halved(load_tensors(content), half))
             write_atomic(folder / file, content)
-        finish(folder, {**run.facts, "files": files, "weights": kind})
+        finish(folder, {**run.facts, "weights": kind})
         if (root / run.name).exists():  # recorded before: nothing of that is left, such as weights
             shutil.rmtree(root / run.name)
         folder.replace(root / run.name)
@@ -75,22 +70,21 @@ def verify(run: Run) -> tuple[float, float | None]:
     return stored, scores_on_test(run.model(), data, run.facts["precision"]).error
 
 
-def _half_type(run: Run) -> torch.dtype:
-    """bfloat16 if the run computed in it, since autocast rounds weights to it before each product anyway."""
-    return torch.bfloat16 if run.facts["precision"] == "bfloat16" else torch.float16
+def _half_type(run: Run, data: Data) -> torch.dtype | None:
+    """In what half precision the weights give the very test error, and mean IoU, that are on record; None if in none.
+
+    bfloat16 if the run computed in it, since autocast rounds weights to it before each product anyway.
+    """
+    half = torch.bfloat16 if run.facts["precision"] == "bfloat16" else torch.float16
+    network = run.model()
+    network.load_state_dict(_halved(network.state_dict(), half))
+    scores = scores_on_test(network, data, run.facts["precision"])
+    changes = [scores.error - run.final["test_error"]]
+    if scores.iou is not None:
+        changes.append(scores.iou - run.final["test_iou"])
+    return half if all(abs(change) < 0.005 for change in changes) else None
 
 
 def _halved(state: Mapping[str, Tensor], half: torch.dtype) -> dict[str, Tensor]:
     """A state dict with the weights of convolutions and linear layers, nearly all of it, in type `half`."""
     return {key: value.to(half) if value.ndim > 1 else value for key, value in state.items()}
-
-
-def _half_is_harmless(run: Run, data: Data) -> bool:
-    """Whether weights in half precision give the very test error, and mean IoU, that are on record."""
-    network = run.model()
-    network.load_state_dict(_halved(network.state_dict(), _half_type(run)))
-    scores = scores_on_test(network, data, run.facts["precision"])
-    pairs = [(scores.error, run.final["test_error"])]
-    if scores.iou is not None:
-        pairs.append((scores.iou, run.final["test_iou"]))
-    return all(abs(halved - stored) < 0.005 for halved, stored in pairs)

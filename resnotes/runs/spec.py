@@ -7,11 +7,15 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
-from typing import Any
+from typing import Annotated, Any
 
 from resnotes import datasets, models, typed
 from resnotes.errors import RunError, UsageError
+from resnotes.runs import registered
 from resnotes.training.recipe import Recipe
+
+# It becomes part of a path.
+NAME = typed.Rule("must be a name of letters, digits, - and _", lambda name: bool(re.fullmatch(r"[\w-]+", name)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,10 +34,15 @@ class RunSpec:
         train_images: so many training images, a fixed subset; None for all.
         start: a run whose network, deepened by identity blocks (`resnotes.models.deepen`), is where training
             starts; None for random weights.
+        source: hash of the source of a network that was registered, see `resnotes.models.source`, so that an edited
+            one is another run; filled in. None for networks of this package.
+
+    Raises:
+        UsageError: a field of another type, or that does not go with the others.
     """
 
-    model: str
-    dataset: str
+    model: Annotated[str, NAME]
+    dataset: Annotated[str, NAME]
     seed: int
     recipe: Recipe
     options: Mapping[str, Any] = field(default_factory=dict)
@@ -41,41 +50,38 @@ class RunSpec:
     pretrained: str | None = None
     train_images: int | None = None
     start: RunSpec | None = None
+    source: str | None = None
 
     def __post_init__(self) -> None:
-        typed.check(self, "run")
-        for name in ("model", "dataset"):  # which become part of a path
-            if not re.fullmatch(r"[\w-]+", found := getattr(self, name)):
-                raise UsageError(f"run: {name} must be a name of letters, digits, - and _, found {found!r}")
-        for name in ("options", "data"):  # lists, where they come from TOML or JSON
-            values = getattr(self, name).items()
-            object.__setattr__(self, name, {key: tuple(v) if isinstance(v, list) else v for key, v in values})
+        typed.check_fields(self, "run")
+        if self.source is None:
+            object.__setattr__(self, "source", registered.source(self.model))
         if self.dataset in datasets.names():  # another is refused where it is loaded
             self.recipe.check_task(datasets.task(self.dataset))
-        if self.start and self.pretrained:
-            raise UsageError(f"{self.model} cannot start both from {self.start.model} and from {self.pretrained}")
         if self.start:
-            shallow, deep = (re.fullmatch(r"(plain|resnet)-(\d+)", name) for name in (self.start.model, self.model))
-            if not (shallow and deep) or shallow[1] != deep[1] or int(shallow[2]) >= int(deep[2]):
-                raise UsageError(
-                    f"{self.model} cannot start from {self.start.model}: expected plain-N or resnet-N, and to start"
-                    " from, a smaller N of the same family"
-                )
-        if self.start and self._kind != self.start._kind:
+            self._check_start(self.start)
+
+    def _check_start(self, start: RunSpec) -> None:
+        depths = re.fullmatch(r"(plain|resnet)-(\d+) \1-(\d+)", f"{start.model} {self.model}")
+        if self.pretrained:
+            raise UsageError(f"{self.model} cannot start both from {start.model} and from {self.pretrained}")
+        if not depths or int(depths[2]) >= int(depths[3]):
             raise UsageError(
-                f"{self.model} cannot start from {self.start.model}: data set and options must be the same, found"
-                f" {self._kind} and {self.start._kind}"
+                f"{self.model} cannot start from {start.model}: expected plain-N or resnet-N, and to start from, a"
+                " smaller N of the same family"
+            )
+        # A run that starts from another must not have been trained on this one's test images.
+        kinds = [(spec.dataset, spec.data, spec.options) for spec in (self, start)]
+        if kinds[0] != kinds[1]:
+            raise UsageError(
+                f"{self.model} cannot start from {start.model}: data set and options must be the same, found"
+                f" {kinds[0]} and {kinds[1]}"
             )
 
     @property
-    def _kind(self) -> tuple[str, dict[str, Any], dict[str, Any]]:
-        """What a run has in common with one that it starts from, which must not have seen its test images."""
-        return self.dataset, dict(self.data), dict(self.options)
-
-    @property
-    def source(self) -> str:
+    def training_data(self) -> str:
         """What data it is trained on: the same for two runs of the same data."""
-        return json.dumps([self.dataset, dict(self.data), self.train_images], sort_keys=True)
+        return json.dumps([self.dataset, self.data, self.train_images], sort_keys=True)
 
     @property
     def label(self) -> str:
@@ -116,10 +122,10 @@ class RunSpec:
 
 def _without_defaults(value: Any) -> Any:
     if not is_dataclass(value):
-        return dict(value) if isinstance(value, Mapping) else value
-    kept = {}
-    for item in fields(value):
-        default = item.default_factory() if item.default_factory is not MISSING else item.default
-        if (current := getattr(value, item.name)) != default:
-            kept[item.name] = _without_defaults(current)
-    return kept
+        return value
+    return {
+        item.name: _without_defaults(current)
+        for item in fields(value)
+        if (current := getattr(value, item.name))
+        != (item.default if item.default_factory is MISSING else item.default_factory())
+    }

@@ -1,26 +1,30 @@
-"""The run store: a specification in, a finished run out; trained only if it is not there yet."""
+"""The run store: a specification in, a finished run out; trained only if it is not there yet.
+
+The way of a specification: `get_all` has a `sweep` of the store look what is at hand, and an executor, or this process,
+get the others: `_trained` holds a run's lock, and `_train` makes its folder with `resnotes.training.loop.train`.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import platform
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import Executor
+from collections.abc import Generator, Iterable, Iterator
+from concurrent.futures import CancelledError, Executor, Future
 from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import BaseFileLock
 
-from resnotes import datasets, distributed, models, paths, provenance
+from resnotes import datasets, distributed, models, paths, progress, provenance
 from resnotes.datasets import Classification, Data
 from resnotes.errors import ResnotesError, RunError, TrainingDiverged, UsageError
 from resnotes.files import TEMPORARY, lock, write_atomic
 from resnotes.models.pretrained import load_pretrained
-from resnotes.runs import sweep
+from resnotes.runs import registered
 from resnotes.runs.folder import FORMAT, NO_WEIGHTS, Run, finish, histories, initial_network
 from resnotes.runs.spec import RunSpec
+from resnotes.runs.sweep import Outcomes, as_completed, in_order, outcome
 from resnotes.runs.workers import Workers, local_workers
 from resnotes.training.loop import save_weights, train
 
@@ -45,20 +49,6 @@ def check_same_data(run: Run, data: Data) -> None:
             f"run {run.folder} was made on {run.variant} ({run.fingerprint}), but the data at hand is"
             f" {data.variant} ({data.fingerprint}); set RESNOTES_RUNS to another folder, or delete the run"
         )
-
-
-def _machine(device: str) -> str:
-    """What computed, in words."""
-    if device.startswith("cuda"):
-        return torch.cuda.get_device_name(device)
-    return provenance.processor()
-
-
-def _data_of(specs: Iterable[RunSpec]) -> Callable[[RunSpec], Data]:
-    """What `load_data` gives for each; each data set is opened once, which takes longer than finding a run."""
-    sources = {spec.source: spec for spec in specs}
-    loaded = {source: load_data(spec) for source, spec in sources.items()}
-    return lambda spec: loaded[spec.source]
 
 
 class RunStore:
@@ -94,38 +84,13 @@ class RunStore:
 
         Raises:
             RunError: the store's run was made on other data than is at hand now, or is damaged, or the store may not
-                be written to, or has no room.
+                be written to, or has no room; or a network was registered, and is not, or is another one now.
             UsageError: what `resnotes.training.loop.train` raises.
             resnotes.errors.DatasetError: the data set, or the file of pretrained weights, is missing or damaged.
             resnotes.errors.TrainingDiverged: the loss became NaN or infinite.
         """
-        return self._get(spec, load_data(spec), device)
-
-    def _get(self, spec: RunSpec, data: Data, device: str) -> Run:
-        # The first process decides also what is at hand: another may come late enough to find a run finished.
-        if distributed.agreed(self._at_hand(spec, data) is None):
-            try:
-                # Of processes that train one run together, the first holds the lock, and writes.
-                with contextlib.nullcontext() if distributed.rank() else self._locked(spec.name):
-                    if distributed.agreed(self.find(spec) is None):
-                        self._train(spec, data, device)
-            except OSError as error:
-                raise RunError(
-                    f"cannot write to the run store: {error}, in {self.root}; set RESNOTES_RUNS to a folder of yours"
-                    " that has room, on a file system with locks"
-                ) from error
-        run = self._at_hand(spec, data)
-        assert run is not None
-        check_same_data(run, data)
-        return run
-
-    def _at_hand(self, spec: RunSpec, data: Data) -> Run | None:
-        """The finished run in the store, or else the recorded one, if that was made on this data."""
-        if (run := self.find(spec)) is None:
-            run = self.find(spec, recorded=True)
-            if run is not None and (run.fingerprint != data.fingerprint or run.facts["weights"] == NO_WEIGHTS):
-                return None
-        return run
+        data = load_data(spec)
+        return self._at_hand(spec, data) or self._trained(spec, data, device)
 
     def get_all(self, specs: Iterable[RunSpec], *, device: str = "auto", workers: int | None = None) -> list[Run]:
         """`get` for each of `specs`, in their order; a run that fails does not keep the others from being trained.
@@ -143,24 +108,22 @@ class RunStore:
         """
         specs = list(specs)
         executor = local_workers(device, workers)
-        return list(sweep.in_order(specs, self.sweep(specs, device=device, executor=executor)))
+        return list(in_order(specs, self.sweep(specs, device=device, executor=executor)))
 
     def start(self, specs: Iterable[RunSpec], *, device: str = "auto", workers: int | None = None) -> Iterator[Run]:
         """`get_all` in the background: the runs in their order, each as soon as it is there.
 
         Other processes train them, also between one run taken and the next. In this one, training would draw from
         the random generator that everything else here draws from. Only where processes train together
-        (`resnotes.distributed`), they do it themselves, each run when it is taken. Training ends when the iterator is
-        closed.
+        (`resnotes.distributed`), or what was registered cannot be sent to another, they are trained here, each when
+        it is taken. Training ends when the iterator is closed.
         """
         specs = list(specs)
         executor = local_workers(device, workers) or (Workers(1) if distributed.size() == 1 else None)
-        return sweep.in_order(specs, self.sweep(specs, device=device, executor=executor))
+        return in_order(specs, self.sweep(specs, device=device, executor=executor))
 
-    def sweep(
-        self, specs: Iterable[RunSpec], *, device: str = "auto", executor: Executor | None = None
-    ) -> sweep.Outcomes:
-        """`get` for each of `specs`: first those at hand, then each as soon as it is finished, or has failed.
+    def sweep(self, specs: Iterable[RunSpec], *, device: str = "auto", executor: Executor | None = None) -> Outcomes:
+        """`get` for each different one of `specs`: first those at hand, then each as it is finished, or has failed.
 
         Args:
             specs: what is asked for.
@@ -168,73 +131,123 @@ class RunStore:
             executor: trains them from now on, in processes that share this store's folder and the data; shut down in
                 the end, or when the iterator is closed. None for this process: each run when it is taken.
         """
-        specs = list(specs)
-        data_of = _data_of(specs)
+        outcomes = self._sweep({spec.name: spec for spec in specs}, device, executor)
+        next(outcomes)  # to its first `yield`: one that has not begun could be closed without ending the executor
+        return outcomes
 
-        def get(spec: RunSpec) -> Run:
-            return self._get(spec, data_of(spec), device)
+    def _sweep(self, asked: dict[str, RunSpec], device: str, executor: Executor | None) -> Generator[Any]:
+        with executor or contextlib.nullcontext():
+            sources = {spec.training_data: spec for spec in asked.values()}
+            loaded = {source: load_data(spec) for source, spec in sources.items()}  # each once: that may take long
+            data = {name: loaded[spec.training_data] for name, spec in asked.items()}
+            found = {name: outcome(spec, self._at_hand, data[name]) for name, spec in asked.items()}
+            missing = [asked[name] for name, each in found.items() if each is None]
+            training = {} if executor is None else self._submitted(missing, device, data, executor)
+            yield
+            yield from filter(None, found.values())
+            with progress.bar(total=len(missing), desc="runs", unit="run") as bar:
+                for spec in missing:
+                    if spec.name not in training:
+                        yield outcome(spec, self._trained, data[spec.name], device)
+                        bar.update()
+                for name in as_completed(training, bar):
+                    yield outcome(asked[name], self._awaited, data[name], training[name])
 
-        def trained(spec: RunSpec) -> Run:
-            if spec.name not in training:
-                return get(spec)
-            run = self._awaited(spec)
-            check_same_data(run, data_of(spec))
-            return run
+    def _at_hand(self, spec: RunSpec, data: Data) -> Run | None:
+        """The finished run in the store, or else the recorded one, if that was made on this data and has weights.
 
-        if executor is None:
-            return sweep.here(specs, get)
-        missing = {spec.name: spec for spec in specs if self._at_hand(spec, data_of(spec)) is None}
+        Of processes that train together the first decides: another may come late enough to find a run finished.
+        """
+        run = self.find(spec)
+        if run is None and (kept := self.find(spec, recorded=True)):
+            usable = kept.fingerprint == data.fingerprint and kept.facts["weights"] != NO_WEIGHTS
+            run = kept if usable else None
+        if not distributed.agreed(run is not None):
+            return None
+        run = run or Run(self.root / spec.name)
+        check_same_data(run, data)
+        return run
+
+    def _submitted(
+        self, specs: Iterable[RunSpec], device: str, data: dict[str, Data], executor: Executor
+    ) -> dict[str, Future[ResnotesError | None]]:
+        """The trainings of `specs` by name, but for those that other processes could not build or load."""
         store = RunStore(self.root.absolute(), self.recorded.absolute())  # wherever the others work
-        training = {
-            name: executor.submit(store._train_here, spec, device, data_of(spec).fingerprint)
-            for name, spec in missing.items()
+        return {
+            spec.name: executor.submit(store._train_elsewhere, spec, device, data[spec.name].fingerprint, needed)
+            for spec in specs
+            if (needed := registered.to_send(spec)) is not None
         }
-        return sweep.elsewhere(executor, specs, training, trained)
 
-    def _train_here(self, spec: RunSpec, device: str, fingerprint: str) -> ResnotesError | None:
-        """What `sweep` has other processes do. An error that another attempt would end in as well is returned."""
+    def _train_elsewhere(
+        self, spec: RunSpec, device: str, fingerprint: str, needed: registered.Registrations
+    ) -> ResnotesError | None:
+        """What another process is sent to do. An error that another attempt would end in as well is returned."""
         try:
+            registered.register(needed)
             data = load_data(spec)
             if data.fingerprint != fingerprint:
                 raise RunError(
                     f"{paths.data_root()} on {platform.node()} holds {data.variant} ({data.fingerprint}), expected the"
                     f" data with fingerprint {fingerprint}; set RESNOTES_DATA to a folder that all machines share"
                 )
-            self._get(spec, data, device)
+            if self._at_hand(spec, data) is None:
+                self._trained(spec, data, device)
         except (TrainingDiverged, UsageError) as error:
             return error
         return None
 
-    def _awaited(self, spec: RunSpec) -> Run:
+    def _awaited(self, spec: RunSpec, data: Data, training: Future[ResnotesError | None]) -> Run:
         """A run that another process has finished: a network file system may show it somewhat later."""
+        try:
+            error = training.result()
+        except ResnotesError:
+            raise
+        except CancelledError as gone:
+            raise RunError("not trained, as the connection to the scheduler broke") from gone
+        except Exception as unexpected:
+            raise RunError(f"{type(unexpected).__name__}: {unexpected}") from unexpected
+        if error:
+            raise error
         patience = time.monotonic() + VISIBLE_SECONDS
-        while (run := self.find(spec)) is None:
+        while (run := self._at_hand(spec, data)) is None:
             if time.monotonic() > patience:
-                raise RunError(
-                    f"{spec.name} was trained, but is not in {self.root}; do all machines share that folder?"
-                )
+                raise RunError(f"it was trained, but is not in {self.root}; do all machines share that folder?")
             time.sleep(0.1)
         return run
 
+    def _trained(self, spec: RunSpec, data: Data, device: str) -> Run:
+        """The run, trained under its lock, unless another process was faster."""
+        try:
+            # Of processes that train one run together, the first holds the lock, and writes.
+            locked = lock(self.root / ".locks" / f"{spec.name}.lock") if distributed.rank() == 0 else None
+            with locked or contextlib.nullcontext():
+                if distributed.agreed(self.find(spec) is None):
+                    self._train(spec, data, device)
+        except OSError as error:
+            raise RunError(
+                f"cannot write to the run store: {error}, in {self.root}; set RESNOTES_RUNS to a folder of yours"
+                " that has room, on a file system with locks"
+            ) from error
+        run = Run(self.root / spec.name)
+        check_same_data(run, data)
+        return run
+
     def _train(self, spec: RunSpec, data: Data, device: str) -> None:
-        """Train under the run's lock; `run.json` last, so that a run is finished or visibly is not."""
-        if spec.pretrained and isinstance(data, Classification):
-            raise UsageError(
-                f"{spec.model} cannot start from {spec.pretrained}: only encoders of segmentation networks are"
-                " pretrained"
-            )
+        """Make the run's folder; `run.json` last, so that a run is finished or visibly is not."""
         folder = self.root / spec.name
         first = distributed.rank() == 0
+        shape = {"channels": data.in_channels, "classes": data.num_classes}
+        network = self._deepened(spec, data, device) if spec.start else initial_network(spec, shape)
+        pretrained = None if spec.pretrained is None else load_pretrained(network, spec.pretrained)
         if first:
             for leftover in folder.glob(TEMPORARY):  # of a process that was killed while it wrote
                 leftover.unlink()
             write_atomic(folder / "spec.json", spec.to_json())
-        shape = {"channels": data.in_channels, "classes": data.num_classes}
-        network = self._start(spec, data, shape, device)
-        pretrained = None if spec.pretrained is None else load_pretrained(network, spec.pretrained)
         training = train(network, data, spec.recipe, seed=spec.seed, device=device, folder=folder, label=spec.name)
         if first:
             save_weights(network, folder / "model.safetensors")
+            on_gpu = training.device.startswith("cuda")
             facts = {
                 "format": FORMAT,
                 "dataset": {
@@ -247,7 +260,7 @@ class RunStore:
                 "pretrained": pretrained,
                 "versions": provenance.versions(),
                 "code": provenance.code_version(),
-                "machine": _machine(training.device),
+                "machine": torch.cuda.get_device_name(training.device) if on_gpu else provenance.processor(),
                 "device": training.device,
                 "processes": distributed.size(),
                 "precision": training.precision,
@@ -255,20 +268,15 @@ class RunStore:
                 "seconds": round(sum(row.seconds for row in training.history), 1),
                 "resumed": training.resumed,
                 "weights": "float32",
-                "files": [file.name for file in folder.iterdir() if file.suffix in {".json", ".csv", ".safetensors"}],
             }
             finish(folder, facts)
             (folder / "checkpoint.pt").unlink(missing_ok=True)
         distributed.agreed(True)  # the others wait until it is finished
 
-    def _start(self, spec: RunSpec, data: Data, shape: Mapping[str, int], device: str) -> Any:
-        if spec.start is None:
-            return initial_network(spec, shape)
-        if not isinstance(data, Classification):
-            raise UsageError(f"{spec.model} cannot start from {spec.start.model}: only classifiers are deepened")
+    def _deepened(self, spec: RunSpec, data: Data, device: str) -> models.Network:
+        """The network of `spec.start`, trained, and deepened by identity blocks."""
+        assert spec.start is not None
         shallow = self.get(spec.start, device=device).model()
+        assert isinstance(data, Classification)  # or the shallow network could not have learned it
         sample = data.train_subset(min(2000, len(data.train_images))).train_images
         return models.deepen(shallow, int(spec.model.rpartition("-")[2]), data.normalization(sample))
-
-    def _locked(self, name: str) -> BaseFileLock:
-        return lock(self.root / ".locks" / f"{name}.lock")

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, CancelledError, Executor, Future, wait
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import closing
-from functools import partial, wraps
-from typing import TYPE_CHECKING, Any, NamedTuple, ParamSpec, TypeVar, cast
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tqdm import tqdm
 
-from resnotes import distributed, progress
+from resnotes import distributed
 from resnotes.errors import ResnotesError, RunError, TrainingDiverged
 
 if TYPE_CHECKING:
@@ -29,70 +28,21 @@ class Outcome(NamedTuple):
 
 Outcomes = Generator[Outcome]
 
-Arguments = ParamSpec("Arguments")
-Given = TypeVar("Given")
 
-
-def begun(function: Callable[Arguments, Generator[Given | None]]) -> Callable[Arguments, Generator[Given]]:
-    """Have a generator run to its first `yield`, which gives nothing, as soon as it is made.
-
-    One that has not begun can be closed without ending what it was given to end.
-    """
-
-    @wraps(function)
-    def beginning(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Generator[Given]:
-        generator = function(*args, **kwargs)
-        next(generator)
-        return cast(Generator[Given], generator)
-
-    return beginning
-
-
-def here(specs: Sequence[RunSpec], get: Callable[[RunSpec], Run]) -> Outcomes:
-    """The outcomes of `get`, called for each of `specs` in turn."""
-    for spec in progress.bar(specs, desc="runs", unit="run"):
-        yield _outcome(spec, partial(get, spec))
-
-
-@begun
-def elsewhere(
-    executor: Executor,
-    specs: Sequence[RunSpec],
-    training: Mapping[str, Future[ResnotesError | None]],
-    get: Callable[[RunSpec], Run],
-) -> Generator[Outcome | None]:
-    """The outcomes of `get`: first for runs that are not being trained, then for each whose training has ended.
-
-    Args:
-        executor: what trains; shut down in the end, or when the iterator is closed.
-        specs: what is asked for.
-        training: of some of them, by name; what it gives is the error that the run failed with, if it did.
-        get: gives a run that is there, or has been trained.
-    """
-
-    def got(spec: RunSpec) -> Run:
-        if spec.name in training:
-            try:
-                error = training[spec.name].result()
-            except ResnotesError:
-                raise
-            except CancelledError as gone:
-                raise RunError("not trained, as the connection to the scheduler broke") from gone
-            except Exception as unexpected:
-                raise RunError(f"{type(unexpected).__name__}: {unexpected}") from unexpected
-            if error:
-                raise error
-        return get(spec)
-
-    with executor, progress.bar(total=len(training), desc="runs", unit="run") as bar:
-        yield None
-        for spec in specs:
-            if spec.name not in training:
-                yield _outcome(spec, partial(got, spec))
-        for name in as_completed(training, bar):
-            for spec in specs:
-                if spec.name == name:
-                    yield _outcome(spec, partial(got, spec))
+def outcome(spec: RunSpec, get: Callable[..., Run | None], *args: Any) -> Outcome | None:
+    """What `get` gives for `spec`, if anything, or an error of ours, which names the run."""
+    try:
+        run = get(spec, *args)
+        return Outcome(spec, run) if run else None
+    except ResnotesError as error:
+        # Processes that train together all see a run diverge, but any other error may be that of one of them.
+        if distributed.size() > 1 and not isinstance(error, TrainingDiverged):
+            raise
+        if spec.name in str(error):
+            return Outcome(spec, error)
+        named = type(error)(f"{spec.name}: {error}")
+        named.__cause__ = error
+        return Outcome(spec, named)
 
 
 def as_completed(training: Mapping[str, Future[Any]], bar: tqdm[Any]) -> Iterator[str]:
@@ -109,48 +59,34 @@ def as_completed(training: Mapping[str, Future[Any]], bar: tqdm[Any]) -> Iterato
         yield from sorted(ended)
 
 
-@begun
-def in_order(specs: Sequence[RunSpec], outcomes: Outcomes) -> Generator[Run | None]:
-    """The runs in the order of `specs`, each as soon as it and those before it are there.
+def in_order(specs: Sequence[RunSpec], outcomes: Outcomes) -> Iterator[Run]:
+    """The runs in the order of `specs`, each as soon as it and those before it are there; closes `outcomes`.
 
     Raises:
         ResnotesError: in place of the first run that failed, after all others have been trained.
     """
+    runs = _in_order(specs, outcomes)
+    next(runs)  # to its first `yield`: one that has not begun could be closed without closing `outcomes`
+    return runs
+
+
+def _in_order(specs: Sequence[RunSpec], outcomes: Outcomes) -> Generator[Any]:
     arrived: dict[str, Run | ResnotesError] = {}
     with closing(outcomes):
-        yield None
+        yield
         for spec in specs:
             while spec.name not in arrived:
-                other, result = next(outcomes)
-                arrived[other.name] = result
-            result = arrived[spec.name]
-            if isinstance(result, ResnotesError):
+                other, arrived[other.name] = next(outcomes)
+            if isinstance(arrived[spec.name], ResnotesError):
                 arrived.update({other.name: result for other, result in outcomes})
                 raise failure([result for result in arrived.values() if isinstance(result, ResnotesError)])
-            yield result
-        for _ in outcomes:  # of runs that were asked for twice; closed before its end, it would end the processes
-            pass
+            yield arrived[spec.name]
 
 
 def failure(errors: Sequence[ResnotesError]) -> ResnotesError:
     """One error for several that each name a run; of their type, if they have one in common."""
-    unique = {str(error): error for error in errors}
-    if len(unique) == 1:
+    if len(errors) == 1:
         return errors[0]
     types = {type(error) for error in errors}
-    message = "\n".join([f"{len(unique)} runs failed, all others are there:", *unique])
+    message = "\n".join([f"{len(errors)} runs failed, all others are there:", *map(str, errors)])
     return (types.pop() if len(types) == 1 else RunError)(message)
-
-
-def _outcome(spec: RunSpec, get: Callable[[], Run]) -> Outcome:
-    try:
-        return Outcome(spec, get())
-    except ResnotesError as error:
-        # Processes that train together all see a run diverge, but any other error may be that of one of them.
-        if distributed.size() > 1 and not isinstance(error, TrainingDiverged):
-            raise
-        if spec.name in str(error):
-            return Outcome(spec, error)
-        named = type(error)(f"{spec.name}: {error}")
-        named.__cause__ = error
-        return Outcome(spec, named)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import signal
 import sys
 import threading
@@ -13,7 +12,6 @@ from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import BaseContext
-from types import TracebackType
 from typing import Any
 
 import torch
@@ -38,11 +36,10 @@ class Workers(Executor):
     def __init__(self, count: int) -> None:
         self._threads = ThreadPoolExecutor(count)  # each waits for a process of its own
         self._own = threading.local()
-        self._pools: list[ProcessPoolExecutor] = []
+        self._processes: list[ProcessPoolExecutor] = []
         self._context = _context()
         # Its other end is at its end of file as soon as this one is closed, also because this process was killed.
         self._watched, self._lifeline = self._context.Pipe(duplex=False)
-        self._ended = False
 
     def submit(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
         """Make a call; its future raises a `RunError` if `ATTEMPTS` processes were killed over it."""
@@ -51,38 +48,31 @@ class Workers(Executor):
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """End the processes: after the calls that are under way, or, if `wait` is false, at once."""
         if not wait:
-            self._ended = True
             self._lifeline.close()
         self._threads.shutdown(True, cancel_futures=cancel_futures or not wait)
-        for pool in self._pools:
-            pool.shutdown()
+        for process in self._processes:
+            process.shutdown()
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: object, error: object, traceback: object) -> None:
         """Leave by an exception, such as an interrupt, and nothing is waited for."""
         self.shutdown(wait=kind is None)
 
     def _call(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         for _ in range(ATTEMPTS):
+            if not hasattr(self._own, "process"):  # of this thread
+                start = (self._watched, dict(os.environ))
+                self._own.process = ProcessPoolExecutor(1, self._context, _begin, start)
+                self._processes.append(self._own.process)
             try:
-                return self._process().submit(function, *args, **kwargs).result()
+                return self._own.process.submit(function, *args, **kwargs).result()
             except BrokenProcessPool:
-                del self._own.pool
-                if self._ended:
+                del self._own.process
+                if self._lifeline.closed:
                     raise
         raise RunError(
             f"its process was killed {ATTEMPTS} times; look for the cause, such as too little memory, or a program that"
             " trains where it is imported, and not under `if __name__ == '__main__':`"
         )
-
-    def _process(self) -> ProcessPoolExecutor:
-        """The process of this thread, as a pool of one."""
-        if not hasattr(self._own, "pool"):
-            self._own.pool = ProcessPoolExecutor(1, self._context, _begin, (self._watched, dict(os.environ)))
-            self._pools.append(self._own.pool)
-        pool: ProcessPoolExecutor = self._own.pool
-        return pool
 
 
 def local_workers(device: str, count: int | None) -> Workers | None:
@@ -93,18 +83,14 @@ def local_workers(device: str, count: int | None) -> Workers | None:
     Raises:
         UsageError: that variable is no number of processes.
     """
-    if count is None:
-        count = 1 if resolve_device(device).type != "cpu" else _from_environment() or torch.get_num_threads()
+    if count is None and resolve_device(device).type != "cpu":
+        count = 1
+    elif count is None:
+        text = os.environ.get(VARIABLE) or str(torch.get_num_threads())
+        count = int(text) if text.isdecimal() and len(text) < 5 else 0
+        if count < 1:
+            raise UsageError(f"{VARIABLE} must be a number of processes, 1 or more; found {text!r}")
     return Workers(count) if count > 1 and distributed.size() == 1 else None
-
-
-def _from_environment() -> int | None:
-    text = os.environ.get(VARIABLE)
-    if not text:
-        return None
-    if not re.fullmatch("[1-9][0-9]{0,3}", text):
-        raise UsageError(f"{VARIABLE} must be a number of processes, 1 or more; found {text!r}")
-    return int(text)
 
 
 def _context() -> BaseContext:

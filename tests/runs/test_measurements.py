@@ -100,9 +100,7 @@ def test_repeated_index_and_order_of_columns_stay(notebook: Notebook) -> None:
     assert notebook.count == 1
 
 
-@pytest.mark.parametrize(
-    "value", [np.float64(1), {1, 2}, pd.DataFrame({1: [2]}), pd.Series([1]), lambda: 1, [{"a": object()}]]
-)
+@pytest.mark.parametrize("value", [np.float64(1), pd.DataFrame({1: [2]}), pd.Series([1]), lambda: 1, [{"a": object()}]])
 def test_what_cannot_be_kept_is_named(notebook: Notebook, tmp_path: Path, value: Any) -> None:
     with pytest.raises(TypeError, match="a measurement cannot keep"):
         notebook.measure(value)

@@ -1,12 +1,9 @@
 """The run store: trained once, found again, never mistaken, and never read where it is damaged."""
 
 import dataclasses
-import errno
 import hashlib
-import os
 import shutil
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +13,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from kit import runs as kit_runs
 from kit.runs import RECIPE, SPEC, content, start_training
 from safetensors.torch import load_file, save_file
 
@@ -34,6 +32,9 @@ from resnotes.training.task import Scores
 # Twenty epochs: some seconds, for tests that interrupt it or wait for it.
 DEEPENED = dataclasses.replace(SPEC, model="plain-14", start=SPEC)
 FILES = ["history.csv", "iteration-000001.safetensors", "model.safetensors", "run.json", "spec.json"]
+
+
+finished = kit_runs.finished
 
 
 @pytest.fixture
@@ -130,12 +131,6 @@ def test_names_are_equal_where_specifications_are(left: RunSpec, right: RunSpec)
     assert not set(left.name) & set("/\\: ")
 
 
-def test_a_name_is_the_hash_of_what_is_not_default() -> None:
-    spec = RunSpec(model="plain-8", dataset="digits", seed=3, recipe=Recipe(iterations=2, milestones=[1]))
-    canonical = b'{"dataset":"digits","model":"plain-8","recipe":{"iterations":2,"milestones":[1]},"seed":3}'
-    assert spec.name == f"plain-8-digits-s3-{hashlib.sha256(canonical).hexdigest()[:10]}"
-
-
 def test_a_field_added_later_leaves_names_as_they_are() -> None:
     @dataclass(frozen=True, kw_only=True)
     class LaterSpec(RunSpec):
@@ -220,6 +215,10 @@ def test_a_run_is_what_training_by_hand_gives(finished: Run) -> None:
     assert_same_weights(finished.model(), by_hand)
     pd.testing.assert_frame_equal(finished.history.drop(columns="seconds"), record.frame().drop(columns="seconds"))
     pd.testing.assert_series_equal(finished.final, finished.history.iloc[-1])
+    table = histories([finished, finished])
+    assert len(table) == 2 * len(finished.history)
+    assert set(table.model) | set(table.dataset) == {"plain-8 width=4", "digits"}
+    assert histories([]).empty
 
 
 def test_initial_weights_are_those_that_training_began_with(store: RunStore, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -249,13 +248,6 @@ def test_models_come_ready_for_measurements(finished: Run) -> None:
     assert not torch.equal(weights[1], weights[2])
     with pytest.raises(RunError, match=r"has no iteration-000002\.safetensors"):
         finished.model(2)
-
-
-def test_histories_are_put_below_each_other(finished: Run) -> None:
-    table = histories([finished, finished])
-    assert len(table) == 2 * len(finished.history)
-    assert set(table.model) | set(table.dataset) == {"plain-8 width=4", "digits"}
-    assert histories([]).empty
 
 
 def test_of_two_processes_one_trains_and_the_other_waits(
@@ -430,16 +422,6 @@ def test_a_run_on_other_data_is_no_answer(store: RunStore, stored: Run, finished
     assert content(stored.folder) == before
 
 
-@pytest.mark.parametrize("number", [errno.EACCES, errno.EROFS, errno.ENOSPC])
-def test_a_store_that_cannot_be_written_to(store: RunStore, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
-    def refused(*_: object, **__: object) -> Iterator[None]:
-        raise OSError(number, os.strerror(number))
-
-    monkeypatch.setattr("resnotes.runs.store.lock", refused)
-    with pytest.raises(RunError, match=r"cannot write to the run store: .*set RESNOTES_RUNS to a folder of yours"):
-        store.get(SPEC)
-
-
 def test_a_file_where_the_store_should_be(tmp_path: Path) -> None:
     (tmp_path / "runs").write_text("")
     with pytest.raises(RunError, match="cannot write to the run store"):
@@ -541,9 +523,3 @@ def test_verification_evaluates_the_weights_again(store: RunStore, stored: Run) 
     finish(stored.folder, stored.facts)
     labels = datasets.load("digits").test_labels
     assert verify(Run(stored.folder)) == (stated, pytest.approx(100 * (labels != 9).float().mean().item()))
-
-
-def test_default_places_follow_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("RESNOTES_RUNS", str(tmp_path / "mine"))
-    assert RunStore().root == tmp_path / "mine"
-    assert RunStore().recorded.parts[-2:] == ("data", "recorded")

@@ -117,15 +117,15 @@ def test_they_have_one_thread() -> None:
 def test_on_linux_none_imports_what_another_has_imported() -> None:
     """In a process of its own, as the tests of faults fork from a process that has imported more."""
     program = (
-        "import json; from kit import calls; from resnotes.runs.workers import Workers\n"
-        "with Workers(1) as executor: print(json.dumps(executor.submit(calls.imported_before).result()))"
+        "import json; from kit import calls; from resnotes.runs import workers\n"
+        "with workers._context().Pool(1) as pool: print(json.dumps(pool.apply(calls.imported_before)))"
     )
     search = [str(Path(calls.__file__).parents[1]), str(Path(resnotes.__file__).parents[1])]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(search)}
     done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
     modules = json.loads(done.stdout)
     assert {"torch._dynamo", "pandas"} <= set(modules)
-    assert not any(module.startswith("resnotes.run") for module in modules), "it might be another checkout's"
+    assert not any(module.startswith("resnotes") for module in modules), "it might be another checkout's"
 
 
 @pytest.mark.parametrize(("value", "count"), [("3", 3), ("1", None), ("", 2)])
@@ -251,7 +251,6 @@ def test_what_a_sweep_gives_is_the_run_or_its_error(store: RunStore) -> None:
 def test_errors_keep_the_type_that_they_have_in_common() -> None:
     one, two = UsageError("a: x"), UsageError("b: y")
     assert failure([one]) is one
-    assert failure([one, UsageError("a: x")]) is one
     assert type(failure([one, two])) is UsageError
     assert type(failure([one, RunError("c: z")])) is RunError
 
@@ -271,7 +270,7 @@ def test_an_unexpected_error_of_a_worker_names_its_run(store: RunStore, monkeypa
 
 def test_other_data_on_another_machine_is_refused(store: RunStore) -> None:
     with pytest.raises(RunError, match="expected the data with fingerprint 0123; set RESNOTES_DATA"):
-        store._train_here(SHORT, "cpu", "0123")
+        store._train_elsewhere(SHORT, "cpu", "0123", [])
     assert not store.root.exists()
 
 

@@ -416,7 +416,7 @@ def test_lists_and_tuples_are_the_same_options() -> None:
     assert one == spec(options={**OPTIONS, "depths": [1, 1]}, data={"size": (120, 160)})
     assert RunSpec.from_json(one.to_json()) == one
     assert RunSpec.from_json(one.to_json()).name == one.name
-    assert "size" in json.loads(one.source)[1]
+    assert "size" in json.loads(one.training_data)[1]
 
 
 def test_options_of_the_data_reach_its_loader() -> None:

@@ -169,7 +169,7 @@ def test_the_first_process_writes_and_speaks(pair: Pair) -> None:
         "spec.json": 4,
     }
     lines = pair.stdout.splitlines()
-    assert [line.split()[0] for line in lines] == [spec.name for spec in pair.specs]
+    assert [line.split()[0] for line in lines] == list(dict.fromkeys(spec.name for spec in pair.specs))
     final = pair.store.finished()[0].final
     [shown] = {line for line in lines if line.startswith(pair.store.finished()[0].name)}
     assert f"test {final.test_error:6.2f} %  mean IoU {final.test_iou:6.2f} %" in shown

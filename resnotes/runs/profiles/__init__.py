@@ -55,7 +55,7 @@ class Study:
     settings: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        typed.check(self, "study")
+        typed.check_fields(self, "study")
         known = {*self.models, *self.deepen, *self.deepen.values()}
         if strange := [model for model in self.recipes if model not in known]:
             raise UsageError(f"recipes for {strange[0]!r}, which is none of the models; allowed: {', '.join(known)}")
@@ -65,16 +65,8 @@ class Study:
         name, options = from_label(model)
         recipe = Recipe(**{**self.recipe, **self.recipes.get(model, {})})
         recipe.check_schedule()
-        return RunSpec(
-            model=name,
-            dataset=self.dataset,
-            seed=seed,
-            recipe=recipe,
-            options=options,
-            data=self.data,
-            pretrained=self.pretrained,
-            train_images=self.train_images,
-        )
+        alike = {name: getattr(self, name) for name in ("dataset", "data", "pretrained", "train_images")}
+        return RunSpec(model=name, seed=seed, recipe=recipe, options=options, **alike)
 
     def deepened(self, shallow: str, deep: str, seed: int) -> RunSpec:
         """The run of `deep` that starts from the trained `shallow` network, deepened by identity blocks."""
@@ -99,11 +91,7 @@ class Profile:
     studies: Mapping[str, Study]
 
     def study(self, name: str) -> Study:
-        """The study called `name`.
-
-        Raises:
-            UsageError: there is none; the message lists those there are.
-        """
+        """The study called `name`; for another a `UsageError` lists those there are."""
         if name not in self.studies:
             raise unknown(f"study of profile {self.name}", name, self.studies)
         return self.studies[name]
@@ -120,14 +108,9 @@ def load(name: str) -> Profile:
     path = FOLDER / f"{name}.toml"
     try:
         tables = tomllib.loads(path.read_text(encoding="utf-8"))
-        studies = {study: _study(table) for study, table in tables.items()}
-    except (AttributeError, TypeError, ValueError, RecursionError) as error:  # TOML errors are ValueErrors
+        studies = {study: Study(**table) for study, table in tables.items()}
+        for study in studies.values():
+            study.all_specs()  # a recipe that cannot be is reported when the file is read, not hours later
+    except (TypeError, ValueError, RecursionError) as error:  # TOML errors are ValueErrors
         raise UsageError(f"{path}: {error}") from error
     return Profile(name, studies)
-
-
-def _study(table: Mapping[str, Any]) -> Study:
-    values: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in table.items()}
-    study = Study(**values)
-    study.all_specs()  # a recipe that cannot be is reported when the file is read, not hours later
-    return study
