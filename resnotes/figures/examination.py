@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -70,7 +69,7 @@ def swapped(lesion: Lesion, first: int, second: int, groups: Iterable[Sequence[i
         if i not in companions:
             raise UsageError(f"there is no block {i}; allowed: 0 to {len(companions) - 1}")
     if second not in companions[first]:
-        others = _ranges(i for i in companions[first] if i != first)
+        others = ", ".join(str(i) for i in companions[first] if i != first)
         raise UsageError(
             f"blocks {first} and {second} cannot change places, their shapes or layers differ; block {first} can"
             f" with {others or 'no other'}"
@@ -79,14 +78,6 @@ def swapped(lesion: Lesion, first: int, second: int, groups: Iterable[Sequence[i
     here, there = order.index(first), order.index(second)
     order[here], order[there] = second, first
     return Lesion(lesion.deleted, None if order == sorted(order) else tuple(order))
-
-
-def _ranges(numbers: Iterable[int]) -> str:
-    """``0-4, 6`` for 0, 1, 2, 3, 4 and 6."""
-    # What a number is ahead of its place stays the same while there is no gap.
-    runs = itertools.groupby(enumerate(sorted(numbers)), key=lambda placed: placed[1] - placed[0])
-    ends = [(run[0][1], run[-1][1]) for run in (list(group) for _, group in runs)]
-    return ", ".join(str(low) if low == high else f"{low}-{high}" for low, high in ends)
 
 
 @dataclass(frozen=True, eq=False)
