@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import PlaceHolderLayoutEngine
 from matplotlib.patches import Circle, FancyArrowPatch, FancyBboxPatch, Polygon
 from matplotlib.path import Path
+from matplotlib.transforms import BboxBase
 
 from resnotes.figures.style import FADED, FADED_TEXT, FILLS, FONT, WIDTH
 
@@ -35,23 +36,13 @@ class Canvas:
         ax.axis("off")
 
     @property
-    def left(self) -> float:
-        """Where what is drawn so far begins."""
-        return float(self.ax.dataLim.x0)
-
-    @property
-    def bottom(self) -> float:
-        """Where what is drawn so far ends."""
-        return float(self.ax.dataLim.y0)
-
-    @property
-    def top(self) -> float:
-        """Where what is drawn so far is highest."""
-        return float(self.ax.dataLim.y1)
+    def bounds(self) -> BboxBase:
+        """Of what is drawn so far."""
+        return self.ax.dataLim
 
     def write(self, x: float, y: float, text: str, *, size: float = FONT, faded: bool = False, **look: Any) -> None:
         """Words around a point; `look` is that of `Axes.text`."""
-        usual = {"ha": "center", "va": "center", "color": FADED_TEXT if faded else "black", "zorder": 5}
+        usual: dict[str, Any] = {"ha": "center", "va": "center", "color": FADED_TEXT if faded else "black", "zorder": 5}
         written = self.ax.text(x, y, text, fontsize=size, **(usual | look))
         figure = self.ax.get_figure(root=True)
         assert figure is not None
@@ -98,7 +89,7 @@ class Canvas:
 
     def fit(self) -> None:
         """Let the limits of the axes be those of what is drawn."""
-        bounds = self.ax.dataLim.padded(MARGIN)
+        bounds = self.bounds.padded(MARGIN)
         self.ax.set(xlim=bounds.intervalx, ylim=bounds.intervaly)
 
 

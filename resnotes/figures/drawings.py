@@ -208,7 +208,7 @@ def _panels(units: Mapping[str, Unit], **options: Any) -> tuple[Figure, list[Can
     fig, drawn = canvases(len(units))
     for canvas, unit in zip(drawn, units.values(), strict=True):
         draw_unit(canvas.ax, unit, **options)
-    lowest = min(canvas.bottom for canvas in drawn) - LABEL
+    lowest = min(canvas.bounds.y0 for canvas in drawn) - LABEL
     for canvas, title in zip(drawn, units, strict=True):
         canvas.write(sum(canvas.ax.get_xlim()) / 2, lowest, title, size=WORDS, va="top")
         canvas.fit()

@@ -62,12 +62,9 @@ def swapped(lesion: Lesion, first: int, second: int, groups: Iterable[Sequence[i
         groups: of `exchangeable`.
 
     Raises:
-        UsageError: there is no such block, or the two cannot change places.
+        UsageError: the two cannot change places.
     """
     companions = {i: group for group in groups for i in group}
-    for i in (first, second):
-        if i not in companions:
-            raise UsageError(f"there is no block {i}; allowed: 0 to {len(companions) - 1}")
     if second not in companions[first]:
         others = ", ".join(str(i) for i in companions[first] if i != first)
         raise UsageError(

@@ -60,7 +60,7 @@ def draw(subject: Subject, outcome: Outcome, title: str) -> Figure:
     color = style_for(subject.network.name)["color"]
     _draw_blocks(fig.add_axes((0.01, 0.775, 0.98, 0.14)), subject, outcome.lesion, color)
     name = fig.text(0.01, 0.955, title, fontsize=10, fontweight="bold", va="center")
-    beside = {"xycoords": name, "xytext": (8, 0), "textcoords": "offset points", "va": "center"}
+    beside: dict[str, Any] = {"xycoords": name, "xytext": (8, 0), "textcoords": "offset points", "va": "center"}
     fig.axes[0].annotate(subject.structure(outcome.lesion), (1, 0.5), **beside)
     _draw_error(fig.add_axes((0.04, 0.115, 0.11, 0.53)), subject, outcome, color)
     _draw_changes(fig.add_axes((0.20, 0.015, 0.44, 0.63)), subject, outcome)
@@ -193,31 +193,21 @@ class Explorer:
     controls show follows `lesion`; one that differs from it was moved by somebody.
 
     Args:
-        networks: trained networks by name, at least one.
-        data: see `Subject`.
-        images: see `Subject`.
-        traced: see `Subject`.
+        subjects: trained networks by name, at least one.
 
     Attributes:
         lesion: as the controls have it.
         outcome: of that lesion.
         widget: all of it, to be displayed.
-
-    Raises:
-        UsageError: see `Subject`.
     """
 
-    def __init__(
-        self, networks: Mapping[str, Network], data: Classification, *, images: int = IMAGES, traced: int = TRACED
-    ) -> None:
-        self._subjects = {
-            name: Subject(network, data, images=images, traced=traced) for name, network in networks.items()
-        }
+    def __init__(self, subjects: Mapping[str, Subject]) -> None:
+        self._subjects = subjects
         self._generator = torch.Generator().manual_seed(0)
 
         wide = {"description_width": "initial"}
         number = {"style": wide, "layout": widgets.Layout(width="150px")}
-        self.network = widgets.Dropdown(options=list(networks), description="network", style=wide)
+        self.network = widgets.Dropdown(options=list(subjects), description="network", style=wide)
         self.count = widgets.IntSlider(
             description="deleted blocks",
             tooltip="moved, so many blocks are drawn at random",
@@ -333,16 +323,14 @@ def explore(
     """
     if not networks:
         raise UsageError("expected at least one network to explore, found none")
-    view = {}
-    if attended():
-        explorer = Explorer(networks, data, images=images, traced=traced)
-        name, subject, outcome, png = explorer.network.value, explorer.subject, explorer.outcome, explorer.image.value
-        view = explorer.widget._repr_mimebundle_()
-    else:
-        name, network = next(iter(networks.items()))
-        subject = Subject(network, data, images=images, traced=traced)
-        outcome = subject.examine(subject.example())
-        png = _png(draw(subject, outcome, name))
-    picture, summary = base64.b64encode(png).decode(), f"{name}: {subject.summary(outcome)}"
-    bundle = {**view, "image/png": picture, "text/plain": summary}
+    seen = attended()
+    subjects = {
+        name: Subject(network, data, images=images, traced=traced)
+        for name, network in (networks if seen else dict([next(iter(networks.items()))])).items()
+    }
+    name, subject = next(iter(subjects.items()))
+    outcome = subject.examine(subject.example())
+    picture = base64.b64encode(_png(draw(subject, outcome, name))).decode()
+    view = Explorer(subjects).widget._repr_mimebundle_() if seen else {}
+    bundle = {**view, "image/png": picture, "text/plain": f"{name}: {subject.summary(outcome)}"}
     display(bundle, metadata={"image/png": {"width": int(WIDTH * 100)}}, raw=True)

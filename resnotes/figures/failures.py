@@ -10,8 +10,7 @@ import numpy as np
 import pandas as pd
 import torch
 from matplotlib.axes import Axes
-from matplotlib.collections import PatchCollection
-from matplotlib.colors import LinearSegmentedColormap, Normalize, PowerNorm
+from matplotlib.colors import LinearSegmentedColormap, PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Rectangle
@@ -31,13 +30,14 @@ MARGIN, GAP = 0.05, 0.06  # around panels, and between them
 HEADER, TITLE, LINE = 0.2, 0.24, 0.155  # above all columns, above a row, and of the legend
 SIDE = 1.75  # of a panel at most
 LEGEND_COLUMNS = 6
+TIGHT: dict[str, Any] = {"borderpad": 0, "borderaxespad": 0, "labelspacing": 0.35, "handlelength": 1.4}
 UNNAMED = (1.0, 1.0, 1.0)  # of pixels that have no class
 SHARES = [0, 0.001, 0.01, 0.1, 0.3, 1]  # written at a confusion matrix
 
 CELL, NAMES, KEY, LEGEND = 0.215, 0.8, 0.8, 0.3  # of a heat map: a cell at most; room for names, colour bar and legend
 SMALL = 0.4  # side of the square in a cell that chance explains, as a share of the cell's
 # Blue and vermilion, on either side of a grey that shows on white; beyond the blue, a darker one.
-NEVER, MIDDLE, BLANK = "#00304D", "#E4E4E4", "#F7F7F7"
+NEVER, MIDDLE = "#00304D", "#E4E4E4"
 COLORS = {"pmi": [BLUE, MIDDLE, VERMILION], "conditional": [MIDDLE, VERMILION]}
 LABELS = {"pmi": "pointwise mutual information (bits)", "conditional": "P(row | column)"}
 
@@ -124,17 +124,8 @@ def panels(
         place = (1 + (TITLE + HEADER) / tall)
         fig.text(0.5, place, name, transform=ax.transAxes, fontsize=FONT + 1, ha="center", va="top")
     handles = [Patch(facecolor=colors[i], edgecolor="black", linewidth=0.4, label=classes[i]) for i in legend]
-    fig.legend(
-        handles=handles,
-        loc="lower center",
-        bbox_to_anchor=(0.5, MARGIN / total),
-        ncols=LEGEND_COLUMNS,
-        borderpad=0,
-        borderaxespad=0,
-        labelspacing=0.35,
-        columnspacing=1.2,
-        handlelength=1.4,
-    )
+    place = (0.5, MARGIN / total)
+    fig.legend(handles=handles, loc="lower center", bbox_to_anchor=place, ncols=LEGEND_COLUMNS, **TIGHT)
     return fig
 
 
@@ -186,6 +177,8 @@ def heat_map(cooccurrence: Cooccurrence, values: str = "pmi", *, level: float = 
     Raises:
         UsageError: other values.
     """
+    import seaborn as sns  # seconds of import time
+
     if values not in COLORS:
         raise unknown("values", values, COLORS)
     shown = getattr(cooccurrence, values)().numpy()
@@ -198,37 +191,27 @@ def heat_map(cooccurrence: Cooccurrence, values: str = "pmi", *, level: float = 
 
     rows = _order(shown)
     columns = rows if cooccurrence.among_classes else _order(shown.T)
+    table = pd.DataFrame(shown, cooccurrence.classes, cooccurrence.contexts).iloc[rows, columns]
+    chance = (cooccurrence.significant(level) == 0).numpy()[np.ix_(rows, columns)] & table.notna().to_numpy()
+
     cell = min(CELL, (WIDTH - NAMES - KEY) / len(columns))
     size = (len(columns) * cell + NAMES + KEY, len(rows) * cell + NAMES + LEGEND)
     figure, ax = plt.subplots(figsize=size, layout="constrained")
-    explained = (cooccurrence.significant(level) == 0).numpy() & ~np.isnan(shown)
-    sides = np.where(explained, SMALL, 1.0)[np.ix_(rows, columns)]
-    cells = [Rectangle((x - side / 2, y - side / 2), side, side) for (y, x), side in np.ndenumerate(sides)]
-    colors = LinearSegmentedColormap.from_list(values, COLORS[values]).with_extremes(bad=BLANK, under=NEVER)
-    drawn = PatchCollection(cells, cmap=colors, norm=Normalize(low, limit), edgecolor="white", linewidth=0.4)
-    drawn.set_array(shown[np.ix_(rows, columns)].ravel())
-    ax.add_collection(drawn)
-
-    ax.set(aspect="equal", xlim=(-0.5, len(columns) - 0.5), ylim=(len(rows) - 0.5, -0.5))
-    ax.set_xticks(range(len(columns)), [cooccurrence.contexts[i] for i in columns], rotation=90)
-    ax.set_yticks(range(len(rows)), [cooccurrence.classes[i] for i in rows])
+    look = {"cmap": LinearSegmentedColormap.from_list(values, COLORS[values], under=NEVER), "vmin": low, "vmax": limit}
+    bar = {"label": LABELS[values], "shrink": 0.6, "aspect": 30}
+    ticks = {"xticklabels": list(table.columns), "yticklabels": list(table.index)}
+    sns.heatmap(table, mask=chance, square=True, linewidths=0.4, cbar_kws=bar, ax=ax, **ticks, **look)
+    y, x = chance.nonzero()
+    small = (72 * SMALL * cell) ** 2  # points squared
+    ax.scatter(x + 0.5, y + 0.5, small, table.to_numpy()[chance], marker="s", linewidth=0, **look)
     ax.tick_params(length=0)
-    ax.grid(visible=False)
-    ax.spines[:].set_visible(False)
-    look: dict[str, Any] = {"marker": "s", "linestyle": ""}
-    keys = [Line2D([], [], label="could be chance", color="0.6", markersize=2, **look)]
-    if (cooccurrence.counts == 0).any():
-        keys.insert(0, Line2D([], [], label="never together", color=NEVER, **look))
+    ax.grid(False)
+    keys = [Line2D([], [], color="0.6", marker="s", linestyle="", markersize=2, label="could be chance")]
+    if never.any():
+        keys.insert(0, Line2D([], [], color=NEVER, marker="s", linestyle="", label="never together"))
     # Not wider than the cells, or the layout would make room for it at their expense.
-    ax.legend(
-        handles=keys,
-        loc="lower left",
-        bbox_to_anchor=(0, 1),
-        ncols=2 if len(columns) > 9 else 1,
-        borderaxespad=0,
-        handletextpad=0.2,
-    )
-    figure.colorbar(drawn, ax=ax, label=LABELS[values], shrink=0.6, aspect=30)
+    across = 2 if len(columns) > 9 else 1
+    ax.legend(handles=keys, loc="lower left", bbox_to_anchor=(0, 1), ncols=across, borderaxespad=0, handletextpad=0.2)
     return figure
 
 

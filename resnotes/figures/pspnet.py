@@ -9,20 +9,20 @@ from collections.abc import Sequence
 from itertools import accumulate
 from typing import Any, cast
 
-import numpy as np
-from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 from torch import nn
 
+from resnotes.datasets import scenes
 from resnotes.errors import UsageError
 from resnotes.figures.canvas import Canvas, Point, arrange, canvases
 from resnotes.figures.drawings import Node, read_nodes
-from resnotes.figures.style import BLUE, FILLS, GREEN, ORANGE, PURPLE, SKY, VERMILION, lighter
+from resnotes.figures.style import BLUE, FILLS, GREEN, ORANGE, PURPLE, SKY, VERMILION, lighter, palette
 from resnotes.models.segmentation import PyramidPooling, SegmentationNetwork
 
 GRIDS = (VERMILION, ORANGE, SKY, GREEN, PURPLE, BLUE)  # from the coarsest on
 MAP = "#D9D9D9"
-NATURAL, CLASSES = ["#A9D3EE", "#7A9A5B", "#3F78A8", "#F4EFE1"], [SKY, GREEN, BLUE, ORANGE]
+BOAT = 3  # seed of the scene that stands for an image
 
 # In inches.
 GAP = 0.16  # between two things, for an arrow
@@ -30,19 +30,6 @@ PICTURE, FACE, DEPTH = 0.66, 0.43, 0.17  # sides of the image and of a map, dept
 BOX_WIDTH, BOX_HEIGHT, ROW = 0.62, 0.16, 0.62
 _BACK = (0.7, 0.42)  # right and up, what a unit of depth is drawn as
 LABEL = 0.1  # from a thing to the middle of what is written beside it
-
-_SKY, _HILL, _WATER, _BOAT = range(4)
-
-
-def _scene() -> np.ndarray[Any, np.dtype[np.int64]]:
-    """Labels ``[288, 288]`` of a boat on a lake, to stand for an image."""
-    y, x = np.mgrid[:72:0.25, :72:0.25]
-    scene = np.where(y < 40, _SKY, _WATER)
-    scene[(y < 40) & (y > 34 - 8 * np.sin(x / 12))] = _HILL
-    scene[(y >= 46) & (y < 53) & (np.abs(x - 40) < 66 - y)] = _BOAT
-    scene[(y >= 24) & (y < 44) & (x >= 40) & (x < 40 + (y - 24) * 0.7)] = _BOAT
-    return scene
-
 
 def _slab(
     canvas: Canvas, x: float, y: float, color: str, depth: float, *, side: float = FACE, cells: int = 0
@@ -72,10 +59,10 @@ def _boxes(canvas: Canvas, x: float, y: float, nodes: Sequence[Node]) -> float:
     return x + BOX_WIDTH
 
 
-def _picture(canvas: Canvas, x: float, colors: list[str], title: str) -> float:
-    """The scene in `colors`, its left edge at `x`; returns its right edge."""
+def _picture(canvas: Canvas, x: float, picture: NDArray[Any], title: str) -> float:
+    """An image with its left edge at `x`; returns its right edge."""
     right, half = x + PICTURE, PICTURE / 2
-    canvas.ax.imshow(_scene(), cmap=ListedColormap(colors), extent=(x, right, -half, half), interpolation="nearest")
+    canvas.ax.imshow(picture, extent=(x, right, -half, half), interpolation="nearest")
     canvas.polygon([(x, -half), (right, -half), (right, half), (x, half)], fill=False)
     canvas.write(x + half, half + LABEL, title)
     return right
@@ -163,7 +150,9 @@ def pyramid_pooling(network: SegmentationNetwork) -> Figure:
         canvas.arrow((x, 0), (end := x + GAP if to is None else to, 0))
         return end
 
-    start = onwards(_picture(canvas, 0, NATURAL, "image"))
+    boat = scenes.generate(1, BOAT)
+    classes, labels = boat.labels[0].unique(return_inverse=True)
+    start = onwards(_picture(canvas, 0, boat.images[0].permute(1, 2, 0).numpy(), "image"))
     start = onwards(_encoder(canvas, start, network))
     end = _slab(canvas, start, 0, MAP, DEPTH)
     _below(canvas, start + FACE / 2, -FACE / 2, f"{pyramid.channels}\nchannels")
@@ -172,6 +161,6 @@ def pyramid_pooling(network: SegmentationNetwork) -> Figure:
     leave, edge = _concatenated(canvas, start, pyramid)
     start = onwards(leave, edge + GAP)
     start = onwards(_boxes(canvas, start, 0, read_nodes(network.head)))
-    _picture(canvas, start, CLASSES, "prediction")
+    _picture(canvas, start, palette(len(classes))[labels], "prediction")
     canvas.fit()
     return arrange(fig)

@@ -35,7 +35,7 @@ FAMILY_COLORS = {
 # In drawings: what is in a box, in Okabe and Ito's sky blue, orange, green and purple, mixed with white until black
 # text reads well on them; and what a lesion takes away.
 FILLS = {"conv": "#CBE7F8", "bn": "#FAE3B5", "relu": "#BCE5D9", "other": "#F1D9E6", "circle": "white"}
-FADED, FADED_TEXT, FADED_BAR = "#A0A0A0", "#757575", "#D0D0D0"
+FADED, FADED_TEXT = "#A0A0A0", "#757575"
 
 # For classes: Okabe and Ito's without black, and then always the colour, of a grid in sRGB without the very dark and
 # the very light, that is farthest in Oklab (Ottosson 2020) from all before it, for whoever of normal, protan and deutan
@@ -84,8 +84,9 @@ def style_for(model_name: str) -> dict[str, str]:
     # 56 layers, the degraded net of He et al., Fig. 1, has the pure hue; 20 is lighter, 110 and more darker.
     shade = float(np.clip(math.log(depth / 56) / math.log(56 / 20), -1, 1))
     hue = FAMILY_COLORS[parts[1]]
-    color = lighter(hue, 1 + 0.45 * shade) if shade < 0 else [(1 - 0.35 * shade) * channel for channel in to_rgb(hue)]
-    return {"color": to_hex(color), "linestyle": "--" if depth < 32 else "-." if depth < 56 else "-"}
+    darker = np.multiply(to_rgb(hue), 1 - 0.35 * max(shade, 0))
+    color = to_hex(lighter(hue, 1 + 0.45 * shade) if shade < 0 else tuple(darker))
+    return {"color": color, "linestyle": "--" if depth < 32 else "-." if depth < 56 else "-"}
 
 
 def palette(num_classes: int) -> NDArray[np.float64]:

@@ -18,14 +18,13 @@ import numpy as np
 import pandas as pd
 import torch
 from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
 from torch import Tensor, nn
 
 from resnotes.errors import UsageError
 from resnotes.figures.canvas import Canvas, arrange, canvases
 from resnotes.figures.drawings import read_nodes
-from resnotes.figures.style import BLUE, FADED_BAR, FADED_TEXT, FONT, VERMILION
+from resnotes.figures.style import BLUE, FONT, VERMILION
 from resnotes.models import Network
 from resnotes.unravel.enumeration import all_paths, surviving
 
@@ -194,7 +193,7 @@ def _key(canvas: Canvas, units: Sequence[PathUnit], *, lesion: bool = False) -> 
         "deleted": "deleted" if lesion else "",
         "lost": "lost with it" if lesion else "",
     }
-    left, y = canvas.left, canvas.bottom - 0.22
+    left, y = canvas.bounds.x0, canvas.bounds.y0 - 0.22
     middle = left + BOX_WIDTH / 2
     for what, text in entries.items():
         if not text:
@@ -246,41 +245,37 @@ def _tree(canvas: Canvas, units: Sequence[PathUnit], survives: Sequence[bool], *
     canvas.write(right + END + 0.1, 0, f"$y_{len(units)}$", size=WORDS)
 
 
-def _name_rows(canvas: Canvas, table: pd.DataFrame, weight_label: str) -> None:
+def _name_rows(canvas: Canvas, table: pd.DataFrame) -> None:
     """At the left of a tree, the name of the path in each row, and its weight if there are weights."""
     heights = [-ROW * row for row in range(len(table))]
     faded = [not alive for alive in table.survives]
-    edge = canvas.left - SPACE
+    edge = canvas.bounds.x0 - SPACE
     if "weight" in table:
-        for y, weight, lost in zip(heights, table.weight, faded, strict=True):
+        for y, weight in zip(heights, table.weight, strict=True):
             text = f"{weight:#.2g}".rstrip(".") if weight else "0"
-            canvas.write(edge, y, text, ha="right", va="center_baseline", faded=lost)
-        bars = canvas.left - SPACE - BAR
-        for y, size, lost in zip(heights, BAR * table.weight / (table.weight.max() or 1), faded, strict=True):
-            color = FADED_BAR if lost else BLUE
-            canvas.ax.add_patch(Rectangle((bars, y - 0.06), size, 0.12, facecolor=color, linewidth=0, zorder=2))
-        edge = bars - SPACE
+            canvas.write(edge, y, text, ha="right", va="center_baseline")
+        edge = canvas.bounds.x0 - SPACE - BAR
+        canvas.ax.barh(heights, BAR * table.weight / (table.weight.max() or 1), 0.12, edge, color=BLUE)
+        edge -= SPACE
     for y, path, lost in zip(heights, table.path, faded, strict=True):
         name = re.sub(r"f(\d+)", r"$f_{\1}$", path)
         canvas.write(edge, y, name, size=FONT + 0.5, ha="right", va="center_baseline", faded=lost)
     if "weight" in table:
-        canvas.write(-2.5 * SPACE, HEADER, weight_label, ha="right", va="center_baseline")
+        canvas.write(-2.5 * SPACE, HEADER, "norm of the gradient", ha="right", va="center_baseline")
 
 
-def _paths_view(
-    canvas: Canvas, units: Sequence[PathUnit], table: pd.DataFrame, weight_label: str, deleted: Sequence[int] = ()
-) -> None:
+def _paths_view(canvas: Canvas, units: Sequence[PathUnit], table: pd.DataFrame, deleted: Sequence[int] = ()) -> None:
     """The tree of all paths; `table` is that of `path_table`."""
     rows = (all_paths(len(units)).long() << torch.arange(len(units))).sum(1)
     ordered = table.iloc[rows.argsort().tolist()]
     _tree(canvas, units, ordered.survives.tolist(), deleted=deleted)
-    _name_rows(canvas, ordered, weight_label)
+    _name_rows(canvas, ordered)
 
 
 def _finish(fig: Figure, drawn: Sequence[Canvas], titles: Sequence[str]) -> Figure:
     """Write the titles above what is drawn, and put it in its place."""
     for canvas, title in zip(drawn, titles, strict=True):
-        canvas.write(canvas.left, canvas.top + SPACE, title, size=WORDS, ha="left", va="bottom")
+        canvas.write(canvas.bounds.x0, canvas.bounds.y1 + SPACE, title, size=WORDS, ha="left", va="bottom")
         canvas.fit()
     return arrange(fig)
 
@@ -289,25 +284,14 @@ def _name(network: Network | int) -> str:
     return "residual network" if isinstance(network, int) else network.name
 
 
-def _left(survives: Sequence[bool]) -> str:
-    """How many paths are left, in words."""
-    return f"{sum(survives)} of {len(survives)} path{'s' * (len(survives) > 1)} left"
-
-
-def unraveled_view(
-    network: Network | int,
-    *,
-    weights: Sequence[float] | Tensor | None = None,
-    weight_label: str = "norm of the gradient",
-) -> Figure:
+def unraveled_view(network: Network | int, *, weights: Sequence[float] | Tensor | None = None) -> Figure:
     """A residual network, and all of its paths (Veit et al. 2016, Fig. 1); 7 inches wide.
 
     Both compute the same, and every path starts in a row of its own. Rows are not in the order of `all_paths`.
 
     Args:
         network: of at most `MOST_DRAWN` units, such as ``build("resnet-8")``; or a number of units.
-        weights: a number for each of `all_paths`, drawn as a bar: the norms of `gradients_along` them, for example.
-        weight_label: what these are.
+        weights: a number for each of `all_paths`, drawn as a bar: the norms of `gradients_along` them.
 
     Raises:
         UsageError: too many units, none, one without a shortcut, or weights that do not fit.
@@ -315,21 +299,13 @@ def unraveled_view(
     units = _few_units(network)
     table = path_table(network, weights=weights)
     fig, drawn = canvases(2)
-    left, right = drawn
-    _chain(left, units)
-    _key(left, units)
-    _paths_view(right, units, table, weight_label)
-    titles = f"(a) {_name(network)}, conventional view", f"(b) unraveled view: {len(table)} paths"
-    return _finish(fig, drawn, titles)
+    _chain(drawn[0], units)
+    _key(drawn[0], units)
+    _paths_view(drawn[1], units, table)
+    return _finish(fig, drawn, [f"(a) {_name(network)}, conventional view", f"(b) unraveled view: {len(table)} paths"])
 
 
-def lesioned_view(
-    network: Network | int,
-    *,
-    deleted: int = 1,
-    weights: Sequence[float] | Tensor | None = None,
-    weight_label: str = "norm of the gradient",
-) -> Figure:
+def lesioned_view(network: Network | int, *, deleted: int = 1) -> Figure:
     """What is left of a residual and of a feed-forward network without a unit (Veit et al. 2016, Fig. 2).
 
     7 inches wide.
@@ -337,23 +313,16 @@ def lesioned_view(
     Args:
         network: of at most `MOST_DRAWN` units, or a number of units. The feed-forward network has as many layers.
         deleted: the unit, counted from 0.
-        weights: see `unraveled_view`.
-        weight_label: what these are.
 
     Raises:
         UsageError: as `unraveled_view`, and a unit that there is not.
     """
     units = _few_units(network)
-    table = path_table(network, deleted=deleted, weights=weights)
-    only: list[bool] = surviving(torch.ones(1, len(units), dtype=torch.bool), deleted).tolist()
+    table = path_table(network, deleted=deleted)
     fig, drawn = canvases(2)
-    left, right = drawn
-    name = units[deleted].symbol
-    _paths_view(left, units, table, weight_label, [deleted])
-    _chain(right, units, skips=False, alive=any(only), deleted=[deleted])
-    _key(right, units, lesion=True)
-    titles = (
-        f"(a) {_name(network)} without {name}:\n{_left(table.survives.tolist())}",
-        f"(b) feed-forward network without {name}:\n{_left(only)}",
-    )
-    return _finish(fig, drawn, titles)
+    _paths_view(drawn[0], units, table, [deleted])
+    _chain(drawn[1], units, skips=False, alive=False, deleted=[deleted])
+    _key(drawn[1], units, lesion=True)
+    without, left = f"without {units[deleted].symbol}", table.survives.sum()
+    titles = f"(a) {_name(network)} {without}:\n{left} of {len(table)} paths left", f"(b) feed-forward network {without}"
+    return _finish(fig, drawn, [titles[0], f"{titles[1]}:\n0 of 1 path left"])
