@@ -47,7 +47,7 @@ class Canvas:
         figure = self.ax.get_figure(root=True)
         assert figure is not None
         inches = (written.get_window_extent().get_points() - self.ax.transData.transform((x, y))) / figure.dpi
-        self.ax.update_datalim(inches + (x, y))
+        self.ax.update_datalim(np.add(inches, (x, y)))
 
     def line(self, *points: Point, head: bool = False, faded: bool = False) -> None:
         """A line along `points` with rounded corners, which may be an arrow."""
@@ -124,10 +124,10 @@ def canvases(count: int) -> tuple[Figure, list[Canvas]]:
 
 
 def arrange(figure: Figure, width: float = WIDTH) -> Figure:
-    """Set drawings that `fit` beside each other, as many in a row as there is room for, an inch being one on their axes.
+    """Set drawings beside each other, as many in a row as there is room for, an inch being one on their axes.
 
     Args:
-        figure: its height becomes that of the rows.
+        figure: of canvases that were made to `fit`; its height becomes that of the rows.
         width: of the figure, in inches.
     """
     sizes = {ax: (float(np.ptp(ax.get_xlim())), float(np.ptp(ax.get_ylim()))) for ax in figure.axes}

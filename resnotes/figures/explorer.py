@@ -32,8 +32,7 @@ from resnotes.figures.examination import IMAGES, TRACED, Outcome, Subject, swapp
 from resnotes.figures.style import ORANGE, VERMILION, style_for
 from resnotes.models import Network
 from resnotes.progress import attended
-from resnotes.unravel.gradients import length_distribution, mean_length
-from resnotes.unravel.lesions import Lesion, random_deletions
+from resnotes.unravel import Lesion, length_distribution, mean_length, random_deletions
 
 ROWS, COLUMNS = 2, 6  # of thumbnails
 
@@ -83,16 +82,12 @@ def _draw_blocks(ax: Axes, subject: Subject, lesion: Lesion, color: str) -> None
             ax.plot([x + 0.06, x + 0.94], [0.1, 0.9], color=GONE, linewidth=0.6)
         if moved:
             ax.add_patch(Rectangle((x + 0.06, -0.16), 0.88, 0.16, color=MOVED, linewidth=0))
-        label = ax.text(x + 0.5, 0.48, str(block), color=text, fontsize=size, ha="center", va="center")
-        if deleted:
-            label.set_bbox({"facecolor": "white", "edgecolor": "none", "pad": 0.6})
+        behind = {"facecolor": "white", "edgecolor": "none", "pad": 0.6} if deleted else None
+        ax.text(x + 0.5, 0.48, str(block), color=text, fontsize=size, ha="center", va="center", bbox=behind)
     ax.set(xlim=(0, max(30, len(gaps) + 0.6 * (len(stages) - 1))), ylim=(-0.2, 1))
     ax.axis("off")
-    handles = [
-        Patch(facecolor=color, label="block"),
-        Patch(facecolor="white", edgecolor=GONE, linewidth=0.7, label="deleted"),
-        Patch(facecolor=MOVED, label="elsewhere than built"),
-    ]
+    gone = Patch(facecolor="white", edgecolor=GONE, linewidth=0.7, label="deleted")
+    handles = [Patch(facecolor=color, label="block"), gone, Patch(facecolor=MOVED, label="elsewhere than built")]
     ax.legend(handles=handles, loc="lower right", bbox_to_anchor=(1, 1), ncols=3, borderaxespad=0, handlelength=1)
 
 

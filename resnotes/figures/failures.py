@@ -104,9 +104,10 @@ def panels(
     below = MARGIN + GAP + -(-len(legend) // LEGEND_COLUMNS) * LINE
     total = MARGIN + HEADER + rows * (TITLE + tall) + below
     fig = blank(total)
-    left = (WIDTH - columns * wide - (columns - 1) * GAP) / 2 / WIDTH
-    places = {"left": left, "right": 1 - left, "bottom": below / total, "top": (below + rows * (TITLE + tall) - TITLE) / total}
-    grid = fig.subplots(rows, columns, squeeze=False, gridspec_kw={**places, "wspace": GAP / wide, "hspace": TITLE / tall})
+    left, top = (WIDTH - columns * wide - (columns - 1) * GAP) / 2 / WIDTH, total - MARGIN - HEADER - TITLE
+    places = {"left": left, "right": 1 - left, "bottom": below / total, "top": top / total}
+    gaps = {"wspace": GAP / wide, "hspace": TITLE / tall}
+    grid = fig.subplots(rows, columns, squeeze=False, gridspec_kw=places | gaps)
     for line, failure in zip(grid, failures.itertuples(), strict=True):
         image = int(failure.image)  # type: ignore[arg-type]
         pictures = {"image": images[image].permute(1, 2, 0).cpu().numpy()}
@@ -121,11 +122,12 @@ def panels(
         title = f"{failure.kind}: {failure.labelled} → {failure.predicted}, {size}"
         fig.text(0, 1 + 0.05 / tall, title, transform=line[0].transAxes, fontsize=FONT, va="bottom")
     for ax, name in zip(grid[0], ("image", *maps), strict=True):
-        place = (1 + (TITLE + HEADER) / tall)
-        fig.text(0.5, place, name, transform=ax.transAxes, fontsize=FONT + 1, ha="center", va="top")
+        fig.text(
+            0.5, 1 + (TITLE + HEADER) / tall, name, transform=ax.transAxes, fontsize=FONT + 1, ha="center", va="top"
+        )
     handles = [Patch(facecolor=colors[i], edgecolor="black", linewidth=0.4, label=classes[i]) for i in legend]
-    place = (0.5, MARGIN / total)
-    fig.legend(handles=handles, loc="lower center", bbox_to_anchor=place, ncols=LEGEND_COLUMNS, **TIGHT)
+    below_all = (0.5, MARGIN / total)
+    fig.legend(handles=handles, loc="lower center", bbox_to_anchor=below_all, ncols=LEGEND_COLUMNS, **TIGHT)
     return fig
 
 
@@ -197,7 +199,11 @@ def heat_map(cooccurrence: Cooccurrence, values: str = "pmi", *, level: float = 
     cell = min(CELL, (WIDTH - NAMES - KEY) / len(columns))
     size = (len(columns) * cell + NAMES + KEY, len(rows) * cell + NAMES + LEGEND)
     figure, ax = plt.subplots(figsize=size, layout="constrained")
-    look = {"cmap": LinearSegmentedColormap.from_list(values, COLORS[values], under=NEVER), "vmin": low, "vmax": limit}
+    look: dict[str, Any] = {
+        "cmap": LinearSegmentedColormap.from_list(values, COLORS[values], under=NEVER),
+        "vmin": low,
+        "vmax": limit,
+    }
     bar = {"label": LABELS[values], "shrink": 0.6, "aspect": 30}
     ticks = {"xticklabels": list(table.columns), "yticklabels": list(table.index)}
     sns.heatmap(table, mask=chance, square=True, linewidths=0.4, cbar_kws=bar, ax=ax, **ticks, **look)

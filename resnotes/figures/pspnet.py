@@ -15,7 +15,7 @@ from torch import nn
 
 from resnotes.datasets import scenes
 from resnotes.errors import UsageError
-from resnotes.figures.canvas import Canvas, Point, arrange, canvases
+from resnotes.figures.canvas import Canvas, arrange, canvases
 from resnotes.figures.drawings import Node, read_nodes
 from resnotes.figures.style import BLUE, FILLS, GREEN, ORANGE, PURPLE, SKY, VERMILION, lighter, palette
 from resnotes.models.segmentation import PyramidPooling, SegmentationNetwork
@@ -31,9 +31,8 @@ BOX_WIDTH, BOX_HEIGHT, ROW = 0.62, 0.16, 0.62
 _BACK = (0.7, 0.42)  # right and up, what a unit of depth is drawn as
 LABEL = 0.1  # from a thing to the middle of what is written beside it
 
-def _slab(
-    canvas: Canvas, x: float, y: float, color: str, depth: float, *, side: float = FACE, cells: int = 0
-) -> float:
+
+def _slab(canvas: Canvas, x: float, y: float, color: str, depth: float, *, side: float = FACE, cells: int = 0) -> float:
     """A map whose front has its left edge at `x` and its middle at `y`; returns its right edge, with the depth."""
     left, right, low, high = x, x + side, y - side / 2, y + side / 2
     over, up = (depth * share for share in _BACK)
@@ -84,7 +83,7 @@ def _encoder(canvas: Canvas, x: float, network: SegmentationNetwork) -> float:
 
 
 def _pyramid(canvas: Canvas, split: float, pyramid: PyramidPooling) -> float:
-    """The levels, and the way of the map around them, from where they part at `split`; returns where they meet again."""
+    """The levels, and the map's way around them, from where they part at `split`; returns where they meet."""
     levels = len(pyramid.bins)
     heights = [ROW * ((levels - 1) / 2 - i) for i in range(levels)]
     nodes = [read_nodes(nn.Sequential(*list(cast(nn.Sequential, level))[1:])) for level in pyramid.levels]

@@ -53,7 +53,7 @@ CLASS_COLORS = """
     602000 BFBFDF 60DFFF 404040 DFBF9F DFBF40 DFDFDF DF40FF DF8000 FF0040 9F4040 00DF80 BF9F40 BF2000 00BF40 80BF60
     9FDF20 FFDF80 FF6060 9F8080 008060 404020 60BF00 FF9F9F 606040 DFDF40 8000BF 604020 BFFF60 40409F DF2000 DFBFDF
     FF009F BF2040 804000 408080 DFBFFF DF9F40 9F9F60 BF2060 DFBF60 60DF60 9F9F80 808040 9FDFDF 6060BF 6040DF 608020
-""".split()
+"""
 
 
 def use_style() -> None:
@@ -97,9 +97,10 @@ def palette(num_classes: int) -> NDArray[np.float64]:
     Raises:
         UsageError: fewer than one class, or more than there are colours.
     """
-    if not 1 <= num_classes <= len(CLASS_COLORS):
-        raise UsageError(f"expected 1 to {len(CLASS_COLORS)} classes to colour, found {num_classes}")
-    return to_rgba_array([f"#{color}" for color in CLASS_COLORS[:num_classes]])[:, :3]
+    colors = [f"#{color}" for color in CLASS_COLORS.split()]
+    if not 1 <= num_classes <= len(colors):
+        raise UsageError(f"expected 1 to {len(colors)} classes to colour, found {num_classes}")
+    return to_rgba_array(colors[:num_classes])[:, :3]
 
 
 def bands(ax: Axes, frame: pd.DataFrame, *, x: str, y: str, by: str, geometric: bool = False, **style: Any) -> None:

@@ -11,7 +11,7 @@ the units. What is drawn is read from a network, and the counts are taken from t
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -74,18 +74,19 @@ def read_units(network: Network | int) -> list[PathUnit]:
     if isinstance(network, int):
         units = [PathUnit(f"f{i + 1}") for i in range(network)]
     else:
-        units = []
-        for i, block in enumerate(network.blocks, 1):
-            if block.shortcut is None:
-                raise UsageError(f"{network.name} has no shortcut in unit {i}: expected a residual network")
-            strides = [module.stride for module in block.residual.modules() if isinstance(module, nn.Conv2d)]  # type: ignore[union-attr]
-            after = ", ".join(node.text for node in read_nodes(block.after))  # type: ignore[arg-type]
-            units.append(
-                PathUnit(f"f{i}", any(s != (1, 1) for s in strides), isinstance(block.shortcut, nn.Identity), after)
-            )
+        units = [_read_unit(network, i) for i in range(len(network.blocks))]
     if not units:
         raise UsageError("expected at least one unit, found none")
     return units
+
+
+def _read_unit(network: Network, i: int) -> PathUnit:
+    block: Any = network.blocks[i]
+    if block.shortcut is None:
+        raise UsageError(f"{network.name} has no shortcut in unit {i + 1}: expected a residual network")
+    strides = {module.stride for module in block.residual.modules() if isinstance(module, nn.Conv2d)}
+    after = ", ".join(node.text for node in read_nodes(block.after))
+    return PathUnit(f"f{i + 1}", bool(strides - {(1, 1)}), isinstance(block.shortcut, nn.Identity), after)
 
 
 def path_table(
@@ -137,24 +138,23 @@ def _few_units(network: Network | int) -> list[PathUnit]:
 
 
 def _small(canvas: Canvas, x: float, y: float, text: str, *, faded: bool = False) -> None:
-    """What stands on a shortcut."""
-    fill = "bn" if text == "↓" else "other"
-    canvas.box(x, y, SMALL, SMALL, "$h$" if text == "h" else text, fill, faded=faded)
+    """What stands on a shortcut, if anything."""
+    if text:
+        fill = "bn" if text == "↓" else "other"
+        canvas.box(x, y, SMALL, SMALL, "$h$" if text == "h" else text, fill, faded=faded)
 
 
-def _branch(
-    canvas: Canvas, x: float, y: float, unit: PathUnit, *, faded: bool = False, deleted: bool = False
-) -> None:
+def _branch(canvas: Canvas, x: float, y: float, unit: PathUnit, *, faded: bool = False, deleted: bool = False) -> None:
     """The box of a residual branch, crossed out if it is deleted."""
     fill, text = "bn" if unit.downsamples else "conv", unit.symbol + "↓" * unit.downsamples
-    if not deleted:
-        canvas.box(x, y, BOX_WIDTH, BOX_HEIGHT, text, fill, faded=faded, size=WORDS)
-        return
-    halo = [withStroke(linewidth=2.6, foreground="white")]  # legible on the cross
-    canvas.box(x, y, BOX_WIDTH, BOX_HEIGHT, text, fill, faded=True, size=WORDS, color="black", path_effects=halo)
-    across, up = BOX_WIDTH / 2 + 0.02, BOX_HEIGHT / 2 + 0.02
-    for sign in (1, -1):
-        canvas.ax.plot([x - across, x + across], [y - sign * up, y + sign * up], color=VERMILION, lw=1.3, zorder=3.5)
+    look: dict[str, Any] = {"faded": faded or deleted, "size": WORDS}
+    if deleted:  # legible on the cross
+        look |= {"color": "black", "path_effects": [withStroke(linewidth=2.6, foreground="white")]}
+        across, up = BOX_WIDTH / 2 + 0.02, BOX_HEIGHT / 2 + 0.02
+        for sign in (1, -1):
+            ends = [x - across, x + across], [y - sign * up, y + sign * up]
+            canvas.ax.plot(*ends, color=VERMILION, linewidth=1.3, zorder=3.5)
+    canvas.box(x, y, BOX_WIDTH, BOX_HEIGHT, text, fill, **look)
 
 
 def _chain(
@@ -171,8 +171,7 @@ def _chain(
             split, end = x + 0.04, x + PITCH - RADIUS  # of the unit: the middle of its addition
             canvas.arrow((split, 0), (split, ARC), (end, ARC), (end, RADIUS))
             canvas.arrow((box + BOX_WIDTH / 2, 0), (end - RADIUS, 0))
-            if unit.on_shortcut:
-                _small(canvas, box, ARC, unit.on_shortcut)
+            _small(canvas, box, ARC, unit.on_shortcut)
             canvas.circle(end, 0, RADIUS, "+", size=WORDS)
             x = end + RADIUS
         else:
@@ -185,29 +184,24 @@ def _key(canvas: Canvas, units: Sequence[PathUnit], *, lesion: bool = False) -> 
     """What the shapes mean, below what is drawn."""
     after = {unit.after for unit in units}
     then = f", then {after.pop()}" if len(after) == 1 and "" not in after else ""
-    entries = {
-        "f": "residual branch of unit $i$" if not lesion else "residual branch or layer",
-        "↓": "half the resolution" if any(unit.downsamples for unit in units) else "",
-        "h": "shortcut other than the identity" if any(unit.on_shortcut == "h" for unit in units) else "",
-        "+": f"addition{then}",
-        "deleted": "deleted" if lesion else "",
-        "lost": "lost with it" if lesion else "",
-    }
-    left, y = canvas.bounds.x0, canvas.bounds.y0 - 0.22
-    middle = left + BOX_WIDTH / 2
-    for what, text in entries.items():
-        if not text:
-            continue
-        if what == "+":
-            canvas.circle(middle, y, RADIUS, "+", size=WORDS)
-        elif what == "lost":
-            canvas.arrow((left, y), (left + BOX_WIDTH, y), faded=True)
-        elif what in ("f", "deleted"):
-            _branch(canvas, middle, y, PathUnit("fi"), deleted=what == "deleted")
-        else:
-            _small(canvas, middle, y, what)
-        canvas.write(left + BOX_WIDTH + 0.09, y, text, ha="left")
-        y -= 0.23
+    on_shortcuts = {unit.on_shortcut for unit in units}
+    left, width = canvas.bounds.x0, BOX_WIDTH
+    middle = left + width / 2
+    entries: list[tuple[bool, str, Callable[[float], None]]] = [
+        (not lesion, "residual branch of unit $i$", lambda y: _branch(canvas, middle, y, PathUnit("fi"))),
+        (lesion, "residual branch or layer", lambda y: _branch(canvas, middle, y, PathUnit("fi"))),
+        (any(unit.downsamples for unit in units), "half the resolution", lambda y: _small(canvas, middle, y, "↓")),
+        ("h" in on_shortcuts, "shortcut other than the identity", lambda y: _small(canvas, middle, y, "h")),
+        (True, f"addition{then}", lambda y: canvas.circle(middle, y, RADIUS, "+", size=WORDS)),
+        (lesion, "deleted", lambda y: _branch(canvas, middle, y, PathUnit("fi"), deleted=True)),
+        (lesion, "lost with it", lambda y: canvas.arrow((left, y), (left + width, y), faded=True)),
+    ]
+    y = canvas.bounds.y0 - 0.22
+    for is_shown, text, draw in entries:
+        if is_shown:
+            draw(y)
+            canvas.write(left + width + 0.09, y, text, ha="left")
+            y -= 0.23
 
 
 def _tree(canvas: Canvas, units: Sequence[PathUnit], survives: Sequence[bool], *, deleted: Sequence[int] = ()) -> None:
@@ -234,8 +228,7 @@ def _tree(canvas: Canvas, units: Sequence[PathUnit], survives: Sequence[bool], *
             y, below = -ROW * row, -ROW * lower
             around, through = any(survives[row:lower]), any(survives[lower : lower + 2**i])
             canvas.arrow((start, y), (end - RADIUS, y), faded=not around)
-            if unit.on_shortcut:
-                _small(canvas, box, y, unit.on_shortcut, faded=not around)
+            _small(canvas, box, y, unit.on_shortcut, faded=not around)
             canvas.arrow((start, below), (box - BOX_WIDTH / 2, below), faded=not through)
             _branch(canvas, box, below, unit, faded=not through, deleted=i in deleted)
             canvas.arrow((box + BOX_WIDTH / 2, below), (end, below), (end, y - RADIUS), faded=not through)
@@ -324,5 +317,8 @@ def lesioned_view(network: Network | int, *, deleted: int = 1) -> Figure:
     _chain(drawn[1], units, skips=False, alive=False, deleted=[deleted])
     _key(drawn[1], units, lesion=True)
     without, left = f"without {units[deleted].symbol}", table.survives.sum()
-    titles = f"(a) {_name(network)} {without}:\n{left} of {len(table)} paths left", f"(b) feed-forward network {without}"
+    titles = (
+        f"(a) {_name(network)} {without}:\n{left} of {len(table)} paths left",
+        f"(b) feed-forward network {without}",
+    )
     return _finish(fig, drawn, [titles[0], f"{titles[1]}:\n0 of 1 path left"])

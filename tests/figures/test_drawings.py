@@ -2,8 +2,8 @@ import matplotlib as mpl
 import matplotlib.pyplot as plt
 import pytest
 import torch
-from matplotlib.patches import Circle, FancyBboxPatch
 from kit.drawings import fits
+from matplotlib.patches import Circle, FancyBboxPatch
 from torch import nn
 
 from resnotes import figures

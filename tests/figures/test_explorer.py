@@ -5,20 +5,16 @@ import copy
 import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 
 import IPython
 import matplotlib as mpl
-import nbformat
 import pytest
 import torch
-from ipykernel.kernelspec import write_kernel_spec
 from ipywidgets import Widget
-from nbclient import NotebookClient
 from kit.networks import randomise_bn
+from kit.notebooks import Lab, executed, request
+from nbclient import NotebookClient
 
-from kit.notebooks import request, executed, Lab
-import resnotes
 from resnotes import datasets, figures, models
 from resnotes.datasets import Classification
 from resnotes.errors import UsageError

@@ -11,8 +11,8 @@ import pandas as pd
 import pytest
 from matplotlib.colors import to_rgb
 
-from resnotes import figures, paths, provenance
-from resnotes.errors import ResnotesError, UsageError
+from resnotes import figures
+from resnotes.errors import UsageError
 
 
 @pytest.fixture(autouse=True)

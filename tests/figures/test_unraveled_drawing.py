@@ -6,9 +6,9 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
+from kit.drawings import fits
 from matplotlib.colors import same_color
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Rectangle
-from kit.drawings import fits
 
 from resnotes import figures
 from resnotes.errors import UsageError
