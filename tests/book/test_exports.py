@@ -2,15 +2,19 @@ import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 
-from resnotes import figures
-from resnotes.book.exports import export
-from resnotes.errors import ResnotesError, UsageError
+from resnotes import figures, paths
+from resnotes.book import exports
+from resnotes.errors import UsageError
 
 
 @pytest.fixture(autouse=True)
 def out(tmp_path, monkeypatch):
     monkeypatch.setenv("RESNOTES_OUT", str(tmp_path / "out"))
     return tmp_path / "out"
+
+
+def export(to, **options):
+    return exports.export(to, paths.out_root(), **options)
 
 
 def save(name="degradation"):
@@ -45,26 +49,3 @@ def test_export_takes_the_formats_and_figures_asked_for(out, tmp_path):
     with pytest.raises(UsageError, match="unknown figure '03'; allowed: 01, 01_curve, 01_flow, 02, 02_curve"):
         export(tmp_path / "c", only=["01", "03"])
     assert not (tmp_path / "c").exists()
-
-
-def test_export_copies_all_figures_or_none(out, tmp_path):
-    for name in ("first", "second"):
-        save(name)
-    (tmp_path / "report/second.png").mkdir(parents=True)
-    with pytest.raises(IsADirectoryError, match=r"second\.png"):
-        export(tmp_path / "report")
-    assert [path.name for path in (tmp_path / "report").iterdir()] == ["second.png"]
-
-
-def test_export_refuses_what_is_missing_or_damaged(out, tmp_path):
-    with pytest.raises(ResnotesError, match="no figures"):
-        export(tmp_path / "report")
-    path = save()
-    path.with_suffix(".pdf").unlink()
-    with pytest.raises(ResnotesError, match="has no pdf"):
-        export(tmp_path / "report")
-    assert len(export(tmp_path / "report", formats=["svg"])) == 1
-    for damage, said in (('{"name": ', "cannot read"), ('{"name": "degradation", "caption": {"en": ""}}', "captions")):
-        path.with_suffix(".json").write_text(damage)
-        with pytest.raises(ResnotesError, match=said):
-            export(tmp_path / "report", formats=["svg"])
