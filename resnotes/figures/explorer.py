@@ -11,11 +11,9 @@ nbval get the figure alone.
 from __future__ import annotations
 
 import base64
-import contextlib
 import html
 import io
-import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import ipywidgets as widgets
@@ -30,17 +28,15 @@ from matplotlib.ticker import MaxNLocator
 
 from resnotes.datasets import Classification
 from resnotes.errors import UsageError
-from resnotes.figures.style import style_for
-from resnotes.progress import attended
-from resnotes.models import Network
 from resnotes.figures.examination import IMAGES, TRACED, Outcome, Subject, swapped
-from resnotes.unravel.gradients import length_distribution, mean_length
-from resnotes.unravel.lesions import Lesion, random_deletions
+from resnotes.figures.style import ORANGE, VERMILION, style_for
+from resnotes.models import Network
+from resnotes.progress import attended
+from resnotes.unravel import Lesion, length_distribution, mean_length, random_deletions
 
 ROWS, COLUMNS = 2, 6  # of thumbnails
 
-VIEW = "application/vnd.jupyter.widget-view+json"
-INTACT, GONE, MOVED, WRONG, RIGHT = "#BDBDBD", "#8A8A8A", "#E69F00", "#D55E00", "#00795A"
+INTACT, GONE, MOVED, WRONG, RIGHT = "#BDBDBD", "#8A8A8A", ORANGE, VERMILION, "#00795A"
 WIDTH, HEIGHT, DPI = 10.0, 3.8, 160
 
 
@@ -63,8 +59,8 @@ def draw(subject: Subject, outcome: Outcome, title: str) -> Figure:
     color = style_for(subject.network.name)["color"]
     _draw_blocks(fig.add_axes((0.01, 0.775, 0.98, 0.14)), subject, outcome.lesion, color)
     name = fig.text(0.01, 0.955, title, fontsize=10, fontweight="bold", va="center")
-    beside = subject.structure(outcome.lesion)
-    fig.axes[0].annotate(beside, (1, 0.5), xycoords=name, xytext=(8, 0), textcoords="offset points", va="center")
+    beside: dict[str, Any] = {"xycoords": name, "xytext": (8, 0), "textcoords": "offset points", "va": "center"}
+    fig.axes[0].annotate(subject.structure(outcome.lesion), (1, 0.5), **beside)
     _draw_error(fig.add_axes((0.04, 0.115, 0.11, 0.53)), subject, outcome, color)
     _draw_changes(fig.add_axes((0.20, 0.015, 0.44, 0.63)), subject, outcome)
     _draw_spectrum(fig.add_axes((0.69, 0.115, 0.295, 0.53)), subject, outcome, color)
@@ -86,16 +82,12 @@ def _draw_blocks(ax: Axes, subject: Subject, lesion: Lesion, color: str) -> None
             ax.plot([x + 0.06, x + 0.94], [0.1, 0.9], color=GONE, linewidth=0.6)
         if moved:
             ax.add_patch(Rectangle((x + 0.06, -0.16), 0.88, 0.16, color=MOVED, linewidth=0))
-        label = ax.text(x + 0.5, 0.48, str(block), color=text, fontsize=size, ha="center", va="center")
-        if deleted:
-            label.set_bbox({"facecolor": "white", "edgecolor": "none", "pad": 0.6})
+        behind = {"facecolor": "white", "edgecolor": "none", "pad": 0.6} if deleted else None
+        ax.text(x + 0.5, 0.48, str(block), color=text, fontsize=size, ha="center", va="center", bbox=behind)
     ax.set(xlim=(0, max(30, len(gaps) + 0.6 * (len(stages) - 1))), ylim=(-0.2, 1))
     ax.axis("off")
-    handles = [
-        Patch(facecolor=color, label="block"),
-        Patch(facecolor="white", edgecolor=GONE, linewidth=0.7, label="deleted"),
-        Patch(facecolor=MOVED, label="elsewhere than built"),
-    ]
+    gone = Patch(facecolor="white", edgecolor=GONE, linewidth=0.7, label="deleted")
+    handles = [Patch(facecolor=color, label="block"), gone, Patch(facecolor=MOVED, label="elsewhere than built")]
     ax.legend(handles=handles, loc="lower right", bbox_to_anchor=(1, 1), ncols=3, borderaxespad=0, handlelength=1)
 
 
@@ -106,9 +98,8 @@ def _title(ax: Axes, text: str) -> None:
 def _draw_error(ax: Axes, subject: Subject, outcome: Outcome, color: str) -> None:
     errors = [subject.intact.error, outcome.error]
     bars = ax.bar(["intact", "now"], errors, color=[INTACT, color], width=0.7)
-    ax.bar_label(bars, [f"{error:.1f}" for error in errors], fontsize=7, padding=1)
+    ax.bar_label(bars, fmt="%.1f", fontsize=7, padding=1)
     ax.set(ylim=(0, max(10, 1.15 * max(errors))), xlim=(-0.6, 1.6))
-    ax.yaxis.set_major_locator(MaxNLocator(5, integer=True))
     ax.tick_params(axis="x", length=0)
     ax.grid(False, axis="x")
     _title(ax, "error, %")
@@ -118,29 +109,21 @@ def _draw_changes(ax: Axes, subject: Subject, outcome: Outcome) -> None:
     """Images whose prediction changed, each below its class; what it was and now is taken for stands under it."""
     box = ax.get_position()
     width, height = box.width * WIDTH, box.height * HEIGHT  # the axes' units are inches
+    side = 0.62  # of an image
     changed = subject.changed(outcome)
     before, after, truth = subject.intact.predictions, outcome.predictions, subject.labels
-    long = max(map(len, subject.classes)) > 3
-    side = 0.62
+    arrow, size = ("\n→", 6.5) if max(map(len, subject.classes)) > 3 else (" →", 7.5)
     for place, i in enumerate(changed[: ROWS * COLUMNS]):
         row, column = divmod(place, COLUMNS)
         x, y = (column + 0.5) * width / COLUMNS, height - row * height / ROWS - 0.16
-        raw = subject.raw[i].permute(1, 2, 0).numpy()
         extent = (x - side / 2, x + side / 2, y - side, y)
+        raw = subject.raw[i].permute(1, 2, 0).numpy()
         ax.imshow(raw, cmap="gray_r", vmin=0, vmax=255, extent=extent, interpolation="nearest")
         ax.add_patch(Rectangle((x - side / 2, y - side), side, side, fill=False, edgecolor=INTACT, linewidth=0.5))
         ax.text(x, y + 0.03, subject.classes[truth[i]], fontsize=7, ha="center", va="bottom")
-        right = bool(after[i] == truth[i])
-        was, now = subject.classes[before[i]], subject.classes[after[i]]
-        ax.text(
-            x,
-            y - side - 0.04,
-            f"{was}{chr(10) if long else ' '}→ {now} {'✓' if right else '✗'}",
-            fontsize=6.5 if long else 7.5,
-            color=RIGHT if right else WRONG,
-            ha="center",
-            va="top",
-        )
+        mark, color = ("✓", RIGHT) if after[i] == truth[i] else ("✗", WRONG)
+        text = f"{subject.classes[before[i]]}{arrow} {subject.classes[after[i]]} {mark}"
+        ax.text(x, y - side - 0.04, text, fontsize=size, color=color, ha="center", va="top")
     if not changed:
         ax.text(width / 2, height / 2, "every prediction as before", color=GONE, ha="center", va="center")
     ax.set(xlim=(0, width), ylim=(0, height), aspect="auto")
@@ -150,29 +133,21 @@ def _draw_changes(ax: Axes, subject: Subject, outcome: Outcome) -> None:
 
 
 def _draw_spectrum(ax: Axes, subject: Subject, outcome: Outcome, color: str) -> None:
+    """How much of the gradient comes by paths of each length, and how many of all paths have that length."""
     blocks, left = len(subject.network.blocks), len(subject.network.blocks) - len(outcome.lesion.deleted)
     if subject.intact.shares is not None:
         mean = mean_length(subject.intact.shares)
         ax.bar(range(blocks + 1), subject.intact.shares, color=INTACT, width=0.9, label=f"intact, mean {mean:.1f}")
-    if outcome.shares is not None:
-        shares = outcome.shares[: left + 1]  # no path is longer than the blocks that are left
-        mean = mean_length(shares)
-        ax.plot(
-            range(left + 1), shares, color=color, marker="o", markersize=2.2, linewidth=1, label=f"now, mean {mean:.1f}"
-        )
-    else:
+    if outcome.shares is None:
         ax.plot([], [], color=color, label="now: the gradient is zero or not finite")
+    else:
+        shares = outcome.shares[: left + 1]  # no path is longer than the blocks that are left
+        look: dict[str, Any] = {"color": color, "marker": "o", "markersize": 2.2, "linewidth": 1}
+        ax.plot(range(left + 1), shares, **look, label=f"now, mean {mean_length(shares):.1f}")
     if ways := subject.ways(outcome.lesion):
+        lengths = range(left - ways, left + 1)  # blocks without a shortcut are on every path
         paths = [float(share) for share in length_distribution(ways)]
-        mean = left - ways / 2  # blocks without a shortcut are on every path
-        ax.plot(
-            range(left - ways, left + 1),
-            paths,
-            color="black",
-            linestyle=":",
-            linewidth=1,
-            label=f"paths now, mean {mean:.1f}",
-        )
+        ax.plot(lengths, paths, ":", color="black", linewidth=1, label=f"paths now, mean {left - ways / 2:.1f}")
     ax.set(xlim=(-0.9, blocks + 0.9))
     ax.xaxis.set_major_locator(MaxNLocator(8, integer=True))
     ax.axhline(0, color="black", linewidth=0.6)
@@ -188,38 +163,46 @@ def _png(figure: Figure) -> bytes:
     return buffer.getvalue()
 
 
+def _row(*children: Any) -> Any:
+    """Widgets beside each other, in several lines where one is too short."""
+    return widgets.HBox(children, layout=widgets.Layout(flex_flow="row wrap"))
+
+
+def _block_button(i: int, can_go: bool) -> Any:
+    """To delete block `i`, and to restore it."""
+    why_not = "cannot be deleted: without it, the maps have another shape than what follows expects"
+    button = widgets.ToggleButton(
+        description=str(i),
+        disabled=not can_go,
+        tooltip="" if can_go else f"block {i} {why_not}",
+        layout=widgets.Layout(width="36px", height="26px", padding="0", margin="1px"),
+    )
+    button.add_class(f"resnotes-block-{i}")
+    return button
+
+
 class Explorer:
     """Controls for lesions, and the figure of what they do.
 
-    Every part has a CSS class of its own, ``resnotes-explorer-<part>`` or ``resnotes-block-<number>``.
+    Every part has a CSS class of its own, ``resnotes-explorer-<part>`` or ``resnotes-block-<number>``. What the
+    controls show follows `lesion`; one that differs from it was moved by somebody.
 
     Args:
-        networks: trained networks by name, at least one.
-        data: see `Subject`.
-        images: see `Subject`.
-        traced: see `Subject`.
+        subjects: trained networks by name, at least one.
 
     Attributes:
         lesion: as the controls have it.
         outcome: of that lesion.
         widget: all of it, to be displayed.
-
-    Raises:
-        UsageError: see `Subject`.
     """
 
-    def __init__(
-        self, networks: Mapping[str, Network], data: Classification, *, images: int = IMAGES, traced: int = TRACED
-    ) -> None:
-        self._subjects = {
-            name: Subject(network, data, images=images, traced=traced) for name, network in networks.items()
-        }
+    def __init__(self, subjects: Mapping[str, Subject]) -> None:
+        self._subjects = subjects
         self._generator = torch.Generator().manual_seed(0)
-        self._quiet = False
 
         wide = {"description_width": "initial"}
         number = {"style": wide, "layout": widgets.Layout(width="150px")}
-        self.network = widgets.Dropdown(options=list(networks), description="network", style=wide)
+        self.network = widgets.Dropdown(options=list(subjects), description="network", style=wide)
         self.count = widgets.IntSlider(
             description="deleted blocks",
             tooltip="moved, so many blocks are drawn at random",
@@ -234,77 +217,61 @@ class Explorer:
         self.reset = widgets.Button(description="reset", tooltip="restore every block, in the original order")
         self.status = widgets.HTML()
         self.image = widgets.Image(format="png", layout=widgets.Layout(width="100%", max_width=f"{WIDTH * 100:.0f}px"))
-        self.blocks: list[Any] = []
-        self._stages = widgets.VBox()
-        self.widget = widgets.VBox(
-            [
-                widgets.HBox([self.network, self.count, self.again, self.reset], layout=_wrapping()),
-                self._stages,
-                widgets.HBox([self.first, self.second, self.swap], layout=_wrapping()),
-                self.status,
-                self.image,
-            ]
-        )
-        self.widget.add_class("resnotes-explorer")
         for part in ("network", "count", "again", "first", "second", "swap", "reset", "status", "image"):
             getattr(self, part).add_class(f"resnotes-explorer-{part}")
+        self.blocks: list[Any] = []
+        self._stages = widgets.VBox()
+        controls = _row(self.network, self.count, self.again, self.reset)
+        swapping = _row(self.first, self.second, self.swap)
+        self.widget = widgets.VBox([controls, self._stages, swapping, self.status, self.image])
+        self.widget.add_class("resnotes-explorer")
 
+        self._on_network()
         self.network.observe(self._on_network, "value")
-        self.count.observe(self._on_draw, "value")
-        self.again.on_click(self._on_draw)
+        self.count.observe(self._on_count, "value")
+        self.again.on_click(self._on_again)
         self.swap.on_click(self._on_swap)
         self.reset.on_click(lambda _: self._show(Lesion()))
-        self._on_network()
 
     @property
     def subject(self) -> Subject:
         """The network that is chosen."""
         return self._subjects[self.network.value]
 
-    @contextlib.contextmanager
-    def _quietly(self) -> Iterator[None]:
-        """Controls are set to what they must show; nobody moved them."""
-        self._quiet = True
-        try:
-            yield
-        finally:
-            self._quiet = False
-
     def _on_network(self, _: object = None) -> None:
         """Controls that fit the network."""
         subject = self.subject
         for widget in (*self.blocks, *self._stages.children):
             widget.close()
-        self.blocks = [_button(i, i in subject.deletable) for i in range(len(subject.network.blocks))]
-        rest = iter(self.blocks)
-        self._stages.children = [
-            widgets.HBox(
-                [
-                    widgets.Label(f"stage {stage}", layout=widgets.Layout(width="52px")),
-                    widgets.HBox(list(itertools.islice(rest, count)), layout=_wrapping()),
-                ]
-            )
-            for stage, count in enumerate(subject.network.stages, start=1)
-        ]
-        for button in self.blocks:
-            button.observe(self._on_toggle, "value")
+        self.blocks = [_block_button(i, i in subject.deletable) for i in range(len(subject.network.blocks))]
+        rows, rest = [], iter(self.blocks)
+        for stage, count in enumerate(subject.network.stages, start=1):
+            label = widgets.Label(f"stage {stage}", layout=widgets.Layout(width="52px"))
+            rows.append(widgets.HBox([label, _row(*(next(rest) for _ in range(count)))]))
+        self._stages.children = rows
+        self.lesion = subject.example()
+        with self.count.hold_trait_notifications():
+            self.count.max, self.count.value = len(subject.deletable), len(self.lesion.deleted)
         largest = max(subject.groups, key=len)
-        with self._quietly():
-            self.count.max = len(subject.deletable)
-            for control, block in ((self.first, largest[0]), (self.second, largest[-1])):
-                control.max = len(self.blocks) - 1
-                control.value = block
-        self._show(subject.example())
+        for control, block in ((self.first, largest[0]), (self.second, largest[-1])):
+            control.max = len(self.blocks) - 1
+            control.value = block
+        self._show(self.lesion)
+        for button in self.blocks:
+            button.observe(self._on_block, "value")
 
-    def _on_toggle(self, _: object) -> None:
-        if not self._quiet:
-            deleted = frozenset(i for i, button in enumerate(self.blocks) if button.value)
-            self._show(Lesion(deleted, self.lesion.order))
+    def _on_block(self, change: Any) -> None:
+        block = int(change.owner.description)
+        if change.new != (block in self.lesion.deleted):
+            self._show(Lesion(self.lesion.deleted ^ {block}, self.lesion.order))
 
-    def _on_draw(self, _: object) -> None:
-        if not self._quiet:
-            (drawn,) = random_deletions(self.subject.deletable, self.count.value, 1, self._generator)
-            self._show(Lesion(drawn.deleted, self.lesion.order))
+    def _on_count(self, change: Any) -> None:
+        if change.new != len(self.lesion.deleted):
+            self._on_again()
+
+    def _on_again(self, _: object = None) -> None:
+        (drawn,) = random_deletions(self.subject.deletable, self.count.value, 1, self._generator)
+        self._show(Lesion(drawn.deleted, self.lesion.order))
 
     def _on_swap(self, _: object) -> None:
         try:
@@ -317,13 +284,12 @@ class Explorer:
     def _show(self, lesion: Lesion) -> None:
         """Carry out `lesion`, and let controls, status and figure show it."""
         self.lesion = lesion
-        with self._quietly():
-            for i, button in enumerate(self.blocks):
-                button.value = i in lesion.deleted
-                button.button_style = "danger" if button.value else ""
-                if not button.disabled:
-                    button.tooltip = f"restore block {i}" if button.value else f"delete block {i}"
-            self.count.value = len(lesion.deleted)
+        for i in self.subject.deletable:
+            button, gone = self.blocks[i], i in lesion.deleted
+            button.value = gone
+            button.button_style = "danger" if gone else ""
+            button.tooltip = f"restore block {i}" if gone else f"delete block {i}"
+        self.count.value = len(lesion.deleted)
         self.outcome = self.subject.examine(lesion)
         self.image.value = _png(draw(self.subject, self.outcome, self.network.value))
         self._say(self.subject.summary(self.outcome))
@@ -332,23 +298,6 @@ class Explorer:
         """Roles are for screen readers, which read out what changes."""
         color = f' style="color: {WRONG}"' if role == "alert" else ""
         self.status.value = f'<span role="{role}"{color}>{html.escape(text)}</span>'
-
-
-def _wrapping() -> Any:
-    return widgets.Layout(flex_flow="row wrap")
-
-
-def _button(i: int, can_go: bool) -> Any:
-    """To delete block `i`."""
-    why_not = "cannot be deleted: without it, the maps have another shape than what follows expects"
-    button = widgets.ToggleButton(
-        description=str(i),
-        disabled=not can_go,
-        tooltip="" if can_go else f"block {i} {why_not}",
-        layout=widgets.Layout(width="36px", height="26px", padding="0", margin="1px"),
-    )
-    button.add_class(f"resnotes-block-{i}")
-    return button
 
 
 def explore(
@@ -369,18 +318,14 @@ def explore(
     """
     if not networks:
         raise UsageError("expected at least one network to explore, found none")
-    if attended():
-        explorer = Explorer(networks, data, images=images, traced=traced)
-        name, subject, outcome, png = explorer.network.value, explorer.subject, explorer.outcome, explorer.image.value
-        controls = {VIEW: {"version_major": 2, "version_minor": 0, "model_id": explorer.widget.model_id}}
-    else:
-        name, network = next(iter(networks.items()))
-        subject = Subject(network, data, images=images, traced=traced)
-        outcome = subject.examine(subject.example())
-        png, controls = _png(draw(subject, outcome, name)), {}
-    bundle = {
-        **controls,
-        "image/png": base64.b64encode(png).decode(),
-        "text/plain": f"{name}: {subject.summary(outcome)}",
+    seen = attended()
+    subjects = {
+        name: Subject(network, data, images=images, traced=traced)
+        for name, network in (networks if seen else dict([next(iter(networks.items()))])).items()
     }
+    name, subject = next(iter(subjects.items()))
+    outcome = subject.examine(subject.example())
+    picture = base64.b64encode(_png(draw(subject, outcome, name))).decode()
+    view = Explorer(subjects).widget._repr_mimebundle_() if seen else {}
+    bundle = {**view, "image/png": picture, "text/plain": f"{name}: {subject.summary(outcome)}"}
     display(bundle, metadata={"image/png": {"width": int(WIDTH * 100)}}, raw=True)

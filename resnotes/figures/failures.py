@@ -1,102 +1,45 @@
-"""Failures beside each other (Zhao et al. 2017, Fig. 2), confusion matrices, and colours for classes."""
+"""Failures beside each other (Zhao et al. 2017, Fig. 2), confusion matrices, and which classes occur together."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
 from matplotlib.axes import Axes
-from matplotlib.colors import PowerNorm, to_rgb
+from matplotlib.colors import LinearSegmentedColormap, PowerNorm
 from matplotlib.figure import Figure
-from matplotlib.layout_engine import PlaceHolderLayoutEngine
+from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Rectangle
 from matplotlib.patheffects import Normal, withStroke
 from numpy.typing import NDArray
 from torch import Tensor
 
-from resnotes.errors import UsageError
+from resnotes.analysis.cooccurrence import LEVEL, Cooccurrence
+from resnotes.errors import UsageError, unknown
 from resnotes.failures.mining import check
+from resnotes.figures.canvas import blank
+from resnotes.figures.style import BLUE, FONT, VERMILION, WIDTH, palette
 from resnotes.models.segmentation import IGNORED
 
 # In inches.
-WIDTH, MARGIN, GAP = 7.0, 0.05, 0.06  # of the figure, around it, and between panels
+MARGIN, GAP = 0.05, 0.06  # around panels, and between them
 HEADER, TITLE, LINE = 0.2, 0.24, 0.155  # above all columns, above a row, and of the legend
 SIDE = 1.75  # of a panel at most
-FONT = 7.0  # points
 LEGEND_COLUMNS = 6
+TIGHT: dict[str, Any] = {"borderpad": 0, "borderaxespad": 0, "labelspacing": 0.35, "handlelength": 1.4}
 UNNAMED = (1.0, 1.0, 1.0)  # of pixels that have no class
+SHARES = [0, 0.001, 0.01, 0.1, 0.3, 1]  # written at a confusion matrix
 
-_FIRST = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-_STEPS, _DARKEST, _LIGHTEST = 9, 0.3, 0.93  # of the colours to choose from: levels of a channel, lightness in Oklab
-_WEIGHTS = np.array([0.5, 1, 1])[:, None, None]  # of distances in the three visions; see the most with the first
-_LMS = (
-    np.array(  # linear sRGB to the cones of Oklab (Ottosson 2020), and these to its lightness, green-red, blue-yellow
-        [
-            [0.4122214708, 0.5363325363, 0.0514459929],
-            [0.2119034982, 0.6806995451, 0.1073969566],
-            [0.0883024619, 0.2817188376, 0.6299787005],
-        ]
-    )
-)
-_LAB = np.array(
-    [
-        [0.2104542553, 0.7936177850, -0.0040720468],
-        [1.9779984951, -2.4285922050, 0.4505937099],
-        [0.0259040371, 0.7827717662, -0.8086757660],
-    ]
-)
-_VISIONS = np.array(  # linear sRGB as seen normally, with protanopia and with deuteranopia (Machado et al. 2009)
-    [
-        np.eye(3),
-        [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]],
-        [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]],
-    ]
-)
-
-
-def seen(colors: NDArray[np.float64]) -> NDArray[np.float64]:
-    """sRGB colours ``[..., 3]``, 0 to 1, in Oklab, ``[3, ..., 3]``: as seen normally, by protanopes, by deuteranopes.
-
-    Distances in Oklab are about as large as colours look different.
-    """
-    linear = np.where(colors <= 0.04045, colors / 12.92, ((colors + 0.055) / 1.055) ** 2.4)
-    cones = np.cbrt(np.stack([linear @ vision.T for vision in _VISIONS]).clip(0, 1) @ _LMS.T)
-    lab: NDArray[np.float64] = cones @ _LAB.T
-    return lab
-
-
-def palette(num_classes: int) -> NDArray[np.float64]:
-    """Colours for classes, sRGB ``[num_classes, 3]`` from 0 to 1.
-
-    Okabe and Ito's, as in the style sheet, and then always the one of a grid, without the very dark and the very
-    light, that is farthest from all before it for whoever of normal, protan and deutan vision sees the least
-    difference. So a palette begins with every shorter one. No 25 colours are easy to tell apart without red or green;
-    read them with legend and shapes.
-
-    Raises:
-        UsageError: fewer than one class, or more than there are colours to choose from.
-    """
-    levels = np.linspace(0, 1, _STEPS)
-    grid = np.stack(np.meshgrid(levels, levels, levels, indexing="ij"), -1).reshape(-1, 3)
-    lightness = seen(grid)[0, :, 0]
-    grid = grid[(lightness > _DARKEST) & (lightness < _LIGHTEST)]
-    first = np.array([to_rgb(color) for color in _FIRST])
-    choices = np.concatenate([first, grid])
-    if not 1 <= num_classes <= len(choices):
-        raise UsageError(f"expected 1 to {len(choices)} classes to colour, found {num_classes}")
-    points = seen(choices) * _WEIGHTS
-
-    chosen: list[int] = []
-    nearest = np.full(len(choices), np.inf)
-    for count in range(num_classes):
-        # Rounded, so that a tie is one on every machine.
-        chosen.append(count if count < len(first) else int(nearest.round(9).argmax()))
-        distance = np.linalg.norm(points - points[:, chosen[-1], None], axis=2).min(0)
-        nearest = np.minimum(nearest, distance)
-    return choices[chosen]
+CELL, NAMES, KEY, LEGEND = 0.215, 0.8, 0.8, 0.3  # of a heat map: a cell at most; room for names, colour bar and legend
+SMALL = 0.4  # side of the square in a cell that chance explains, as a share of the cell's
+# Blue and vermilion, on either side of a grey that shows on white; beyond the blue, a darker one.
+NEVER, MIDDLE = "#00304D", "#E4E4E4"
+COLORS = {"pmi": [BLUE, MIDDLE, VERMILION], "conditional": [MIDDLE, VERMILION]}
+LABELS = {"pmi": "pointwise mutual information (bits)", "conditional": "P(row | column)"}
 
 
 def _check(failures: pd.DataFrame, images: Tensor, labels: Tensor, predictions: Mapping[str, Tensor]) -> None:
@@ -155,49 +98,36 @@ def panels(
     legend = [i for i in shown if i != ignore_index]
     colors = np.vstack([palette(len(classes)), UNNAMED])  # the last one is that of no class
 
-    columns, (height, width) = 1 + len(maps), images.shape[2:]
+    rows, columns, (height, width) = len(failures), 1 + len(maps), images.shape[2:]
     wide = min(SIDE, (WIDTH - 2 * MARGIN - (columns - 1) * GAP) / columns)
     tall = wide * height / width
-    lines = -(-len(legend) // LEGEND_COLUMNS)
-    total = 2 * MARGIN + HEADER + len(failures) * (TITLE + tall) + GAP + lines * LINE
-    start = (WIDTH - columns * wide - (columns - 1) * GAP) / 2
-    # Not "none": saved once, such a figure would fall back to the layout of the style sheet.
-    layout = PlaceHolderLayoutEngine(adjust_compatible=True, colorbar_gridspec=True)
-    fig = plt.figure(figsize=(WIDTH, total), layout=layout)
-
-    for row, failure in enumerate(failures.itertuples()):
+    below = MARGIN + GAP + -(-len(legend) // LEGEND_COLUMNS) * LINE
+    total = MARGIN + HEADER + rows * (TITLE + tall) + below
+    fig = blank(total)
+    left, top = (WIDTH - columns * wide - (columns - 1) * GAP) / 2 / WIDTH, total - MARGIN - HEADER - TITLE
+    places = {"left": left, "right": 1 - left, "bottom": below / total, "top": top / total}
+    gaps = {"wspace": GAP / wide, "hspace": TITLE / tall}
+    grid = fig.subplots(rows, columns, squeeze=False, gridspec_kw=places | gaps)
+    for line, failure in zip(grid, failures.itertuples(), strict=True):
         image = int(failure.image)  # type: ignore[arg-type]
         pictures = {"image": images[image].permute(1, 2, 0).cpu().numpy()}
         for name, each in maps.items():
             numbers = each[image].cpu().numpy()
             pictures[name] = colors[np.where(numbers == ignore_index, len(classes), numbers)]
-        low = total - MARGIN - HEADER - (row + 1) * (TITLE + tall)
-        size = f"{failure.pixels} of {failure.object_pixels} pixels"
-        title = f"{failure.kind}: {failure.labelled} → {failure.predicted}, {size}"
-        fig.text(start / WIDTH, (low + tall + 0.05) / total, title, fontsize=FONT, va="bottom")
-        for column, (name, picture) in enumerate(pictures.items()):
-            left = start + column * (wide + GAP)
-            ax = fig.add_axes((left / WIDTH, low / total, wide / WIDTH, tall / total), label=f"{row} {name}")
+        for ax, picture in zip(line, pictures.values(), strict=True):
             ax.imshow(picture, interpolation="nearest")
             ax.set_axis_off()
             _outline(ax, (failure.top, failure.left, failure.bottom, failure.right))  # type: ignore[arg-type]
-            if not row:
-                middle = (left + wide / 2) / WIDTH
-                fig.text(middle, 1 - MARGIN / total, name, fontsize=FONT + 1, ha="center", va="top")
+        size = f"{failure.pixels} of {failure.object_pixels} pixels"
+        title = f"{failure.kind}: {failure.labelled} → {failure.predicted}, {size}"
+        fig.text(0, 1 + 0.05 / tall, title, transform=line[0].transAxes, fontsize=FONT, va="bottom")
+    for ax, name in zip(grid[0], ("image", *maps), strict=True):
+        fig.text(
+            0.5, 1 + (TITLE + HEADER) / tall, name, transform=ax.transAxes, fontsize=FONT + 1, ha="center", va="top"
+        )
     handles = [Patch(facecolor=colors[i], edgecolor="black", linewidth=0.4, label=classes[i]) for i in legend]
-    fig.legend(
-        handles=handles,
-        loc="lower center",
-        bbox_to_anchor=(0.5, MARGIN / total),
-        ncols=LEGEND_COLUMNS,
-        fontsize=FONT,
-        frameon=False,
-        borderpad=0,
-        borderaxespad=0,
-        labelspacing=0.35,
-        columnspacing=1.2,
-        handlelength=1.4,
-    )
+    below_all = (0.5, MARGIN / total)
+    fig.legend(handles=handles, loc="lower center", bbox_to_anchor=below_all, ncols=LEGEND_COLUMNS, **TIGHT)
     return fig
 
 
@@ -212,6 +142,8 @@ def confusion_figure(confusion: Tensor, classes: Sequence[str], order: Sequence[
     Raises:
         UsageError: a matrix that does not fit the classes, or an order that is none of them.
     """
+    import seaborn as sns  # seconds of import time
+
     count = len(classes)
     if confusion.shape != (count, count):
         raise UsageError(f"expected a confusion matrix {[count, count]}, found {list(confusion.shape)}")
@@ -224,13 +156,76 @@ def confusion_figure(confusion: Tensor, classes: Sequence[str], order: Sequence[
 
     fig, ax = plt.subplots(figsize=(WIDTH, 6.0), layout="constrained")
     # The root of the root shows a thousandth as a sixth of the scale.
-    picture = ax.imshow(shares, cmap="Blues", norm=PowerNorm(0.25, 0, 1), interpolation="nearest")
-    ax.set_xticks(range(count), names, rotation=90, fontsize=size)
-    ax.set_yticks(range(count), names, fontsize=size)
+    bar = {"shrink": 0.7, "pad": 0.02, "ticks": SHARES, "format": "{x:g}", "label": "share of the labelled pixels"}
+    sns.heatmap(
+        shares, cmap="Blues", norm=PowerNorm(0.25, 0, 1), xticklabels=names, yticklabels=names, cbar_kws=bar, ax=ax
+    )
+    ax.tick_params(length=0, labelsize=size)
+    ax.set(xlabel="predicted", ylabel="labelled")
+    return fig
+
+
+def heat_map(cooccurrence: Cooccurrence, values: str = "pmi", *, level: float = LEVEL) -> Figure:
+    """All pairs, rows and columns that are alike beside each other; 7 inches wide with 25 contexts or more.
+
+    A cell is filled if `Cooccurrence.significant`, and has a small square in it where it could be chance. The darkest
+    are never together. A class with itself is left blank, and so is what never occurs.
+
+    Args:
+        cooccurrence: a row for each class, a column for each context.
+        values: `"pmi"`, in bits, or `"conditional"`, P(class | context).
+        level: as in `Cooccurrence.significant`.
+
+    Raises:
+        UsageError: other values.
+    """
+    import seaborn as sns  # seconds of import time
+
+    if values not in COLORS:
+        raise unknown("values", values, COLORS)
+    shown = getattr(cooccurrence, values)().numpy()
+    if cooccurrence.among_classes:
+        np.fill_diagonal(shown, np.nan)
+    never = (cooccurrence.counts.numpy() == 0) & ~np.isnan(shown)
+    limit = np.abs(shown[np.isfinite(shown)]).max(initial=0) or 1.0
+    low = -limit if values == "pmi" else 0.0
+    shown[never] = low - limit  # below the scale, which has a colour of its own
+
+    rows = _order(shown)
+    columns = rows if cooccurrence.among_classes else _order(shown.T)
+    table = pd.DataFrame(shown, cooccurrence.classes, cooccurrence.contexts).iloc[rows, columns]
+    chance = (cooccurrence.significant(level) == 0).numpy()[np.ix_(rows, columns)] & table.notna().to_numpy()
+
+    cell = min(CELL, (WIDTH - NAMES - KEY) / len(columns))
+    size = (len(columns) * cell + NAMES + KEY, len(rows) * cell + NAMES + LEGEND)
+    figure, ax = plt.subplots(figsize=size, layout="constrained")
+    look: dict[str, Any] = {
+        "cmap": LinearSegmentedColormap.from_list(values, COLORS[values], under=NEVER),
+        "vmin": low,
+        "vmax": limit,
+    }
+    bar = {"label": LABELS[values], "shrink": 0.6, "aspect": 30}
+    ticks = {"xticklabels": list(table.columns), "yticklabels": list(table.index)}
+    sns.heatmap(table, mask=chance, square=True, linewidths=0.4, cbar_kws=bar, ax=ax, **ticks, **look)
+    y, x = chance.nonzero()
+    small = (72 * SMALL * cell) ** 2  # points squared
+    ax.scatter(x + 0.5, y + 0.5, small, table.to_numpy()[chance], marker="s", linewidth=0, **look)
     ax.tick_params(length=0)
     ax.grid(False)
-    ax.set(xlabel="predicted", ylabel="labelled")
-    bar = fig.colorbar(picture, ax=ax, shrink=0.7, pad=0.02, ticks=[0, 0.001, 0.01, 0.1, 0.3, 1])
-    bar.ax.set_yticklabels(["0", "0.001", "0.01", "0.1", "0.3", "1"])
-    bar.set_label("share of the labelled pixels")
-    return fig
+    keys = [Line2D([], [], color="0.6", marker="s", linestyle="", markersize=2, label="could be chance")]
+    if never.any():
+        keys.insert(0, Line2D([], [], color=NEVER, marker="s", linestyle="", label="never together"))
+    # Not wider than the cells, or the layout would make room for it at their expense.
+    across = 2 if len(columns) > 9 else 1
+    ax.legend(handles=keys, loc="lower left", bbox_to_anchor=(0, 1), ncols=across, borderaxespad=0, handletextpad=0.2)
+    return figure
+
+
+def _order(values: NDArray[Any]) -> list[int]:
+    """The rows of a table such that alike ones are neighbours; NaN counts as 0."""
+    from scipy.cluster.hierarchy import leaves_list, linkage
+
+    if len(values) < 2:
+        return [0]
+    order: list[int] = leaves_list(linkage(np.nan_to_num(values), "average", optimal_ordering=True)).tolist()
+    return order

@@ -10,41 +10,36 @@ the units. What is drawn is read from a network, and the counts are taken from t
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.layout_engine import PlaceHolderLayoutEngine
-from matplotlib.patches import Circle, FancyBboxPatch, Rectangle
 from matplotlib.patheffects import withStroke
 from torch import Tensor, nn
 
-from resnotes.figures.drawings import ARROW, FILLS, FONT, Point, arrow, read_steps
 from resnotes.errors import UsageError
+from resnotes.figures.canvas import Canvas, arrange, canvases
+from resnotes.figures.drawings import read_nodes
+from resnotes.figures.style import BLUE, FONT, VERMILION
 from resnotes.models import Network
 from resnotes.unravel.enumeration import all_paths, surviving
 
 MOST_DRAWN = 4  # units of which all paths are drawn
 
-WIDTH = 7.0  # of a figure; this and what follows in inches
+# In inches.
 BOX_WIDTH, BOX_HEIGHT, RADIUS, SMALL = 0.3, 0.19, 0.07, 0.125  # SMALL: side of what stands on a shortcut
 PITCH, STEP, ROW = 0.7, 0.63, 0.25  # between additions, in a conventional view and along a path; between paths
 ARC = 0.27  # height of the shortcuts in a conventional view
 HEADER, END = 0.27, 0.23  # from the first row up to what is written above it, and along the last arrow
-BARS, CHARACTER = 0.78, 0.062  # of the longest bar with its number, and about that of a character of it
-GAP, LINE, MARGIN = 0.22, 0.14, 0.05  # between panels, of a title's line, and around everything
-
-BAR_COLOR = "#0072B2"  # Okabe and Ito's blue
-CROSS = "#D55E00"  # and vermilion
-FADED, FADED_TEXT, FADED_BAR = "#A0A0A0", "#757575", "#D0D0D0"
+BAR, SPACE = 0.4, 0.06  # the longest bar, and between columns
+WORDS = FONT + 1  # points, of what is not in a small box
 
 
-class Unit(NamedTuple):
+class PathUnit(NamedTuple):
     """What a view shows of a unit.
 
     Attributes:
@@ -70,27 +65,28 @@ class Unit(NamedTuple):
         return "" if self.identity else "↓" if self.downsamples else "h"
 
 
-def read_units(network: Network | int) -> list[Unit]:
+def read_units(network: Network | int) -> list[PathUnit]:
     """The units of a residual network, or so many with identity shortcuts.
 
     Raises:
         UsageError: no unit, one without a shortcut, or something after an addition that no drawing shows.
     """
     if isinstance(network, int):
-        units = [Unit(f"f{i + 1}") for i in range(network)]
+        units = [PathUnit(f"f{i + 1}") for i in range(network)]
     else:
-        units = []
-        for i, block in enumerate(network.blocks, 1):
-            if block.shortcut is None:
-                raise UsageError(f"{network.name} has no shortcut in unit {i}: expected a residual network")
-            strides = [module.stride for module in block.residual.modules() if isinstance(module, nn.Conv2d)]  # type: ignore[union-attr]
-            after = ", ".join(step.text for step in read_steps(block.after))  # type: ignore[arg-type]
-            units.append(
-                Unit(f"f{i}", any(s != (1, 1) for s in strides), isinstance(block.shortcut, nn.Identity), after)
-            )
+        units = [_read_unit(network, i) for i in range(len(network.blocks))]
     if not units:
         raise UsageError("expected at least one unit, found none")
     return units
+
+
+def _read_unit(network: Network, i: int) -> PathUnit:
+    block: Any = network.blocks[i]
+    if block.shortcut is None:
+        raise UsageError(f"{network.name} has no shortcut in unit {i + 1}: expected a residual network")
+    strides = {module.stride for module in block.residual.modules() if isinstance(module, nn.Conv2d)}
+    after = ", ".join(node.text for node in read_nodes(block.after))
+    return PathUnit(f"f{i + 1}", bool(strides - {(1, 1)}), isinstance(block.shortcut, nn.Identity), after)
 
 
 def path_table(
@@ -133,7 +129,7 @@ def path_table(
     return pd.DataFrame(columns)
 
 
-def _few_units(network: Network | int) -> list[Unit]:
+def _few_units(network: Network | int) -> list[PathUnit]:
     """The units of a network that is small enough to be drawn."""
     count = network if isinstance(network, int) else len(network.blocks)
     if count > MOST_DRAWN:
@@ -141,245 +137,168 @@ def _few_units(network: Network | int) -> list[Unit]:
     return read_units(network)
 
 
-def _line(ax: Axes, *points: Point, alive: bool = True, head: bool = True) -> None:
-    look: dict[str, Any] = {} if alive else {"color": FADED, "linestyle": (0, (3.2, 1.6)), "zorder": 0.9}
-    arrow(ax, *points, arrowstyle=ARROW if head else "-", shrinkA=0, shrinkB=0, capstyle="butt", **look)
+def _small(canvas: Canvas, x: float, y: float, text: str, *, faded: bool = False) -> None:
+    """What stands on a shortcut, if anything."""
+    if text:
+        fill = "bn" if text == "↓" else "other"
+        canvas.box(x, y, SMALL, SMALL, "$h$" if text == "h" else text, fill, faded=faded)
 
 
-def _write(ax: Axes, x: float, y: float, text: str, size: float = FONT, **look: Any) -> None:
-    usual: dict[str, Any] = {"ha": "center", "va": "center_baseline", "fontsize": size, "color": "black", "zorder": 4}
-    ax.text(x, y, text, **(usual | look))
-
-
-def _box(
-    ax: Axes, x: float, y: float, unit: Unit | str, *, alive: bool = True, deleted: bool = False, small: bool = False
-) -> None:
-    """The box of a residual branch, or of what is written on a shortcut."""
-    if isinstance(unit, Unit):
-        fill, text = FILLS["bn" if unit.downsamples else "conv"], unit.symbol + "↓" * unit.downsamples
-    else:
-        fill, text = FILLS["bn" if unit == "↓" else "other"], "$h$" if unit == "h" else unit
-    width, height, corner = (SMALL, SMALL, 0.02) if small else (BOX_WIDTH, BOX_HEIGHT, 0.035)
-    look: dict[str, Any] = {"facecolor": fill, "edgecolor": "black", "linewidth": 0.6, "zorder": 3}
-    if not alive:
-        look |= {"facecolor": "white", "edgecolor": FADED, "linestyle": (0, (3.2, 1.6))}
-    corner_at = (x - width / 2, y - height / 2)
-    ax.add_patch(FancyBboxPatch(corner_at, width, height, boxstyle=f"round,pad=0,rounding_size={corner}", **look))
-    halo = [withStroke(linewidth=2.6, foreground="white")] if deleted else None  # legible on the cross
-    color = "black" if alive or deleted else FADED_TEXT
-    _write(ax, x, y, text, FONT if small else FONT + 1, color=color, path_effects=halo)
-    if deleted:
+def _branch(canvas: Canvas, x: float, y: float, unit: PathUnit, *, faded: bool = False, deleted: bool = False) -> None:
+    """The box of a residual branch, crossed out if it is deleted."""
+    fill, text = "bn" if unit.downsamples else "conv", unit.symbol + "↓" * unit.downsamples
+    look: dict[str, Any] = {"faded": faded or deleted, "size": WORDS}
+    if deleted:  # legible on the cross
+        look |= {"color": "black", "path_effects": [withStroke(linewidth=2.6, foreground="white")]}
+        across, up = BOX_WIDTH / 2 + 0.02, BOX_HEIGHT / 2 + 0.02
         for sign in (1, -1):
-            across, up = width / 2 + 0.02, sign * (height / 2 + 0.02)
-            ends = [x - across, x + across], [y - up, y + up]
-            ax.plot(*ends, color=CROSS, linewidth=1.3, zorder=3.5, solid_capstyle="round", clip_on=False)
-
-
-def _plus(ax: Axes, x: float, y: float, *, alive: bool = True) -> None:
-    edge = "black" if alive else FADED
-    ax.add_patch(Circle((x, y), RADIUS, facecolor=FILLS["circle"], edgecolor=edge, linewidth=0.6, zorder=3))
-    _write(ax, x, y, "+", FONT + 1, color="black" if alive else FADED_TEXT)
+            ends = [x - across, x + across], [y - sign * up, y + sign * up]
+            canvas.ax.plot(*ends, color=VERMILION, linewidth=1.3, zorder=3.5)
+    canvas.box(x, y, BOX_WIDTH, BOX_HEIGHT, text, fill, **look)
 
 
 def _chain(
-    ax: Axes, units: Sequence[Unit], *, skips: bool = True, alive: bool = True, deleted: Sequence[int] = ()
+    canvas: Canvas, units: Sequence[PathUnit], *, skips: bool = True, alive: bool = True, deleted: Sequence[int] = ()
 ) -> None:
     """A conventional view, from left to right, with or without shortcuts."""
-    _write(ax, 0, 0, "$y_0$", FONT + 1)
+    canvas.write(0, 0, "$y_0$", size=WORDS)
     x = 0.1
     for i, unit in enumerate(units):
         box = x + (0.31 if skips else 0.35)
-        end = x + PITCH - RADIUS  # of the unit: the middle of its addition
-        _line(ax, (x, 0), (box - BOX_WIDTH / 2, 0), alive=alive)
-        _box(ax, box, 0, unit, alive=alive, deleted=i in deleted)
+        canvas.arrow((x, 0), (box - BOX_WIDTH / 2, 0), faded=not alive)
+        _branch(canvas, box, 0, unit, faded=not alive, deleted=i in deleted)
         if skips:
-            split = x + 0.04
-            _line(ax, (split, 0), (split, ARC), (end, ARC), (end, RADIUS))
-            _line(ax, (box + BOX_WIDTH / 2, 0), (end - RADIUS, 0))
-            if unit.on_shortcut:
-                _box(ax, box, ARC, unit.on_shortcut, small=True)
-            _plus(ax, end, 0)
+            split, end = x + 0.04, x + PITCH - RADIUS  # of the unit: the middle of its addition
+            canvas.arrow((split, 0), (split, ARC), (end, ARC), (end, RADIUS))
+            canvas.arrow((box + BOX_WIDTH / 2, 0), (end - RADIUS, 0))
+            _small(canvas, box, ARC, unit.on_shortcut)
+            canvas.circle(end, 0, RADIUS, "+", size=WORDS)
             x = end + RADIUS
         else:
             x = box + BOX_WIDTH / 2
-    _line(ax, (x, 0), (x + END, 0), alive=alive)
-    _write(ax, x + END + 0.1, 0, f"$y_{len(units)}$", FONT + 1, color="black" if alive else FADED_TEXT)
-    ax.set(xlim=(-0.1, x + END + 0.2), ylim=(-0.15, HEADER + 0.1))
+    canvas.arrow((x, 0), (x + END, 0), faded=not alive)
+    canvas.write(x + END + 0.1, 0, f"$y_{len(units)}$", size=WORDS, faded=not alive)
 
 
-def _key(ax: Axes, units: Sequence[Unit], *, lesion: bool = False) -> None:
+def _key(canvas: Canvas, units: Sequence[PathUnit], *, lesion: bool = False) -> None:
     """What the shapes mean, below what is drawn."""
     after = {unit.after for unit in units}
     then = f", then {after.pop()}" if len(after) == 1 and "" not in after else ""
-    entries = {
-        "f": "residual branch of unit $i$" if not lesion else "residual branch or layer",
-        "↓": "half the resolution" if any(unit.downsamples for unit in units) else "",
-        "h": "shortcut other than the identity" if any(unit.on_shortcut == "h" for unit in units) else "",
-        "+": f"addition{then}",
-        "deleted": "deleted" if lesion else "",
-        "lost": "lost with it" if lesion else "",
-    }
-    left, y = ax.get_xlim()[0] + 0.02, ax.get_ylim()[0] - 0.22
-    middle = left + BOX_WIDTH / 2
-    for what, text in entries.items():
-        if not text:
-            continue
-        if what == "+":
-            _plus(ax, middle, y)
-        elif what == "lost":
-            _line(ax, (left, y), (left + BOX_WIDTH, y), alive=False)
-        elif what in ("f", "deleted"):
-            _box(ax, middle, y, Unit("fi"), alive=what == "f", deleted=what == "deleted")
-        else:
-            _box(ax, middle, y, what, small=True)
-        _write(ax, left + BOX_WIDTH + 0.09, y, text, ha="left")
-        y -= 0.23
-    ax.set_ylim(y + 0.1, ax.get_ylim()[1])
+    on_shortcuts = {unit.on_shortcut for unit in units}
+    left, width = canvas.bounds.x0, BOX_WIDTH
+    middle = left + width / 2
+    entries: list[tuple[bool, str, Callable[[float], None]]] = [
+        (not lesion, "residual branch of unit $i$", lambda y: _branch(canvas, middle, y, PathUnit("fi"))),
+        (lesion, "residual branch or layer", lambda y: _branch(canvas, middle, y, PathUnit("fi"))),
+        (any(unit.downsamples for unit in units), "half the resolution", lambda y: _small(canvas, middle, y, "↓")),
+        ("h" in on_shortcuts, "shortcut other than the identity", lambda y: _small(canvas, middle, y, "h")),
+        (True, f"addition{then}", lambda y: canvas.circle(middle, y, RADIUS, "+", size=WORDS)),
+        (lesion, "deleted", lambda y: _branch(canvas, middle, y, PathUnit("fi"), deleted=True)),
+        (lesion, "lost with it", lambda y: canvas.arrow((left, y), (left + width, y), faded=True)),
+    ]
+    y = canvas.bounds.y0 - 0.22
+    for is_shown, text, draw in entries:
+        if is_shown:
+            draw(y)
+            canvas.write(left + width + 0.09, y, text, ha="left")
+            y -= 0.23
 
 
-def _tree(
-    ax: Axes, units: Sequence[Unit], table: pd.DataFrame, *, deleted: Sequence[int] = (), weight_label: str = ""
-) -> None:
+def _tree(canvas: Canvas, units: Sequence[PathUnit], survives: Sequence[bool], *, deleted: Sequence[int] = ()) -> None:
     """All paths, a row for each: in row r those units are taken that are 1 in the binary number r.
 
     The addition of unit i joins a row whose last i digits are 0 with that 2^(i-1) below: so no lines cross.
+
+    Args:
+        canvas: where to draw.
+        units: from the first to the last.
+        survives: whether anything gets through, for each row.
+        deleted: numbers of units that are crossed out.
     """
-    n = len(units)
-    count = 2**n
-    paths = all_paths(n)
-    rows = (paths.long() << torch.arange(n)).sum(1).tolist()
-    survives = dict(zip(rows, table.survives, strict=True))
-
-    def y(row: int) -> float:
-        return -ROW * row
-
-    def x(i: int) -> float:  # of the addition of unit i, from 1; 0 is where the input splits
-        return STEP * i
-
-    left = x(0)
-    _write(ax, left, HEADER, "$y_0$", FONT + 1)
+    count = len(survives)
+    canvas.write(0, HEADER, "$y_0$", size=WORDS)
     for row in range(count):
-        above = HEADER - 0.1 if row == 0 else y(row - 1)
-        _line(ax, (left, above), (left, y(row)), alive=any(survives[other] for other in range(row, count)), head=False)
-
+        above = HEADER - 0.1 if row == 0 else ROW * (1 - row)
+        canvas.line((0, above), (0, -ROW * row), faded=not any(survives[row:]))
     for i, unit in enumerate(units):
-        start = x(i) + (RADIUS if i else 0)
-        end = x(i + 1)
+        start, end = STEP * i + (RADIUS if i else 0), STEP * (i + 1)  # from one addition to the middle of the next
         box = end - STEP + RADIUS + 0.1 + BOX_WIDTH / 2
         for row in range(0, count, 2 ** (i + 1)):
             lower = row + 2**i
-            around = any(survives[other] for other in range(row, lower))
-            through = any(survives[other] for other in range(lower, lower + 2**i))
-            _line(ax, (start, y(row)), (end - RADIUS, y(row)), alive=around)
-            if unit.on_shortcut:
-                _box(ax, box, y(row), unit.on_shortcut, small=True, alive=around)
-            _line(ax, (start, y(lower)), (box - BOX_WIDTH / 2, y(lower)), alive=through)
-            _box(ax, box, y(lower), unit, alive=through, deleted=i in deleted)
-            _line(ax, (box + BOX_WIDTH / 2, y(lower)), (end, y(lower)), (end, y(row) - RADIUS), alive=through)
-            _plus(ax, end, y(row), alive=around or through)
-    right = x(n) + RADIUS + END
-    _line(ax, (x(n) + RADIUS, 0), (right, 0))
-    _write(ax, right + 0.1, 0, f"$y_{n}$", FONT + 1)
+            y, below = -ROW * row, -ROW * lower
+            around, through = any(survives[row:lower]), any(survives[lower : lower + 2**i])
+            canvas.arrow((start, y), (end - RADIUS, y), faded=not around)
+            _small(canvas, box, y, unit.on_shortcut, faded=not around)
+            canvas.arrow((start, below), (box - BOX_WIDTH / 2, below), faded=not through)
+            _branch(canvas, box, below, unit, faded=not through, deleted=i in deleted)
+            canvas.arrow((box + BOX_WIDTH / 2, below), (end, below), (end, y - RADIUS), faded=not through)
+            canvas.circle(end, y, RADIUS, "+", size=WORDS, faded=not (around or through))
+    right = STEP * len(units) + RADIUS
+    canvas.arrow((right, 0), (right + END, 0))
+    canvas.write(right + END + 0.1, 0, f"$y_{len(units)}$", size=WORDS)
 
-    low = -0.12
+
+def _name_rows(canvas: Canvas, table: pd.DataFrame) -> None:
+    """At the left of a tree, the name of the path in each row, and its weight if there are weights."""
+    heights = [-ROW * row for row in range(len(table))]
+    faded = [not alive for alive in table.survives]
+    edge = canvas.bounds.x0 - SPACE
     if "weight" in table:
-        numbers = [f"{weight:#.2g}".rstrip(".") if weight else "0" for weight in table.weight]
-        room = CHARACTER * max(len(number) for number in numbers)
-        bars = low - BARS
-        sizes = (BARS - room) * table.weight / (table.weight.max() or 1)
-        for row, size, number, alive in zip(rows, sizes, numbers, table.survives, strict=True):
-            color = BAR_COLOR if alive else FADED_BAR
-            ax.add_patch(Rectangle((bars, y(row) - 0.06), size, 0.12, facecolor=color, linewidth=0, zorder=2))
-            _write(ax, bars + size + 0.04, y(row), number, ha="left", color="black" if alive else FADED_TEXT)
-        _write(ax, low - 0.03, HEADER, weight_label, ha="right")
-        low = bars - 0.07
-    for row, path, alive in zip(rows, table.path, table.survives, strict=True):
-        text = r"$\cdot$".join(f"$f_{{{name[1:]}}}$" if name[1:].isdigit() else name for name in path.split("·"))
-        _write(ax, low, y(row), text, FONT + 0.5, ha="right", color="black" if alive else FADED_TEXT)
-    low -= max(0.55, 0.19 * n)
-    ax.set(xlim=(low, right + 0.2), ylim=(y(count - 1) - 0.12, HEADER + 0.1))
+        for y, weight in zip(heights, table.weight, strict=True):
+            text = f"{weight:#.2g}".rstrip(".") if weight else "0"
+            canvas.write(edge, y, text, ha="right", va="center_baseline")
+        edge = canvas.bounds.x0 - SPACE - BAR
+        canvas.ax.barh(heights, BAR * table.weight / (table.weight.max() or 1), 0.12, edge, color=BLUE)
+        edge -= SPACE
+    for y, path, lost in zip(heights, table.path, faded, strict=True):
+        name = re.sub(r"f(\d+)", r"$f_{\1}$", path)
+        canvas.write(edge, y, name, size=FONT + 0.5, ha="right", va="center_baseline", faded=lost)
+    if "weight" in table:
+        canvas.write(-2.5 * SPACE, HEADER, "norm of the gradient", ha="right", va="center_baseline")
 
 
-def _figure(count: int) -> tuple[Figure, list[Axes]]:
-    """A figure of so many panels, which `_arrange` will place."""
-    # Not "none": saved once, such a figure would fall back to the layout of the style sheet.
-    layout = PlaceHolderLayoutEngine(adjust_compatible=True, colorbar_gridspec=True)
-    fig = plt.figure(figsize=(WIDTH, 1), layout=layout)
-    axes = [fig.add_axes((0, 0, 1, 1), label=str(i)) for i in range(count)]
-    for ax in axes:
-        ax.axis("off")
-    return fig, axes
+def _paths_view(canvas: Canvas, units: Sequence[PathUnit], table: pd.DataFrame, deleted: Sequence[int] = ()) -> None:
+    """The tree of all paths; `table` is that of `path_table`."""
+    rows = (all_paths(len(units)).long() << torch.arange(len(units))).sum(1)
+    ordered = table.iloc[rows.argsort().tolist()]
+    _tree(canvas, units, ordered.survives.tolist(), deleted=deleted)
+    _name_rows(canvas, ordered)
 
 
-def _arrange(fig: Figure, axes: Sequence[Axes]) -> Figure:
-    """Set two panels side by side if there is room, otherwise below each other, an inch being one on their axes."""
-    sizes = [(float(np.ptp(ax.get_xlim())), float(np.ptp(ax.get_ylim()))) for ax in axes]  # inches
-    heights = [
-        height + LINE * (2 + ax.get_title(loc="left").count("\n")) for ax, (_, height) in zip(axes, sizes, strict=True)
-    ]
-    total = sum(width for width, _ in sizes) + GAP
-    beside = total + 2 * MARGIN <= WIDTH
-    if not beside:
-        total = max(width for width, _ in sizes)
-    height = (max(heights) if beside else sum(heights) + GAP) + 2 * MARGIN
-    spare = (WIDTH - total) / (3 if beside else 2)
-    x, top = spare, height - MARGIN
-    for ax, size, tall in zip(axes, sizes, heights, strict=True):
-        ax.set_position((x / WIDTH, (top - tall) / height, size[0] / WIDTH, size[1] / height))
-        if beside:
-            x += size[0] + GAP + spare
-        else:
-            top -= tall + GAP
-    fig.set_figheight(height)
-    return fig
+def _finish(fig: Figure, drawn: Sequence[Canvas], titles: Sequence[str]) -> Figure:
+    """Write the titles above what is drawn, and put it in its place."""
+    for canvas, title in zip(drawn, titles, strict=True):
+        canvas.write(canvas.bounds.x0, canvas.bounds.y1 + SPACE, title, size=WORDS, ha="left", va="bottom")
+        canvas.fit()
+    return arrange(fig)
 
 
 def _name(network: Network | int) -> str:
     return "residual network" if isinstance(network, int) else network.name
 
 
-def _left(survives: Iterable[bool]) -> str:
-    """How many paths are left, in words."""
-    counts = [bool(alive) for alive in survives]
-    return f"{sum(counts)} of {len(counts)} path{'s' * (len(counts) > 1)} left"
-
-
-def unraveled_view(
-    network: Network | int,
-    *,
-    weights: Sequence[float] | Tensor | None = None,
-    weight_label: str = "norm of the gradient",
-) -> Figure:
+def unraveled_view(network: Network | int, *, weights: Sequence[float] | Tensor | None = None) -> Figure:
     """A residual network, and all of its paths (Veit et al. 2016, Fig. 1); 7 inches wide.
 
     Both compute the same, and every path starts in a row of its own. Rows are not in the order of `all_paths`.
 
     Args:
         network: of at most `MOST_DRAWN` units, such as ``build("resnet-8")``; or a number of units.
-        weights: a number for each of `all_paths`, drawn as a bar: the norms of `gradients_along` them, for example.
-        weight_label: what these are.
+        weights: a number for each of `all_paths`, drawn as a bar: the norms of `gradients_along` them.
 
     Raises:
         UsageError: too many units, none, one without a shortcut, or weights that do not fit.
     """
     units = _few_units(network)
     table = path_table(network, weights=weights)
-    fig, (left, right) = _figure(2)
-    _chain(left, units)
-    _key(left, units)
-    left.set_title(f"(a) {_name(network)}, conventional view", loc="left")
-    _tree(right, units, table, weight_label=weight_label)
-    right.set_title(f"(b) unraveled view: {len(table)} paths", loc="left")
-    return _arrange(fig, [left, right])
+    fig, drawn = canvases(2)
+    _chain(drawn[0], units)
+    _key(drawn[0], units)
+    _paths_view(drawn[1], units, table)
+    return _finish(fig, drawn, [f"(a) {_name(network)}, conventional view", f"(b) unraveled view: {len(table)} paths"])
 
 
-def lesioned_view(
-    network: Network | int,
-    *,
-    deleted: int = 1,
-    weights: Sequence[float] | Tensor | None = None,
-    weight_label: str = "norm of the gradient",
-) -> Figure:
+def lesioned_view(network: Network | int, *, deleted: int = 1) -> Figure:
     """What is left of a residual and of a feed-forward network without a unit (Veit et al. 2016, Fig. 2).
 
     7 inches wide.
@@ -387,20 +306,19 @@ def lesioned_view(
     Args:
         network: of at most `MOST_DRAWN` units, or a number of units. The feed-forward network has as many layers.
         deleted: the unit, counted from 0.
-        weights: see `unraveled_view`.
-        weight_label: what these are.
 
     Raises:
         UsageError: as `unraveled_view`, and a unit that there is not.
     """
     units = _few_units(network)
-    table = path_table(network, deleted=deleted, weights=weights)
-    only = surviving(torch.ones(1, len(units), dtype=torch.bool), deleted)
-    fig, (left, right) = _figure(2)
-    name = units[deleted].symbol
-    _tree(left, units, table, deleted=[deleted], weight_label=weight_label)
-    left.set_title(f"(a) {_name(network)} without {name}:\n{_left(table.survives)}", loc="left")
-    _chain(right, units, skips=False, alive=bool(only.any()), deleted=[deleted])
-    _key(right, units, lesion=True)
-    right.set_title(f"(b) feed-forward network without {name}:\n{_left(only)}", loc="left")
-    return _arrange(fig, [left, right])
+    table = path_table(network, deleted=deleted)
+    fig, drawn = canvases(2)
+    _paths_view(drawn[0], units, table, [deleted])
+    _chain(drawn[1], units, skips=False, alive=False, deleted=[deleted])
+    _key(drawn[1], units, lesion=True)
+    without, left = f"without {units[deleted].symbol}", table.survives.sum()
+    titles = (
+        f"(a) {_name(network)} {without}:\n{left} of {len(table)} paths left",
+        f"(b) feed-forward network {without}",
+    )
+    return _finish(fig, drawn, [titles[0], f"{titles[1]}:\n0 of 1 path left"])

@@ -1,4 +1,4 @@
-"""Failures by rule: what is found, what it is called, how often, and how it is drawn."""
+"""Failures by rule: what is found, what it is called, and how often."""
 
 from __future__ import annotations
 
@@ -7,37 +7,25 @@ import itertools
 import math
 from typing import Any
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from matplotlib.colors import to_rgb
-from matplotlib.patches import Rectangle
 from scipy import ndimage, stats
 from scipy.cluster import hierarchy
 from torch import Tensor
 
-from resnotes import figures
-from resnotes.analysis.scores import confusion_matrix
 from resnotes.datasets import scenes
 from resnotes.errors import UsageError
 from resnotes.failures import KINDS, clustered, compare, confused_pairs, counts, mine, octaves, recall_by_size, validate
 from resnotes.failures.mining import connected
-from resnotes.figures.failures import confusion_figure, palette, panels, seen
 
 CLASSES = ("water", "boat", "car", "sky")
 WATER, BOAT, CAR, SKY = range(4)
 NO_INTEGERS = (torch.float32, torch.complex64, torch.bool)
 INDICES = dict(zip(CLASSES, range(4), strict=True))
-
-
-@pytest.fixture(autouse=True)
-def _no_open_figures() -> Any:
-    yield
-    plt.close("all")
 
 
 def lake(side: int = 24) -> Tensor:
@@ -711,127 +699,3 @@ def test_validation_needs_objects(made: tuple[Any, Tensor, pd.DataFrame]) -> Non
         validate(table, predictions, split[:39])
     with pytest.raises(UsageError, match="unknown measure 'objects'; allowed: failures, pixels"):
         validate(table, predictions, split, measure="objects")
-
-
-def test_colours_differ_for_every_vision() -> None:
-    colors = palette(25)
-    assert colors.shape == (25, 3)
-    assert 0 <= colors.min() <= colors.max() <= 1
-    np.testing.assert_array_equal(palette(9), colors[:9])
-    np.testing.assert_allclose(colors[0], to_rgb("#0072B2"))
-    points = seen(colors)
-    gaps = np.linalg.norm(points[:, :, None] - points[:, None], axis=-1) + np.eye(25)
-    assert gaps[0].min() > 0.11  # 0.02 is about what can be seen at all
-    assert gaps[1:].min() > 0.05
-    assert len({tuple(color) for color in palette(150)}) == 150
-    for count in (0, 10_000):
-        with pytest.raises(UsageError, match=f"found {count}"):
-            palette(count)
-
-
-def test_oklab_and_vision() -> None:
-    np.testing.assert_allclose(seen(np.array([1.0, 1.0, 1.0]))[:, 0], 1, atol=1e-3)  # white is white to all
-    np.testing.assert_allclose(seen(np.array([1.0, 0, 0]))[0], [0.62796, 0.22486, 0.12585], atol=1e-4)
-    red, green = seen(np.array([0.75, 0, 0])), seen(np.array([0, 0.5, 0]))
-    apart = np.linalg.norm(red - green, axis=-1)
-    assert apart[2] < apart[0] / 10  # only protanopes see that the red is darker
-    assert apart[1] < apart[0] * 0.6
-
-
-def test_panels_show_the_data() -> None:
-    figures.use_style()
-    labels = lake().repeat(2, 1, 1)
-    labels[1, :4] = 255
-    one = torch.where(labels == BOAT, CAR, lake())
-    other = lake().repeat(2, 1, 1)
-    images = torch.randint(256, (2, 3, 24, 24), dtype=torch.uint8)
-    table = found(one, labels, contradicting=torch.cat([against(CAR), against(SKY)]))
-    fig = panels(table, images, labels, {"FCN": one, "PSPNet": other}, CLASSES)
-    assert fig.get_figwidth() == 7
-    assert len(fig.axes) == 8
-    colors = np.vstack([palette(4), [1, 1, 1]])
-    for row, failure in enumerate(table.itertuples()):
-        shown = [ax.images[0].get_array() for ax in fig.axes[4 * row : 4 * row + 4]]
-        np.testing.assert_array_equal(shown[0], images[failure.image].permute(1, 2, 0))
-        for picture, each in zip(shown[1:], (labels, one, other), strict=True):
-            np.testing.assert_array_equal(picture, colors[each[failure.image].clamp(max=4)])
-        for ax in fig.axes[4 * row : 4 * row + 4]:
-            [box] = [patch for patch in ax.patches if isinstance(patch, Rectangle)]
-            assert (*box.get_xy(), box.get_width(), box.get_height()) == (7.5, 5.5, 8, 12)
-    texts = [text.get_text() for text in fig.texts]
-    assert [text for text in texts if "→" in text] == [
-        f"{kind}: boat → car, 96 of 96 pixels" for kind in ("relationship", "other")
-    ]
-    assert {"image", "label", "FCN", "PSPNet"} <= set(texts)
-    assert [text.get_text() for text in fig.legends[0].get_texts()] == ["water", "boat", "car"]
-
-
-@pytest.mark.parametrize("rows", [1, 3])
-def test_nothing_in_the_panels_overlaps_or_moves_when_saved(
-    made: tuple[Any, Tensor, pd.DataFrame], rows: int, tmp_path: Any
-) -> None:
-    figures.use_style()
-    split, predictions, table = made
-    columns = {"FCN": predictions, "PSPNet": split.labels}
-    fig = panels(table.head(rows), split.images, split.labels, columns, scenes.CLASSES)
-    fig.savefig(tmp_path / "once.png")
-    places = [ax.get_position().bounds for ax in fig.axes]
-    fig.savefig(tmp_path / "twice.png")
-    assert places == [ax.get_position().bounds for ax in fig.axes]
-    fig.draw_without_rendering()
-    boxes = [ax.get_window_extent() for ax in fig.axes]
-    boxes += [text.get_window_extent() for text in (*fig.texts, *fig.legends[0].get_texts())]
-    for i, box in enumerate(boxes):
-        assert fig.bbox.x0 <= box.x0 < box.x1 <= fig.bbox.x1
-        assert fig.bbox.y0 <= box.y0 < box.y1 <= fig.bbox.y1
-        assert not any(box.overlaps(another) for another in boxes[:i])
-
-
-def test_panels_refuse_what_does_not_fit() -> None:
-    labels, images = lake(), torch.zeros(1, 3, 24, 24, dtype=torch.uint8)
-    one = torch.where(labels == BOAT, CAR, labels)
-    table = found(one, labels)
-    fine: dict[str, Any] = {"failures": table, "images": images, "labels": labels, "predictions": {"FCN": one}}
-    panels(**fine, classes=CLASSES)
-    for wrong in (
-        {"failures": table.head(0)},
-        {"predictions": {}},
-        {"images": images.float()},
-        {"labels": labels[:, 1:]},
-        {"predictions": {"FCN": one[:, :, 1:]}},
-        {"predictions": {"FCN": one, "PSPNet": one + 2}},
-        {"failures": table.assign(image=1)},
-    ):
-        with pytest.raises(UsageError, match="expected"):
-            panels(**(fine | wrong), classes=CLASSES)
-
-
-def test_the_confusion_figure_shows_shares_in_order() -> None:
-    confusion = torch.tensor([[6, 2, 0, 0], [1, 0, 3, 0], [0, 0, 0, 0], [0, 0, 0, 5]])
-    order = torch.tensor([2, 0, 3, 1])
-    fig = confusion_figure(confusion, CLASSES, order)
-    ax = fig.axes[0]
-    np.testing.assert_allclose(
-        np.asarray(ax.images[0].get_array()),
-        [[0, 0, 0, 0], [0, 0.75, 0, 0.25], [0, 0, 1, 0], [0.75, 0.25, 0, 0]],
-    )
-    names = ["car", "water", "sky", "boat"]
-    assert [text.get_text() for text in ax.get_xticklabels()] == names
-    assert [text.get_text() for text in ax.get_yticklabels()] == names
-    usual = confusion_figure(confusion, CLASSES).axes[0]
-    assert [text.get_text() for text in usual.get_xticklabels()] == list(CLASSES)
-    with pytest.raises(UsageError, match=r"\[4, 4\], found \[3, 4\]"):
-        confusion_figure(confusion[:3], CLASSES)
-    with pytest.raises(UsageError, match="order of the classes 0 to 3"):
-        confusion_figure(confusion, CLASSES, [0, 1, 2, 2])
-
-
-def test_names_of_25_classes_do_not_touch(made: tuple[Any, Tensor, pd.DataFrame]) -> None:
-    figures.use_style()
-    split, predictions, _ = made
-    confusion = confusion_matrix(predictions, split.labels, 25)
-    fig = confusion_figure(confusion, scenes.CLASSES, clustered(confusion))
-    fig.draw_without_rendering()
-    for labels in (fig.axes[0].get_xticklabels(), fig.axes[0].get_yticklabels(), fig.axes[1].get_yticklabels()):
-        boxes = [text.get_window_extent() for text in labels]
-        assert not any(a.overlaps(b) for a, b in itertools.pairwise(boxes))

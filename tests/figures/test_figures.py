@@ -11,8 +11,8 @@ import pandas as pd
 import pytest
 from matplotlib.colors import to_rgb
 
-from resnotes import figures, paths, provenance
-from resnotes.errors import ResnotesError, UsageError
+from resnotes import figures
+from resnotes.errors import UsageError
 
 
 @pytest.fixture(autouse=True)
@@ -92,58 +92,6 @@ def test_save_refuses_names_that_are_no_slug(name):
         save(curve(), name)
 
 
-def test_export_copies_and_captions(out, tmp_path):
-    save(curve(), "second")
-    save(curve(), "first")
-    snippets = figures.export(tmp_path / "report")
-    assert [path.name for path in sorted((tmp_path / "report").iterdir())] == [
-        f"{name}.{kind}" for name in ("first", "second") for kind in ("json", "pdf", "png")
-    ]
-    assert len(snippets) == 2
-    assert snippets[0].startswith(r"![Deeper \[plain\] nets](first.png)")
-    assert "更深的网络" in snippets[0]
-
-
-def test_export_takes_the_formats_and_figures_asked_for(out, tmp_path):
-    for name in ("01_curve", "01_flow", "02_curve"):
-        save(curve(), name)
-    assert figures.export(tmp_path / "a", formats=["pdf"], only=["01"])[0].startswith("[01_curve](01_curve.pdf)")
-    assert sorted(path.name for path in (tmp_path / "a").iterdir()) == [
-        *("01_curve.json", "01_curve.pdf", "01_flow.json", "01_flow.pdf")
-    ]
-    [snippet] = figures.export(tmp_path / "b", formats=["pdf", "svg", "png"], only=["02_curve"])
-    assert "](02_curve.svg)" in snippet
-    assert (tmp_path / "b/02_curve.svg").read_bytes() == (out / "figures/02_curve.svg").read_bytes()
-    with pytest.raises(UsageError, match="unknown format 'jpg'; allowed: png, pdf, svg"):
-        figures.export(tmp_path / "c", formats=["jpg"])
-    with pytest.raises(UsageError, match="unknown figure '03'; allowed: 01, 01_curve, 01_flow, 02, 02_curve"):
-        figures.export(tmp_path / "c", only=["01", "03"])
-    assert not (tmp_path / "c").exists()
-
-
-def test_export_copies_all_figures_or_none(out, tmp_path):
-    for name in ("first", "second"):
-        save(curve(), name)
-    (tmp_path / "report/second.png").mkdir(parents=True)
-    with pytest.raises(IsADirectoryError, match=r"second\.png"):
-        figures.export(tmp_path / "report")
-    assert [path.name for path in (tmp_path / "report").iterdir()] == ["second.png"]
-
-
-def test_export_refuses_what_is_missing_or_damaged(out, tmp_path):
-    with pytest.raises(ResnotesError, match="no figures"):
-        figures.export(tmp_path / "report")
-    path = save(curve())
-    path.with_suffix(".pdf").unlink()
-    with pytest.raises(ResnotesError, match="has no pdf"):
-        figures.export(tmp_path / "report")
-    assert len(figures.export(tmp_path / "report", formats=["svg"])) == 1
-    for damage, said in (('{"name": ', "cannot read"), ('{"name": "degradation", "caption": {"en": ""}}', "captions")):
-        path.with_suffix(".json").write_text(damage)
-        with pytest.raises(ResnotesError, match=said):
-            figures.export(tmp_path / "report", formats=["svg"])
-
-
 def test_networks_look_alike_by_family_and_differ_by_depth():
     styles = {name: figures.style_for(name) for name in ("plain-20", "plain-56", "resnet-20", "resnet-56")}
     assert styles["plain-56"] == {"color": "#d55e00", "linestyle": "-"}
@@ -155,36 +103,6 @@ def test_networks_look_alike_by_family_and_differ_by_depth():
     assert figures.style_for("resnet18")["linestyle"] == "--"
     with pytest.raises(UsageError, match="plain, resnet, preresnet"):
         figures.style_for("transformer-12")
-
-
-def test_code_version(tmp_path, monkeypatch):
-    monkeypatch.setattr(paths, "project_root", lambda: tmp_path)
-    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
-    assert provenance.code_version() == {"commit": None, "dirty": False}
-
-    def git(*arguments):
-        identity = ["-c", "user.name=t", "-c", "user.email=t@example.org"]
-        subprocess.run(["git", *identity, *arguments], cwd=tmp_path, check=True, capture_output=True)
-
-    (tmp_path / "resnotes").mkdir()
-    source = tmp_path / "resnotes/models.py"
-    source.write_text("depth = 20\n")
-    git("init")
-    git("add", ".")
-    git("commit", "-m", "first")
-    clean = provenance.code_version()
-    assert len(clean["commit"]) == 40
-    assert clean["dirty"] is False
-    (tmp_path / "figure.png").touch()
-    assert provenance.code_version() == clean
-    source.write_text("depth = 56\n")
-    assert provenance.code_version() == {**clean, "dirty": True}
-    monkeypatch.setattr(paths, "project_root", lambda: tmp_path / "resnotes")
-    assert provenance.code_version()["commit"] is None, "a folder inside another repository is not ours"
-
-
-def test_versions_name_what_results_depend_on():
-    assert {"resnotes", "python", "torch", "torchvision", "numpy"} == set(provenance.versions())
 
 
 @pytest.mark.parametrize("geometric", [False, True])

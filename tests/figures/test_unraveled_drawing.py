@@ -6,13 +6,14 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
+from kit.drawings import fits
 from matplotlib.colors import same_color
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Rectangle
-from matplotlib.text import Text
 
 from resnotes import figures
 from resnotes.errors import UsageError
 from resnotes.figures import unraveled
+from resnotes.figures.style import FADED_TEXT
 from resnotes.models import build
 from resnotes.unravel import enumeration, gradients_along
 
@@ -54,36 +55,19 @@ def plain(text):
 
 
 def is_faded(text):
-    return same_color(text.get_color(), unraveled.FADED_TEXT)
+    return same_color(text.get_color(), FADED_TEXT)
 
 
-def fits(fig):
-    """Every text is large enough, in the figure, in its box if it has one, and on no other text."""
+def title(ax):
+    return ax.texts[-1].get_text()
+
+
+def true_to_scale(fig):
+    """An inch is an inch, in a figure as wide as a page."""
     assert fig.get_size_inches()[0] == 7
-    fig.canvas.draw()
-    texts = [text for ax in fig.axes for text in ax.get_children() if isinstance(text, Text) and text.get_text()]
-    extents = {text: text.get_window_extent() for text in texts}
-    for text, extent in extents.items():
-        assert fig.bbox.x0 <= extent.x0 and extent.x1 <= fig.bbox.x1, text
-        assert fig.bbox.y0 <= extent.y0 and extent.y1 <= fig.bbox.y1, text
-        assert text.get_fontsize() >= 6.5, text
-    for one, other in itertools.combinations(texts, 2):
-        assert not extents[one].overlaps(extents[other]), (one, other)
-    panels = [ax.get_window_extent() for ax in fig.axes]
-    assert not panels[0].overlaps(panels[1])
-    for ax, panel in zip(fig.axes, panels, strict=True):
-        assert panel.width / np.ptp(ax.get_xlim()) == pytest.approx(fig.dpi), "an inch is an inch"
-        assert panel.height / np.ptp(ax.get_ylim()) == pytest.approx(fig.dpi)
-        solid = [patch for patch in ax.patches if isinstance(patch, FancyBboxPatch | Rectangle)]
-        for patch in solid:
-            box = patch.get_window_extent()
-            assert panel.x0 <= box.x0 and box.x1 <= panel.x1 and panel.y0 <= box.y0 and box.y1 <= panel.y1
-            inside = [t for t in ax.texts if box.contains(*ax.transData.transform(t.get_position()))]
-            assert len(inside) == isinstance(patch, FancyBboxPatch)
-            for text in inside:
-                assert box.x0 < extents[text].x0 and extents[text].x1 < box.x1, text
-        for one, other in itertools.combinations(solid, 2):
-            assert not one.get_window_extent().overlaps(other.get_window_extent())
+    for ax in fig.axes:
+        size = ax.get_window_extent().size / fig.dpi
+        np.testing.assert_allclose(size, [np.ptp(ax.get_xlim()), np.ptp(ax.get_ylim())])
 
 
 @pytest.mark.parametrize("n", [0, 1, 2, 3, 6])
@@ -139,8 +123,8 @@ def test_table_of_paths():
 
 def test_units_are_those_of_the_network():
     first, *others = unraveled.read_units(build("resnet-8"))
-    assert first == unraveled.Unit("f1", downsamples=False, identity=True, after="ReLU")
-    assert others == [unraveled.Unit(f"f{i}", downsamples=True, identity=False, after="ReLU") for i in (2, 3)]
+    assert first == unraveled.PathUnit("f1", downsamples=False, identity=True, after="ReLU")
+    assert others == [unraveled.PathUnit(f"f{i}", downsamples=True, identity=False, after="ReLU") for i in (2, 3)]
     units = unraveled.read_units(build("prebottleneck-20"))
     assert [unit.downsamples for unit in units] == [False, False, True, False, True, False]
     assert [unit.on_shortcut for unit in units] == ["h", "", "↓", "", "↓", ""], "the first widens the map"
@@ -155,7 +139,7 @@ def test_tree_has_each_unit_as_often_as_it_is_computed(n):
     assert sum(text.get_text() == "+" for text in tree.texts) == 2**n - 1
     in_a_row = [text for _, y, text, _ in sorted(boxes(conventional)) if y == 0]
     assert in_a_row == [f"$f_{{{i}}}$" for i in range(1, n + 1)]
-    assert tree.get_title(loc="left") == f"(b) unraveled view: {2**n} paths"
+    assert title(tree) == f"(b) unraveled view: {2**n} paths"
 
 
 def test_each_row_leads_through_the_units_of_its_path():
@@ -200,16 +184,12 @@ def test_bars_are_the_weights():
 
 @pytest.mark.parametrize("deleted", [0, 1, 2])
 def test_lesion_takes_half_of_the_paths_or_the_only_one(deleted):
-    residual, feed_forward = unraveled.lesioned_view(build("resnet-8"), deleted=deleted, weights=range(8)).axes
-    name = f"f{deleted + 1}"
-    for label, number in rows(residual):
-        assert is_faded(label) == is_faded(number) == (name in plain(label)), label
-    bars = sorted((p for p in residual.patches if isinstance(p, Rectangle)), key=lambda bar: -bar.get_y())
-    faded = [same_color(bar.get_facecolor(), unraveled.FADED_BAR) for bar in bars]
-    assert faded == [name in path for path in ROWS] and sum(faded) == 4
-    symbol = f"$f_{{{deleted + 1}}}$"
-    assert residual.get_title(loc="left") == f"(a) resnet-8 without {symbol}:\n4 of 8 paths left"
-    assert feed_forward.get_title(loc="left") == f"(b) feed-forward network without {symbol}:\n0 of 1 path left"
+    residual, feed_forward = unraveled.lesioned_view(build("resnet-8"), deleted=deleted).axes
+    name, symbol = f"f{deleted + 1}", f"$f_{{{deleted + 1}}}$"
+    for (label,) in rows(residual):
+        assert is_faded(label) == (name in plain(label)), label
+    assert title(residual) == f"(a) resnet-8 without {symbol}:\n4 of 8 paths left"
+    assert title(feed_forward) == f"(b) feed-forward network without {symbol}:\n0 of 1 path left"
     assert not any(alive for _, y, _, alive in boxes(feed_forward) if y == 0), "above the key"
     crossed = [text for *_, text, _ in boxes(residual) if text.startswith(symbol)]
     assert len(residual.lines) == 2 * len(crossed) == 2 * 2 ** (2 - deleted), "each is crossed out"
@@ -232,9 +212,9 @@ def test_nothing_is_faded_in_the_whole_network():
 @pytest.mark.parametrize("weights", [None, torch.linspace(1e-9, 3e-8, 8), torch.zeros(8)])
 def test_nothing_overlaps(weights):
     for network in (3, build("preresnet-8", shortcut="C")):
-        figs = unraveled.unraveled_view(network, weights=weights), unraveled.lesioned_view(network, weights=weights)
-        for fig in figs:
+        for fig in (unraveled.unraveled_view(network, weights=weights), unraveled.lesioned_view(network)):
             fits(fig)
+            true_to_scale(fig)
             (_, y0), (_, y1) = (ax.get_position().max for ax in fig.axes)
             assert y0 == pytest.approx(y1), "side by side"
 
@@ -243,7 +223,7 @@ def test_nothing_overlaps(weights):
 def test_nothing_overlaps_with_other_numbers_of_units(n):
     for weights in (None, range(2**n)):
         fits(unraveled.unraveled_view(n, weights=weights))
-        fits(unraveled.lesioned_view(n, deleted=n - 1, weights=weights))
+    fits(unraveled.lesioned_view(n, deleted=n - 1))
 
 
 @pytest.mark.filterwarnings("error")
@@ -264,11 +244,11 @@ def test_wrong_arguments_are_refused():
             view(build("plain-8"))
         with pytest.raises(UsageError, match="at least one unit"):
             view(0)
-        with pytest.raises(UsageError, match="8 weights, one for each path, found 7"):
-            view(3, weights=range(7))
-        for wrong in (-1.0, float("nan"), float("inf")):
-            with pytest.raises(UsageError, match="finite and not negative"):
-                view(3, weights=[1.0] * 7 + [wrong])
+    with pytest.raises(UsageError, match="8 weights, one for each path, found 7"):
+        unraveled.unraveled_view(3, weights=range(7))
+    for wrong in (-1.0, float("nan"), float("inf")):
+        with pytest.raises(UsageError, match="finite and not negative"):
+            unraveled.unraveled_view(3, weights=[1.0] * 7 + [wrong])
     for wrong in (3, -1):
         with pytest.raises(UsageError, match=f"units 0 to 2 to delete, found {wrong}"):
             unraveled.lesioned_view(3, deleted=wrong)

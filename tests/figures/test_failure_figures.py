@@ -1,0 +1,229 @@
+"""What the figures of failures show: colours, panels, confusion matrices, which classes occur together."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from matplotlib.colors import to_rgb, to_rgba
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+
+from resnotes import figures
+from resnotes.analysis.cooccurrence import Cooccurrence, presence
+from resnotes.datasets import scenes
+from resnotes.errors import UsageError
+from resnotes.figures.failures import LABELS, NEVER, confusion_figure, heat_map, panels
+from resnotes.figures.style import palette
+
+CLASSES = ("water", "boat", "car", "sky")
+# Linear sRGB to the cones of Oklab, and these to its lightness, green-red and blue-yellow (Ottosson 2020).
+LMS = [
+    [0.4122214708, 0.5363325363, 0.0514459929],
+    [0.2119034982, 0.6806995451, 0.1073969566],
+    [0.0883024619, 0.2817188376, 0.6299787005],
+]
+LAB = [
+    [0.2104542553, 0.7936177850, -0.0040720468],
+    [1.9779984951, -2.4285922050, 0.4505937099],
+    [0.0259040371, 0.7827717662, -0.8086757660],
+]
+VISIONS = [  # linear sRGB as seen normally, with protanopia and with deuteranopia (Machado et al. 2009)
+    np.eye(3),
+    [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]],
+    [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]],
+]
+
+
+@pytest.fixture(autouse=True)
+def _style() -> Iterator[None]:
+    with mpl.rc_context({"backend": "agg"}):
+        figures.use_style()
+        yield
+    plt.close("all")
+
+
+@pytest.fixture(scope="module")
+def made() -> Any:
+    return scenes.generate(120, 3)
+
+
+def written(fig: Figure) -> list[Any]:
+    """Extents of all that is written around the axes and in legends."""
+    fig.draw_without_rendering()
+    texts = [*fig.texts, *(text for legend in fig.legends for text in legend.get_texts())]
+    for ax in (ax for ax in fig.axes if ax.axison):
+        texts += [*ax.get_xticklabels(), *ax.get_yticklabels(), ax.xaxis.label, ax.yaxis.label]
+        texts += legend.get_texts() if (legend := ax.get_legend()) else []
+    return [text.get_window_extent() for text in texts if text.get_text()]
+
+
+def apart_and_inside(fig: Figure, boxes: list[Any]) -> None:
+    frame = fig.bbox.padded(1)
+    assert all(frame.x0 <= box.x0 < box.x1 <= frame.x1 and frame.y0 <= box.y0 < box.y1 <= frame.y1 for box in boxes)
+    assert not [(a, b) for a, b in itertools.combinations(boxes, 2) if a.overlaps(b)]
+
+
+def test_colours_differ_for_every_vision() -> None:
+    colors = palette(25)
+    np.testing.assert_allclose(colors[0], to_rgb("#0072B2"))
+    np.testing.assert_array_equal(palette(9), colors[:9])
+    linear = np.where(colors <= 0.04045, colors / 12.92, ((colors + 0.055) / 1.055) ** 2.4)
+    cones = np.cbrt((linear @ np.transpose(VISIONS, (0, 2, 1))).clip(0, 1) @ np.transpose(LMS))
+    seen = cones @ np.transpose(LAB)  # distances are about as large as colours look different
+    gaps = np.linalg.norm(seen[:, :, None] - seen[:, None], axis=-1) + np.eye(25)
+    assert gaps[0].min() > 0.11 and gaps[1:].min() > 0.05  # 0.02 is about what can be seen at all
+    assert len({tuple(color) for color in palette(192)}) == 192
+    for count in (0, 193):
+        with pytest.raises(UsageError, match=f"1 to 192 classes to colour, found {count}"):
+            palette(count)
+
+
+def failing(**changes: Any) -> dict[str, Any]:
+    """What two failures look like: a boat that is called a car, in both images."""
+    labels = torch.zeros(2, 24, 24, dtype=torch.int64)
+    labels[:, 6:18, 8:16] = 1
+    predicted = torch.where(labels == 1, 2, labels)
+    labels[1, :4] = 255
+    where = {"image": [0, 1], "top": 6, "left": 8, "bottom": 18, "right": 16}
+    words = {"kind": ["relationship", "other"], "labelled": "boat", "predicted": "car"}
+    return {
+        "failures": pd.DataFrame({**where, **words, "pixels": 96, "object_pixels": 96}),
+        "images": torch.randint(256, (2, 3, 24, 24), dtype=torch.uint8),
+        "labels": labels,
+        "predictions": {"FCN": predicted, "PSPNet": labels.where(labels < 255, 0)},
+        "classes": CLASSES,
+        **changes,
+    }
+
+
+def test_panels_show_the_data() -> None:
+    shown = failing()
+    fig = panels(**shown)
+    assert fig.get_figwidth() == 7 and len(fig.axes) == 8
+    colors = np.vstack([palette(4), [1, 1, 1]])
+    maps = shown["labels"], *shown["predictions"].values()
+    for image, row in enumerate((fig.axes[:4], fig.axes[4:])):
+        photo, *others = [ax.images[0].get_array() for ax in row]
+        np.testing.assert_array_equal(photo, shown["images"][image].permute(1, 2, 0))
+        for picture, each in zip(others, maps, strict=True):
+            np.testing.assert_array_equal(picture, colors[each[image].clamp(max=4)])
+        for ax in row:
+            [box] = [patch for patch in ax.patches if isinstance(patch, Rectangle)]
+            assert (*box.get_xy(), box.get_width(), box.get_height()) == (7.5, 5.5, 8, 12)
+    texts = [text.get_text() for text in fig.texts]
+    assert [text for text in texts if "→" in text] == [
+        f"{kind}: boat → car, 96 of 96 pixels" for kind in ("relationship", "other")
+    ]
+    assert {"image", "label", "FCN", "PSPNet"} <= set(texts)
+    assert [text.get_text() for text in fig.legends[0].get_texts()] == ["water", "boat", "car"]
+
+
+@pytest.mark.parametrize("rows", [1, 2])
+def test_nothing_in_the_panels_overlaps_or_moves_when_saved(rows: int, tmp_path: Path) -> None:
+    fig = panels(**failing(failures=failing()["failures"].head(rows)))
+    fig.savefig(tmp_path / "once.png")
+    places = [ax.get_position().bounds for ax in fig.axes]
+    fig.savefig(tmp_path / "twice.png")
+    assert places == [ax.get_position().bounds for ax in fig.axes]
+    apart_and_inside(fig, [*written(fig), *(ax.get_window_extent() for ax in fig.axes)])
+
+
+def test_panels_refuse_what_does_not_fit() -> None:
+    fine = failing()
+    fcn = fine["predictions"]["FCN"]
+    for wrong in (
+        {"failures": fine["failures"].head(0)},
+        {"predictions": {}},
+        {"images": fine["images"].float()},
+        {"labels": fine["labels"][:, 1:]},
+        {"predictions": {"FCN": fcn[:, :, 1:]}},
+        {"predictions": {"FCN": fcn, "PSPNet": fcn + 2}},
+        {"failures": fine["failures"].assign(image=2)},
+    ):
+        with pytest.raises(UsageError, match="expected"):
+            panels(**{**fine, **wrong})
+
+
+def test_the_confusion_figure_shows_shares_in_order() -> None:
+    confusion = torch.tensor([[6, 2, 0, 0], [1, 0, 3, 0], [0, 0, 0, 0], [0, 0, 0, 5]])
+    ax = confusion_figure(confusion, CLASSES, torch.tensor([2, 0, 3, 1])).axes[0]
+    expected = [[0, 0, 0, 0], [0, 0.75, 0, 0.25], [0, 0, 1, 0], [0.75, 0.25, 0, 0]]
+    np.testing.assert_allclose(np.reshape(ax.collections[0].get_array(), (4, 4)), expected)
+    for labels in (ax.get_xticklabels(), ax.get_yticklabels()):
+        assert [text.get_text() for text in labels] == ["car", "water", "sky", "boat"]
+    usual = confusion_figure(confusion, CLASSES).axes[0]
+    assert [text.get_text() for text in usual.get_xticklabels()] == list(CLASSES)
+    with pytest.raises(UsageError, match=r"\[4, 4\], found \[3, 4\]"):
+        confusion_figure(confusion[:3], CLASSES)
+    with pytest.raises(UsageError, match="order of the classes 0 to 3"):
+        confusion_figure(confusion, CLASSES, [0, 1, 2, 2])
+
+
+def test_names_of_25_classes_do_not_touch() -> None:
+    fig = confusion_figure(torch.eye(25), scenes.CLASSES)
+    apart_and_inside(fig, written(fig))
+
+
+def counted(made: Any, *, by_scene: bool) -> Cooccurrence:
+    present = presence(made.labels, 25)
+    if by_scene:
+        return Cooccurrence.with_contexts(present, made.scenes, scenes.CLASSES)
+    return Cooccurrence.between_classes(present, scenes.CLASSES)
+
+
+@pytest.mark.parametrize("by_scene", [False, True])
+@pytest.mark.parametrize("values", ["pmi", "conditional"])
+def test_every_cell_of_a_heat_map_shows_its_pair(made: Any, values: str, by_scene: bool) -> None:
+    found = counted(made, by_scene=by_scene)
+    fig = heat_map(found, values)
+    fig.draw_without_rendering()
+    ax, bar = fig.axes
+    rows, columns = ([text.get_text() for text in texts] for texts in (ax.get_yticklabels(), ax.get_xticklabels()))
+    assert sorted(rows) == sorted(scenes.CLASSES) and sorted(columns) == sorted(found.contexts)
+    cells, squares = ax.collections
+    colors = cells.get_facecolors().reshape(len(rows), len(columns), 4)
+    small = {(y - 0.5, x - 0.5) for x, y in squares.get_offsets().tolist()}
+    exact, significant = getattr(found, values)(), found.significant()
+    for (i, row), (j, column) in itertools.product(enumerate(rows), enumerate(columns)):
+        c, k = scenes.CLASSES.index(row), found.contexts.index(column)
+        blank = row == column or exact[c, k].isnan()
+        assert ((i, j) in small) == (not blank and not significant[c, k])
+        if not blank and significant[c, k]:
+            assert (tuple(colors[i, j]) == to_rgba(NEVER)) == (found.counts[c, k] == 0)
+            if exact[c, k].isfinite() and exact[c, k] > 0.1:
+                assert colors[i, j, 0] > colors[i, j, 2], "vermilion"
+    assert bar.get_ylabel() == LABELS[values]
+    assert values == "pmi" or bar.get_ylim() == (0, 1)
+
+
+@pytest.mark.filterwarnings("error")  # of a layout that has no room
+@pytest.mark.parametrize("by_scene", [False, True])
+def test_a_heat_map_can_be_read(made: Any, by_scene: bool) -> None:
+    fig = heat_map(counted(made, by_scene=by_scene))
+    assert fig.get_figwidth() <= 7
+    apart_and_inside(fig, written(fig))
+
+
+def test_alike_classes_are_neighbours(made: Any) -> None:
+    ax = heat_map(counted(made, by_scene=False)).axes[0]
+    rows, columns = ([text.get_text() for text in texts] for texts in (ax.get_yticklabels(), ax.get_xticklabels()))
+    assert rows == columns
+    for group in (("boat", "crane", "water"), ("runway", "airplane", "tower"), ("wall", "floor", "bed")):
+        places = sorted(rows.index(name) for name in group)
+        assert places[-1] - places[0] <= 4  # a bedroom has five classes of its own
+
+
+def test_little_or_nothing_to_draw() -> None:
+    one = Cooccurrence.with_contexts(torch.tensor([[True, False, False]]), ["sea"], ["a", "b", "c"])
+    assert [text.get_text() for text in heat_map(one).axes[0].get_xticklabels()] == ["sea"]
+    with pytest.raises(UsageError, match="unknown values 'lift'; allowed: pmi, conditional"):
+        heat_map(one, "lift")
