@@ -155,7 +155,7 @@ def test_nothing_labelled_is_refused(data: Segmentation) -> None:
     labels = torch.full_like(stacked(data.test).labels, IGNORED)
     empty = dataclasses.replace(stacked(data.test), labels=labels)
     with pytest.raises(UsageError, match="cannot evaluate on 10 samples without a labelled pixel"):
-        evaluate(network(), empty, data.normalization, num_classes=25, ignore_index=IGNORED)
+        evaluate(network(), data, empty)
 
 
 def test_a_batch_without_a_label_changes_nothing_but_bn(data: Segmentation) -> None:
@@ -181,9 +181,9 @@ def test_probes_are_used_between_epochs_and_all_images_at_the_end(
 ) -> None:
     seen: list[Split] = []
 
-    def noting(model: nn.Module, samples: Split, *others: Any, **options: Any) -> Any:
+    def noting(model: nn.Module, all_data: Segmentation, samples: Split, **options: Any) -> Any:
         seen.append(samples)
-        return evaluate(model, samples, *others, **options)
+        return evaluate(model, all_data, samples, **options)
 
     monkeypatch.setattr(module, "evaluate", noting)
     probed, _ = fit(data, dataclasses.replace(SHORT, probe_images=4), seed=1)
@@ -233,7 +233,7 @@ def test_more_than_the_data_in_a_batch_is_refused(data: Segmentation) -> None:
 
 def test_each_network_gets_the_labels_that_it_can_learn(data: Segmentation) -> None:
     with pytest.raises(UsageError, match="pspnet-small cannot learn digits, which has one label for each image"):
-        train(network(), datasets.load("digits"), SHORT, seed=0)
+        train(network(in_channels=1), datasets.load("digits"), SHORT, seed=0)
     with pytest.raises(UsageError, match="resnet-8 cannot learn scenes, which has one label for each pixel"):
         train(models.build("resnet-8"), data, SHORT, seed=0)
 
