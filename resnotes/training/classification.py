@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -109,10 +110,9 @@ class ClassificationTask(Task[Classification]):
 
     unit = "image"
 
-    def __init__(
-        self, data: Classification, recipe: Recipe, *, seed: int, device: torch.device, precision: str
-    ) -> None:
-        super().__init__(data, recipe, seed=seed, device=device, precision=precision)
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        data, device = self.data, self.device
         self._train = data.train_images.to(device), data.train_labels.to(device)
         self._test = data.test_images.to(device), data.test_labels.to(device)
 
@@ -126,11 +126,7 @@ class ClassificationTask(Task[Classification]):
         logits = self.fitting(network, forward(network, inputs, self.recipe.recompute), labels)
         return F.cross_entropy(logits, labels), logits
 
-    def scores(self, network: nn.Module, *, last: bool) -> tuple[Scores, Scores]:
-        """On clean training images and on test images."""
-        train, test = (
-            evaluate(network, images[chosen], labels[chosen], self.normalization, precision=self.precision)
-            for images, labels in (self._train, self._test)
-            for chosen in [self.probe(len(images), last=last)]
-        )
-        return train, test
+    def evaluate(self, network: nn.Module, split: Literal["train", "test"], chosen: slice | Tensor) -> Scores:
+        """See `evaluate`."""
+        images, labels = self._train if split == "train" else self._test
+        return evaluate(network, images[chosen], labels[chosen], self.normalization, precision=self.precision)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
-from typing import cast
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +21,6 @@ from resnotes.errors import DatasetError, UsageError
 from resnotes.models import in_mode
 from resnotes.models.segmentation import Outputs, SegmentationNetwork
 from resnotes.training.augmentation import augment
-from resnotes.training.recipe import Recipe
 from resnotes.training.task import Scores, Task
 
 _BATCH = 32  # images per forward pass in evaluation
@@ -94,16 +93,17 @@ class SegmentationTask(Task[Segmentation]):
 
     unit = "pixel"
 
-    def __init__(self, data: Segmentation, recipe: Recipe, *, seed: int, device: torch.device, precision: str) -> None:
-        super().__init__(data, recipe, seed=seed, device=device, precision=precision)
-        self.ignore_index = data.ignore_index
-        self._in_memory = isinstance(data.train, Stacked)
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        train, recipe = self.data.train, self.recipe
+        self.ignore_index = self.data.ignore_index
+        self._in_memory = isinstance(train, Stacked)
         crop = recipe.crop
-        if isinstance(data.train, Stacked):
-            self._images, self._labels = data.train.images.to(device), data.train.labels.to(device)
-            crop = crop if any(crop) else (self._labels.shape[1], self._labels.shape[2])
+        if isinstance(train, Stacked):
+            self._images, self._labels = train.images.to(self.device), train.labels.to(self.device)
+            crop = crop if any(crop) else (train.labels.shape[1], train.labels.shape[2])
         elif not any(crop):
-            raise UsageError(f"the images of {data.name} are of various sizes; give the recipe a crop")
+            raise UsageError(f"the images of {self.data.name} are of various sizes; give the recipe a crop")
         self._augmented = partial(
             augment,
             crop=crop,
@@ -111,7 +111,7 @@ class SegmentationTask(Task[Segmentation]):
             scale=recipe.scale,
             rotate=recipe.rotate,
             blur=recipe.blur,
-            ignore_index=data.ignore_index,
+            ignore_index=self.ignore_index,
         )
 
     def batches(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -154,12 +154,9 @@ class SegmentationTask(Task[Segmentation]):
         total = F.cross_entropy(logits, labels, ignore_index=self.ignore_index, reduction="sum")
         return total / self.labelled(labels).clamp(min=1), logits
 
-    def scores(self, network: nn.Module, *, last: bool) -> tuple[Scores, Scores]:
-        """On clean training images and on test images."""
-        train, test = (
-            evaluate(network, self.data, split, precision=self.precision)
-            if isinstance(chosen := self.probe(len(split), last=last), slice)
-            else evaluate(network, self.data, split.subset(chosen.tolist()), precision=self.precision)
-            for split in (self.data.train, self.data.test)
-        )
-        return train, test
+    def evaluate(self, network: nn.Module, split: Literal["train", "test"], chosen: slice | Tensor) -> Scores:
+        """See `evaluate`."""
+        samples: Split = getattr(self.data, split)
+        if isinstance(chosen, Tensor):
+            samples = samples.subset(chosen.tolist())
+        return evaluate(network, self.data, samples, precision=self.precision)

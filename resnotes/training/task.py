@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from typing import Any, Generic, NamedTuple, TypeVar
+from dataclasses import KW_ONLY, dataclass
+from typing import Any, ClassVar, Generic, Literal, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -34,38 +35,44 @@ class Scores(NamedTuple):
         return {f"{prefix}_{name}": value for name, value in self._asdict().items()}
 
 
+@dataclass
 class Task(ABC, Generic[_Data]):
     """A data set on a device, and what a network is to do with it.
 
-    Args:
+    Attributes:
         data: training and test images, uint8.
         recipe: augmentation, batches and probes.
         seed: of order and augmentation.
         device: where the network is trained.
         precision: of evaluation.
-
-    Attributes:
         unit: what has one label each.
         ignore_index: the label of what does not count.
-        batches_per_epoch: full batches; what is left over is not trained on in that epoch.
 
     Raises:
         UsageError: fewer training images than one batch.
     """
 
-    unit: str
-    ignore_index = -100  # as PyTorch has it
+    data: _Data
+    recipe: Recipe
+    _: KW_ONLY
+    seed: int
+    device: torch.device
+    precision: str
+    unit: ClassVar[str]
+    ignore_index: int = -100  # as PyTorch has it
 
-    def __init__(self, data: _Data, recipe: Recipe, *, seed: int, device: torch.device, precision: str) -> None:
-        images = data.sizes[0]
-        if images < recipe.batch_size:
+    def __post_init__(self) -> None:
+        self.normalization = self.data.normalization.to(self.device)
+        if not self.batches_per_epoch:
             raise UsageError(
-                f"{images} training images do not fill a batch of {recipe.batch_size}; choose a smaller batch_size"
+                f"{self.data.sizes[0]} training images do not fill a batch of {self.recipe.batch_size};"
+                " choose a smaller batch_size"
             )
-        self.data: _Data = data
-        self.recipe, self.seed, self.device, self.precision = recipe, seed, device, precision
-        self.normalization = data.normalization.to(device)
-        self.batches_per_epoch = images // recipe.batch_size
+
+    @property
+    def batches_per_epoch(self) -> int:
+        """Full batches; what is left over is not trained on in that epoch."""
+        return self.data.sizes[0] // self.recipe.batch_size
 
     @abstractmethod
     def batches(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -83,8 +90,23 @@ class Task(ABC, Generic[_Data]):
         """
 
     @abstractmethod
+    def evaluate(self, network: nn.Module, split: Literal["train", "test"], chosen: slice | Tensor) -> Scores:
+        """On the chosen images of a split, without augmentation."""
+
     def scores(self, network: nn.Module, *, last: bool) -> tuple[Scores, Scores]:
-        """On clean training images and on the test images: on all of them after the last epoch, else on the probes."""
+        """On clean training images and on the test images: on all of them after the last epoch, else on the probes.
+
+        Which images these are does not depend on the seed of the run.
+        """
+
+        def chosen(images: int) -> slice | Tensor:
+            count = self.recipe.probe_images
+            if last or count is None or count >= images:
+                return slice(None)
+            return torch.randperm(images, generator=torch.Generator().manual_seed(0))[:count]
+
+        train, test = map(chosen, self.data.sizes)
+        return self.evaluate(network, "train", train), self.evaluate(network, "test", test)
 
     def fitting(self, network: nn.Module, logits: object, labels: Tensor) -> Tensor:
         """The logits, if they are one more dimension than labels: that of the classes."""
@@ -101,10 +123,3 @@ class Task(ABC, Generic[_Data]):
         """How many of these the logits give a wrong class."""
         answers = logits.movedim(1, -1).argmax(-1)  # along what lies side by side in memory, in maps
         return ((answers != labels) & (labels != self.ignore_index)).sum()
-
-    def probe(self, images: int, *, last: bool) -> slice | Tensor:
-        """Which images are evaluated: all, or a fixed random choice, whatever the seed of the run."""
-        count = self.recipe.probe_images
-        if last or count is None or count >= images:
-            return slice(None)
-        return torch.randperm(images, generator=torch.Generator().manual_seed(0))[:count]
