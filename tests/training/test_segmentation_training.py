@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
-from kit.runs import timeless
+from kit.runs import interrupted, timeless
 from sklearn.metrics import jaccard_score
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -20,7 +20,7 @@ from resnotes.analysis.prediction import predict
 from resnotes.datasets import Normalization, Sample, Segmentation, Split
 from resnotes.datasets.segmentation import Lazy, Stacked
 from resnotes.errors import DatasetError, UsageError
-from resnotes.models.segmentation import Outputs, SegmentationNetwork
+from resnotes.models.segmentation import SegmentationNetwork
 from resnotes.runs import recording
 from resnotes.runs.recording import record, verify
 from resnotes.runs.spec import RunSpec
@@ -166,25 +166,6 @@ def test_a_batch_without_a_label_changes_nothing_but_bn(data: Segmentation) -> N
     assert 0 < record.history[0].train_loss < 3
 
 
-def test_probes_are_used_between_epochs_and_all_images_at_the_end(
-    data: Segmentation, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    seen: list[Split] = []
-
-    def noting(model: nn.Module, all_data: Segmentation, samples: Split, **options: Any) -> Any:
-        seen.append(samples)
-        return evaluate(model, all_data, samples, **options)
-
-    monkeypatch.setattr(module, "evaluate", noting)
-    probed, _ = fit(data, dataclasses.replace(SHORT, probe_images=4), seed=1)
-    assert [len(split) for split in seen] == [4] * 4 + [24, 10]  # training and test images of three epochs
-    assert torch.equal(stacked(seen[0]).images, stacked(seen[2]).images)
-    assert not torch.equal(stacked(seen[0]).images, stacked(data.train).images[:4])  # a random choice ...
-    fit(data, dataclasses.replace(SHORT, probe_images=4), seed=2)
-    assert torch.equal(stacked(seen[0]).images, stacked(seen[6]).images)  # ... that is the same for every run
-    torch.testing.assert_close(probed.state_dict(), fit(data, seed=1)[0].state_dict(), rtol=0, atol=0)
-
-
 # Batches
 
 
@@ -244,7 +225,9 @@ def drawn(name: str) -> Sample:
     return Sample(image, torch.randint(25, size, dtype=torch.uint8, generator=generator), "", name)
 
 
-VARIOUS = Recipe(iterations=3, batch_size=4, crop=(32, 32), scale=(0.5, 2.0), rotate=10, blur=True, precision="float32")
+VARIOUS = dataclasses.replace(
+    SHORT, iterations=3, batch_size=4, crop=(32, 32), scale=(0.5, 2.0), rotate=10, blur=True, probe_images=2
+)
 
 
 @pytest.fixture
@@ -296,20 +279,9 @@ def test_the_number_of_workers_has_no_say(various: Segmentation, monkeypatch: py
 
 
 @pytest.mark.parametrize("iteration", [2, 4, 6])
-def test_going_on_after_an_interruption_changes_nothing(
-    data: Segmentation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, iteration: int
-) -> None:
+def test_going_on_after_an_interruption_changes_nothing(data: Segmentation, tmp_path: Path, iteration: int) -> None:
     recipe = dataclasses.replace(SHORT, crop=(48, 48), scale=(0.5, 2.0), rotate=10, blur=True, schedule="poly")
-    batches = itertools.count()
-    loss = SegmentationNetwork.loss
-
-    def interrupted(self: SegmentationNetwork, outputs: Outputs, labels: Tensor, **options: Any) -> Tensor:
-        if next(batches) == iteration:
-            raise KeyboardInterrupt
-        return loss(self, outputs, labels, **options)
-
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(SegmentationNetwork, "loss", interrupted)
+    with interrupted(SegmentationNetwork, "loss", iteration):
         fit(data, recipe, folder=tmp_path, dropout=0.3)
     torch.manual_seed(iteration)  # has no say
     goes_on, resumed = fit(data, recipe, folder=tmp_path, dropout=0.3)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from kit.networks import randomise_bn
-from kit.runs import assert_same
+from kit.runs import assert_same, interrupted
 from safetensors.torch import load_file
 from scipy.stats import binomtest, chisquare
 from torch import Tensor, nn
@@ -211,9 +211,8 @@ def test_what_is_evaluated_is_what_is_returned_and_kept(data: Classification, tm
     assert (record.history[1].test_loss, record.history[1].test_error) == (pytest.approx(loss), error)
 
 
-def test_factors_enter_once(data: Classification, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_factors_enter_once(data: Classification, tmp_path: Path) -> None:
     """Also where training was killed after its last epoch."""
-    monkeypatch.setattr("resnotes.training.loop.CHECKPOINT_SECONDS", 0)
     recipe = dataclasses.replace(SHORT, blocks="exactly:2")
     once, again = fit(data, recipe, folder=tmp_path), fit(data, recipe, folder=tmp_path)
     assert again[1].resumed == 1
@@ -240,20 +239,10 @@ def test_recomputed_blocks_are_the_same_blocks(data: Classification, blocks: str
 @each_choice
 @pytest.mark.parametrize("iteration", [0, 4, 6, 10])
 def test_going_on_after_an_interruption_changes_nothing(
-    data: Classification, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, blocks: str, iteration: int
+    data: Classification, tmp_path: Path, blocks: str, iteration: int
 ) -> None:
     recipe = dataclasses.replace(SHORT, blocks=blocks)
-    count = itertools.count()
-
-    def interrupted(*arguments: object) -> Tensor:
-        if next(count) == iteration:
-            raise KeyboardInterrupt
-        return augment(*arguments)
-
-    augment = classification.augment
-    monkeypatch.setattr("resnotes.training.loop.CHECKPOINT_SECONDS", 0)
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(classification, "augment", interrupted)
+    with interrupted(classification, "augment", iteration):
         fit(data, recipe, folder=tmp_path)
     torch.manual_seed(iteration)
     resumed = fit(data, recipe, folder=tmp_path)

@@ -14,7 +14,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from kit.runs import RECIPE, assert_same, start_training, timeless
+from kit.runs import RECIPE, assert_same, interrupted, start_training, timeless
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -294,21 +294,11 @@ def test_training_leaves_the_global_generator_alone(data: Classification) -> Non
 
 
 @pytest.mark.parametrize("iteration", [0, 4, 6, 13])
-def test_going_on_after_an_interruption_changes_nothing(
-    data: Classification, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, iteration: int
-) -> None:
+def test_going_on_after_an_interruption_changes_nothing(data: Classification, tmp_path: Path, iteration: int) -> None:
     def started() -> nn.Module:
         return nn.Sequential(nn.Dropout(0.2), network())  # draws random numbers in its forward pass too
 
-    batches = itertools.count()
-
-    def interrupted(*arguments: object) -> Tensor:
-        if next(batches) == iteration:
-            raise KeyboardInterrupt
-        return augment(*arguments)
-
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(classification, "augment", interrupted)
+    with interrupted(classification, "augment", iteration):
         train(started(), data, SHORT, seed=0, device="cpu", folder=tmp_path)
     goes_on, straight = started(), started()
     torch.manual_seed(iteration)
