@@ -50,11 +50,6 @@ class Training:
     resumed: int = 0  # how often it went on from a checkpoint
     history: list[Epoch] = field(default_factory=list)
 
-    @property
-    def iteration(self) -> int:
-        """How many were done up to the end of the last epoch."""
-        return self.history[-1].iteration if self.history else 0
-
     def frame(self) -> pd.DataFrame:
         """One row per epoch, the columns of `Epoch`; without those that do not apply to the task."""
         frame = pd.DataFrame([asdict(row) for row in self.history], columns=list(Epoch.__annotations__))

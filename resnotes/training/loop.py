@@ -134,7 +134,7 @@ def train(
         folder = checkpoint.path = None
     shared = distributed.parallel(network)
 
-    iteration = training.iteration
+    iteration = training.history[-1].iteration if training.history else 0
     bar = progress.bar(total=recipe.iterations, initial=iteration, desc=label, unit="it")
     with bar, torch.random.fork_rng([where] if where.type == "cuda" else []):
         while iteration < recipe.iterations:
