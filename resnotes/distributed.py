@@ -69,21 +69,26 @@ def part(batch: Tensor) -> Tensor:
 
 def total(value: Tensor) -> Tensor:
     """The sum of the processes' values."""
-    if size() == 1:
-        return value
-    value = value.clone()
-    distributed.all_reduce(value)
+    if size() > 1:
+        value = value.clone()
+        distributed.all_reduce(value)
     return value
+
+
+def weight(labelled: Tensor) -> Tensor | float:
+    """What a mean over this process's part of a batch is multiplied with, given how many are `labelled` in the part.
+
+    Gradients are averaged over the processes: weighted so, that is the mean over the whole batch.
+    """
+    return 1.0 if size() == 1 else labelled * size() / total(labelled).clamp(min=1)
 
 
 def agreed(decision: bool) -> bool:
     """What the first process decides."""
-    if size() == 1:
-        return decision
-    device = "cuda" if distributed.get_backend() == "nccl" else "cpu"
-    holder = torch.tensor(decision, device=device)
-    distributed.broadcast(holder, 0)
-    return bool(holder)
+    decisions = [decision]
+    if size() > 1:
+        distributed.broadcast_object_list(decisions)
+    return decisions[0]
 
 
 def share_buffers(network: nn.Module) -> None:

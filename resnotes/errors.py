@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 
@@ -26,10 +26,9 @@ class TrainingDiverged(ResnotesError):
     """The loss became NaN or infinite; the message names epoch and learning rate."""
 
 
-def unknown(kind: str, found: object, allowed: object) -> UsageError:
-    """A `UsageError` for a `kind` of name that is not among the `allowed` ones (an iterable of names)."""
-    names = ", ".join(str(name) for name in allowed)  # type: ignore[attr-defined]
-    return UsageError(f"unknown {kind} {found!r}; allowed: {names}")
+def unknown(kind: str, found: object, allowed: Iterable[object]) -> UsageError:
+    """A `UsageError` for a `kind` of name that is not among the `allowed` ones."""
+    return UsageError(f"unknown {kind} {found!r}; allowed: {', '.join(map(str, allowed))}")
 
 
 @contextmanager
@@ -40,15 +39,12 @@ def reporting_errors() -> Iterator[None]:
     """
     try:
         yield
-    except ResnotesError as error:
-        print(f"resnotes: {error}", file=sys.stderr)
-        sys.exit(2 if isinstance(error, UsageError) else 1)
     except BrokenPipeError:  # whoever read the output has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or it would be noticed again at the end
         sys.exit(1)
-    except OSError as error:  # a folder that is a file, or may not be written, or a full disk
+    except (ResnotesError, OSError) as error:  # the latter: a folder that is a file, or not ours to write; a full disk
         print(f"resnotes: {error}", file=sys.stderr)
-        sys.exit(1)
+        sys.exit(2 if isinstance(error, UsageError) else 1)
     except KeyboardInterrupt:
         print("resnotes: interrupted; what was finished is kept", file=sys.stderr)
         sys.exit(130)

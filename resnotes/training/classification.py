@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,7 @@ from resnotes.errors import UsageError
 from resnotes.models import in_mode
 from resnotes.training.recipe import Recipe
 from resnotes.training.recomputation import forward
-from resnotes.training.task import Scores, probe
+from resnotes.training.task import Scores, Task
 
 
 def augment(images: Tensor, dy: Tensor, dx: Tensor, flip: Tensor, pad: int) -> Tensor:
@@ -57,17 +57,6 @@ def batches(
 
 
 @torch.inference_mode()
-def _logits(network: nn.Module, images: Tensor, normalization: Normalization, precision: str, batch: int) -> Tensor:
-    """Of uint8 images ``[N, C, H, W]`` in eval mode, float32 ``[N, num_classes]``."""
-    device = next(network.parameters()).device
-    logits = []
-    with in_mode(network, training=False), autocast(device, precision):
-        for part in images.split(batch):
-            inputs = normalization(part.to(device)).contiguous(memory_format=torch.channels_last)
-            logits.append(network(inputs).float())
-    return torch.cat(logits)
-
-
 def evaluate(
     network: nn.Module,
     images: Tensor,
@@ -92,11 +81,15 @@ def evaluate(
     """
     if not len(images):
         raise UsageError("cannot evaluate on an empty set of images")
-    logits = _logits(network, images, normalization, precision, batch)
-    labels = labels.to(logits.device)
-    loss = F.cross_entropy(logits, labels).item()
+    device = next(network.parameters()).device
+    outputs = []
+    with in_mode(network, training=False), autocast(device, precision):
+        for some in images.split(batch):
+            inputs = normalization(some.to(device)).contiguous(memory_format=torch.channels_last)
+            outputs.append(network(inputs).float())
+    logits, labels = torch.cat(outputs), labels.to(device)
     wrong = int((logits.argmax(1) != labels).sum())
-    return Scores(loss, 100 * wrong / len(labels))
+    return Scores(F.cross_entropy(logits, labels).item(), 100 * wrong / len(labels))
 
 
 def cross_entropy(network: nn.Module, inputs: Tensor, labels: Tensor, recompute: int = 0) -> tuple[Tensor, Tensor]:
@@ -112,64 +105,28 @@ def cross_entropy(network: nn.Module, inputs: Tensor, labels: Tensor, recompute:
     return F.cross_entropy(logits, labels), logits
 
 
-class ClassificationTask:
-    """One label an image; see `resnotes.training.task.Task`.
+class ClassificationTask(Task[Classification]):
+    """One label an image. The data is kept on the device, as a whole."""
 
-    Args:
-        data: training and test images, uint8.
-        recipe: augmentation, batches and probes.
-        seed: of order and augmentation.
-        device: where the data goes, as a whole.
-        precision: of evaluation.
+    unit = "image"
 
-    Raises:
-        UsageError: fewer training images than one batch.
-    """
-
-    def __init__(
-        self, data: Classification, recipe: Recipe, *, seed: int, device: torch.device, precision: str
-    ) -> None:
-        if len(data.train_images) < recipe.batch_size:
-            raise UsageError(
-                f"{len(data.train_images)} training images do not fill a batch of {recipe.batch_size};"
-                " choose a smaller batch_size"
-            )
-        self._recipe, self._seed, self._precision = recipe, seed, precision
-        self._normalization = data.normalization.to(device)
-        self._splits = [
-            (images.to(device), labels.to(device))
-            for images, labels in ((data.train_images, data.train_labels), (data.test_images, data.test_labels))
-        ]
-        self.fingerprint = data.fingerprint
-        self.batches_per_epoch = len(data.train_images) // recipe.batch_size
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        data, device = self.data, self.device
+        self._train = data.train_images.to(device), data.train_labels.to(device)
+        self._test = data.test_images.to(device), data.test_labels.to(device)
 
     def batches(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Normalised images ``[B, C, H, W]`` and labels ``[B]``."""
-        for images, labels in batches(*self._splits[0], self._recipe, seed=self._seed, epoch=epoch):
-            yield self._normalization(part(images)), part(labels)
-
-    def parameters(self, network: nn.Module) -> list[dict[str, Any]]:
-        """All in one group."""
-        return [{"params": list(network.parameters()), "scale": 1.0}]
+        for images, labels in batches(*self._train, self.recipe, seed=self.seed, epoch=epoch):
+            yield self.normalization(part(images)), part(labels)
 
     def objective(self, network: nn.Module, inputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Mean cross-entropy, and the logits; activations recomputed as the recipe says."""
-        return cross_entropy(network, inputs, labels, self._recipe.recompute)
+        logits = self.fitting(network, forward(network, inputs, self.recipe.recompute), labels)
+        return F.cross_entropy(logits, labels), logits
 
-    def labelled(self, labels: Tensor) -> Tensor:
-        """Every image is."""
-        # Filled on the device: `torch.tensor` would be copied from the host, and waited for.
-        return torch.full((), len(labels), device=labels.device)
-
-    def wrong(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Images whose highest logit is not their label's."""
-        return (logits.argmax(1) != labels).sum()
-
-    def scores(self, network: nn.Module, *, last: bool) -> tuple[Scores, Scores]:
-        """On clean training images and on test images."""
-        train, test = (
-            evaluate(network, images[chosen], labels[chosen], self._normalization, precision=self._precision)
-            for images, labels in self._splits
-            for chosen in [slice(None) if last else probe(len(images), self._recipe.probe_images)]
-        )
-        return train, test
+    def evaluate(self, network: nn.Module, split: Literal["train", "test"], chosen: slice | Tensor) -> Scores:
+        """See `evaluate`."""
+        images, labels = self._train if split == "train" else self._test
+        return evaluate(network, images[chosen], labels[chosen], self.normalization, precision=self.precision)

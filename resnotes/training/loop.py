@@ -7,16 +7,11 @@ its last checkpoint, written after an epoch, and on CPU ends bit-identical to on
 
 from __future__ import annotations
 
-import io
-import itertools
-import logging
 import math
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import pandas as pd
 import torch
 from safetensors.torch import save as to_safetensors
 from torch import Tensor, nn
@@ -24,62 +19,20 @@ from torch import Tensor, nn
 from resnotes import distributed, progress
 from resnotes.datasets import Classification, Data
 from resnotes.devices import autocast, resolve_device, resolve_precision
-from resnotes.errors import RunError, TrainingDiverged, UsageError
-from resnotes.files import sealed, unsealed, write_atomic
-from resnotes.models.segmentation import SegmentationNetwork
-from resnotes.training import classification
-from resnotes.training import segmentation as segmentation
+from resnotes.errors import TrainingDiverged, UsageError
+from resnotes.files import write_atomic
+from resnotes.training import classification, segmentation
+from resnotes.training.checkpoint import Checkpoint, Epoch, Training
 from resnotes.training.classification import ClassificationTask
 from resnotes.training.recipe import Recipe
 from resnotes.training.segmentation import SegmentationTask
-from resnotes.training.task import Scores, Task
+from resnotes.training.task import Scores
 from resnotes.training.thinning import thinned, whole
-
-_log = logging.getLogger(__name__)
 
 CHECKPOINT_SECONDS = 5.0  # least training time between checkpoints: a kill costs at most that and one epoch
 
-
-@dataclass(frozen=True, kw_only=True)
-class Epoch:
-    """One row of a history. Errors in percent, losses in nats per image or pixel; all at the end of the epoch.
-
-    `train_loss` and `running_error` are means over the epoch's batches, on augmented images, while the
-    weights changed and BN used batch statistics. The other columns are clean: eval mode, no augmentation.
-    """
-
-    epoch: int
-    iteration: int
-    lr: float
-    train_loss: float
-    running_error: float
-    clean_loss: float
-    clean_error: float
-    test_loss: float
-    test_error: float
-    seconds: float  # wall time of the epoch, its evaluation included
-    clean_iou: float | None = None  # mean intersection over union, in segmentation
-    test_iou: float | None = None
-
-
-@dataclass
-class Training:
-    """What `train` returns: the history and the conditions it was made under."""
-
-    history: list[Epoch]
-    device: str
-    precision: str
-    threads: int
-    resumed: int  # how often it went on from a checkpoint
-
-    def frame(self) -> pd.DataFrame:
-        """One row per epoch, the columns of `Epoch`; without those that do not apply to the task."""
-        frame = pd.DataFrame([asdict(row) for row in self.history], columns=list(Epoch.__annotations__))
-        missing = [column for column in ("clean_iou", "test_iou") if frame[column].isna().all()]
-        return frame.drop(columns=missing)
-
-
 Objective = Callable[[nn.Module, Tensor, Tensor], tuple[Tensor, Tensor]]
+AnyTask = ClassificationTask | SegmentationTask
 
 
 def optimizer_step(
@@ -111,69 +64,23 @@ def optimizer_step(
     return loss.detach(), logits.detach()
 
 
-@dataclass
-class _Checkpoint:
-    """State after an epoch, in a sealed file that loads without unpickling code.
-
-    PyTorch compares no checksum when it loads: a flipped bit would be a weight like any other.
-    """
-
-    path: Path | None
-    fingerprint: str  # of the data: a run does not go on with other data than it began with
-    resumed: int = 0
-    history: list[Epoch] = field(default_factory=list)
-
-    def save(self, network: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        if self.path is None:
-            return
-        state = {
-            "network": network.state_dict(),
-            "optimizer": optimizer.state_dict(),
-            "history": [asdict(row) for row in self.history],
-            "resumed": self.resumed,
-            "fingerprint": self.fingerprint,
-        }
-        buffer = io.BytesIO()
-        torch.save(state, buffer)
-        write_atomic(self.path, sealed(buffer.getvalue()))
-
-    def restore(self, network: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        if self.path is None or not self.path.exists():
-            return
-        if (content := unsealed(self.path.read_bytes())) is None:
-            _log.warning("%s is damaged; the run is trained from its start", self.path)
-            return
-        try:
-            device = next(network.parameters()).device
-            state = torch.load(io.BytesIO(content), map_location=device, weights_only=True)
-            fingerprint = state["fingerprint"]
-            if fingerprint == self.fingerprint:
-                network.load_state_dict(state["network"])
-                optimizer.load_state_dict(state["optimizer"])
-                self.history = [Epoch(**row) for row in state["history"]]
-                self.resumed = state["resumed"] + 1
-        except Exception as error:  # whole, but not by us, or by another version: anything can be wrong with it
-            # PyTorch's own words would advise to load it without the protection against foreign code.
-            raise RunError(
-                f"{self.path} is no checkpoint ({type(error).__name__}); delete it to train the run from its start"
-            ) from error
-        if fingerprint != self.fingerprint:
-            raise RunError(
-                f"{self.path} belongs to data with fingerprint {fingerprint}, but that at hand has"
-                f" {self.fingerprint}; delete it to train the run on this data"
-            )
-
-
-def task_for(data: Data, recipe: Recipe, *, seed: int, device: torch.device, precision: str) -> Task:
+def task_for(data: Data, recipe: Recipe, *, seed: int, device: torch.device, precision: str) -> AnyTask:
     """Classification or segmentation, as the data has one label an image or one a pixel.
 
     Raises:
-        UsageError: a recipe with fields that the task or the schedule ignores; or see the tasks.
+        UsageError: a recipe with fields that the task or the schedule ignores, or that is for one process alone; or
+            see the tasks.
     """
+    if distributed.size() > 1 and (recipe.blocks != "all" or recipe.recompute):
+        raise UsageError(
+            f"{distributed.size()} processes cannot train together with blocks={recipe.blocks!r} and"
+            f" recompute={recipe.recompute}; allowed: all and 0, or a single process"
+        )
     recipe.check_schedule()
     recipe.check_task("classification" if isinstance(data, Classification) else "segmentation")
-    kind = ClassificationTask if isinstance(data, Classification) else SegmentationTask
-    return kind(data, recipe, seed=seed, device=device, precision=precision)  # type: ignore[arg-type]
+    if isinstance(data, Classification):
+        return ClassificationTask(data, recipe, seed=seed, device=device, precision=precision)
+    return SegmentationTask(data, recipe, seed=seed, device=device, precision=precision)
 
 
 def scores_on_test(network: nn.Module, data: Data, precision: str) -> Scores:
@@ -181,14 +88,7 @@ def scores_on_test(network: nn.Module, data: Data, precision: str) -> Scores:
     if isinstance(data, Classification):
         images, labels = data.test_images, data.test_labels
         return classification.evaluate(network, images, labels, data.normalization, precision=precision)
-    return segmentation.evaluate(
-        network,
-        data.test,
-        data.normalization,
-        num_classes=data.num_classes,
-        ignore_index=data.ignore_index,
-        precision=precision,
-    )
+    return segmentation.evaluate(network, data, data.test, precision=precision)
 
 
 def train(
@@ -219,111 +119,113 @@ def train(
     Raises:
         TrainingDiverged: the loss is NaN or infinite; the history up to there is in the folder.
         RunError: the checkpoint is foreign, or was made on other data.
-        UsageError: fewer training images than one batch, blocks that cannot be left out, a batch that the
-            processes cannot share equally, a recipe for one process alone, or a classifier where each pixel has a
-            label, or the reverse.
+        UsageError: see `task_for`; or blocks that cannot be left out, a batch that the processes cannot share
+            equally, or a classifier where each pixel has a label, or the reverse.
     """
-    if isinstance(network, SegmentationNetwork) == isinstance(data, Classification):
-        kind = "image" if isinstance(data, Classification) else "pixel"
-        name = getattr(network, "name", type(network).__name__)
-        raise UsageError(f"{name} cannot learn {data.variant}, which has one label for each {kind}")
-    if distributed.size() > 1 and (recipe.blocks != "all" or recipe.recompute):
-        raise UsageError(
-            f"{distributed.size()} processes cannot train together with blocks={recipe.blocks!r} and"
-            f" recompute={recipe.recompute}; allowed: all and 0, or a single process"
-        )
     where = resolve_device(device)
     precision = resolve_precision(recipe.precision, where)
     task = task_for(data, recipe, seed=seed, device=where, precision=precision)
     network.to(where).to(memory_format=torch.channels_last)
-    groups = task.parameters(network)
-    scales = [group.pop("scale") for group in groups]
+    optimizer, scales = _sgd(network, recipe)
+    training = Training(str(where), precision, torch.get_num_threads())
+    checkpoint = Checkpoint(folder / "checkpoint.pt" if folder else None, data.fingerprint)
+    checkpoint.restore(network, optimizer, training)
+    if distributed.rank():
+        folder = checkpoint.path = None
+    shared = distributed.parallel(network)
+
+    iteration = training.history[-1].iteration if training.history else 0
+    bar = progress.bar(total=recipe.iterations, initial=iteration, desc=label, unit="it")
+    with bar, torch.random.fork_rng([where] if where.type == "cuda" else []):
+        while iteration < recipe.iterations:
+            epoch, started = len(training.history) + 1, time.monotonic()
+            # Dropout: processes that train together are not to drop the same of their parts.
+            torch.manual_seed(seed * 1_000_003 + epoch + (distributed.rank() << 48))
+            _train_mode(network, frozen_bn=recipe.frozen_bn)
+            steps = min(task.batches_per_epoch, recipe.iterations - iteration)
+            sums = torch.zeros(3, device=where, dtype=torch.float64)
+            for found in _steps(shared, task, optimizer, scales, epoch, range(iteration, iteration + steps)):
+                sums += found
+                iteration += 1
+                bar.update()
+                if folder and iteration in recipe.snapshots:
+                    save_weights(whole(network, recipe.blocks), folder / snapshot_name(iteration))
+            losses, wrong, labelled = distributed.total(sums).tolist()
+            distributed.share_buffers(network)
+            clean, test = task.scores(whole(network, recipe.blocks), last=iteration == recipe.iterations)
+            row = Epoch(
+                epoch=epoch,
+                iteration=iteration,
+                lr=recipe.lr_at(iteration - 1),
+                train_loss=losses / steps / distributed.size(),
+                running_error=100 * wrong / max(1.0, labelled),
+                **clean.columns("clean"),
+                **test.columns("test"),
+                seconds=time.monotonic() - started,
+            )
+            training.history.append(row)
+            if folder:
+                write_atomic(folder / "history.csv", training.frame().to_csv(index=False))
+            _check_finite(row, label)
+            bar.set_postfix(clean=f"{row.clean_error:.1f} %", test=f"{row.test_error:.1f} %", refresh=False)
+            checkpoint.save(network, optimizer, training, every=CHECKPOINT_SECONDS)
+    network.load_state_dict(whole(network, recipe.blocks).state_dict())
+    network.eval()
+    return training
+
+
+def _steps(
+    network: nn.Module,
+    task: AnyTask,
+    optimizer: torch.optim.Optimizer,
+    scales: list[float],
+    epoch: int,
+    iterations: range,
+) -> Iterator[Tensor]:
+    """Train on the first batches of an epoch; after each, its loss, wrong and labelled images or pixels, float64."""
+    parts = thinned(network, task.recipe.blocks, seed=task.seed, epoch=epoch)
+    for iteration, (inputs, labels), part in zip(iterations, task.batches(epoch), parts, strict=False):
+        for group, scale in zip(optimizer.param_groups, scales, strict=True):
+            group["lr"] = task.recipe.lr_at(iteration) * scale
+        labelled = task.labelled(labels)
+        weight = distributed.weight(labelled)
+        loss, logits = optimizer_step(part, optimizer, inputs, labels, task.precision, task.objective, weight)
+        yield torch.stack([each.double() for each in (loss, task.wrong(logits, labels), labelled)])
+
+
+def _sgd(network: nn.Module, recipe: Recipe) -> tuple[torch.optim.SGD, list[float]]:
+    """The optimiser, and what the learning rate of each of its groups is multiplied with: an encoder is a group."""
+    named = list(network.named_parameters())
+    encoder = [parameter for name, parameter in named if name.startswith("encoder.")]
+    others = [parameter for name, parameter in named if not name.startswith("encoder.")]
+    groups = [(parameters, scale) for parameters, scale in ((encoder, 1.0), (others, recipe.new_lr)) if parameters]
     optimizer = torch.optim.SGD(
-        groups, lr=recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay, fused=True
+        [{"params": parameters} for parameters, _ in groups],
+        lr=recipe.lr,
+        momentum=recipe.momentum,
+        weight_decay=recipe.weight_decay,
+        fused=True,
     )
     if recipe.blocks != "all":
         # A block that is left out has no gradient, and SGD leaves it alone: no decay, no momentum in that batch.
         # Fused SGD cannot step if some parameters have a momentum and others, never trained yet, have none.
         for parameter in network.parameters():
             optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
-    checkpoint = _Checkpoint(folder / "checkpoint.pt" if folder else None, data.fingerprint)
-    checkpoint.restore(network, optimizer)
-    if distributed.rank():
-        folder = checkpoint.path = None
-    history = checkpoint.history
-    training = Training(history, str(where), precision, torch.get_num_threads(), checkpoint.resumed)
-    shared = distributed.parallel(network)
-
-    iteration = history[-1].iteration if history else 0
-    bar = progress.bar(total=recipe.iterations, initial=iteration, desc=label, unit="it")
-    with bar, torch.random.fork_rng([where] if where.type == "cuda" else []):
-        saved = time.monotonic()
-        while iteration < recipe.iterations:
-            epoch = len(history) + 1
-            started = time.monotonic()
-            # Dropout: processes that train together are not to drop the same of their parts.
-            torch.manual_seed(seed * 1_000_003 + epoch + (distributed.rank() << 48))
-            network.train()
-            if recipe.frozen_bn:
-                _freeze_bn(network)
-            losses, wrong, labelled = torch.zeros(3, device=where, dtype=torch.float64)
-            steps = min(task.batches_per_epoch, recipe.iterations - iteration)
-            drawn = thinned(shared, recipe.blocks, seed=seed, epoch=epoch)
-            for (inputs, labels), part in zip(itertools.islice(task.batches(epoch), steps), drawn, strict=False):
-                for group, scale in zip(optimizer.param_groups, scales, strict=True):
-                    group["lr"] = recipe.lr_at(iteration) * scale
-                count = task.labelled(labels)
-                everywhere = distributed.total(count)
-                # Gradients are averaged over the processes: weighted so, that is the mean over the whole batch.
-                weight = 1.0 if distributed.size() == 1 else count * distributed.size() / everywhere.clamp(min=1)
-                loss, logits = optimizer_step(part, optimizer, inputs, labels, precision, task.objective, weight)
-                losses += loss
-                wrong += task.wrong(logits, labels)
-                labelled += count
-                iteration += 1
-                bar.update()
-                if folder and iteration in recipe.snapshots:
-                    save_weights(whole(network, recipe.blocks), folder / snapshot_name(iteration))
-            losses, wrong, labelled = distributed.total(torch.stack([losses, wrong, labelled]))
-            distributed.share_buffers(network)
-            evaluated = whole(network, recipe.blocks)
-            clean, test = task.scores(evaluated, last=iteration == recipe.iterations)
-            row = Epoch(
-                epoch=epoch,
-                iteration=iteration,
-                lr=recipe.lr_at(iteration - 1),
-                train_loss=losses.item() / steps / distributed.size(),
-                running_error=100 * wrong.item() / max(1.0, labelled.item()),
-                clean_loss=clean.loss,
-                clean_error=clean.error,
-                test_loss=test.loss,
-                test_error=test.error,
-                seconds=time.monotonic() - started,
-                clean_iou=clean.iou,
-                test_iou=test.iou,
-            )
-            history.append(row)
-            if folder:
-                write_atomic(folder / "history.csv", training.frame().to_csv(index=False).encode())
-            for value in (row.train_loss, row.clean_loss):  # what the last step did shows in the clean loss alone
-                if not math.isfinite(value):
-                    raise TrainingDiverged(
-                        f"{label}: the loss is {value} in epoch {epoch} at lr {row.lr:g}; lower the lr or warm up"
-                    )
-            bar.set_postfix(clean=f"{row.clean_error:.1f} %", test=f"{row.test_error:.1f} %", refresh=False)
-            if time.monotonic() - saved >= CHECKPOINT_SECONDS:
-                checkpoint.save(network, optimizer)
-                saved = time.monotonic()
-    if recipe.blocks != "all":
-        network.load_state_dict(whole(network, recipe.blocks).state_dict())
-    network.eval()
-    return training
+    return optimizer, [scale for _, scale in groups]
 
 
-def _freeze_bn(network: nn.Module) -> None:
-    for module in network.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+def _train_mode(network: nn.Module, *, frozen_bn: bool) -> None:
+    for module in network.train().modules():
+        if frozen_bn and isinstance(module, nn.modules.batchnorm._BatchNorm):
             module.eval()
+
+
+def _check_finite(row: Epoch, label: str) -> None:
+    for value in (row.train_loss, row.clean_loss):  # what the last step did shows in the clean loss alone
+        if not math.isfinite(value):
+            raise TrainingDiverged(
+                f"{label}: the loss is {value} in epoch {row.epoch} at lr {row.lr:g}; lower the lr or warm up"
+            )
 
 
 def snapshot_name(iteration: int) -> str:

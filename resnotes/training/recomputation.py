@@ -6,9 +6,9 @@ between once more. On the CPU, outputs, gradients and BN statistics are bit-iden
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import functools
+from contextlib import AbstractContextManager, nullcontext, suppress
 
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -25,7 +25,7 @@ def _give_back_freed_memory() -> None:
     lie between those that are freed: the heap then grows to several times what is in use.
     """
     m_mmap_threshold = -3
-    with contextlib.suppress(AttributeError, OSError, TypeError):  # another C library
+    with suppress(AttributeError, OSError, TypeError):  # another C library
         ctypes.CDLL(None).mallopt(m_mmap_threshold, 1 << 20)
 
 
@@ -51,19 +51,12 @@ def forward(network: nn.Module, inputs: Tensor, recompute: int = 0) -> Tensor:
     blocks = list(network.blocks)  # type: ignore[arg-type]
     x = network.stem(inputs)  # type: ignore[operator]
     for start in range(0, len(blocks), recompute):
-        segment = blocks[start : start + recompute]
-
-        def run(x: Tensor, segment: list[nn.Module] = segment) -> Tensor:
-            for block in segment:
-                x = block(x)
-            return x
-
-        def contexts(
-            segment: list[nn.Module] = segment,
-        ) -> tuple[contextlib.AbstractContextManager[None], contextlib.AbstractContextManager[None]]:
-            # The second time, BN must not count the same batch again.
-            return contextlib.nullcontext(), kept_statistics(*segment)
-
-        x = checkpoint(run, x, use_reentrant=False, context_fn=contexts)
+        segment = nn.Sequential(*blocks[start : start + recompute])
+        x = checkpoint(segment, x, use_reentrant=False, context_fn=functools.partial(_contexts, segment))
     out: Tensor = network.head(x)  # type: ignore[operator]
     return out
+
+
+def _contexts(segment: nn.Module) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+    """Of the first pass and the second, in which BN must not count the same batch again."""
+    return nullcontext(), kept_statistics(segment)

@@ -22,7 +22,6 @@ from __future__ import annotations
 import contextlib
 import itertools
 from collections.abc import Iterable, Iterator
-from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -68,29 +67,33 @@ def draws(blocks: str, count: int, *, seed: int, epoch: int) -> Iterator[Tensor]
     """Which of `count` blocks each batch of an epoch trains, bool ``[count]``, batch after batch without end.
 
     A function of its arguments alone, so that a resumed training draws what an uninterrupted one does.
+
+    Raises:
+        UsageError: see `survival`, at once.
     """
     kind, number = parse(blocks)
     chances = survival(blocks, count)
     # The negative of the seed of order and crops: drawn from the same numbers, blocks would depend on images.
     generator = torch.Generator().manual_seed(-(seed * 1_000_003 + epoch))
-    while True:
-        if kind == "exactly":
-            yield torch.randperm(count, generator=generator) < number
-        else:
-            yield torch.rand(count, dtype=torch.float64, generator=generator) < chances
+    if kind == "exactly":
+        return (torch.randperm(count, generator=generator) < number for _ in itertools.count())
+    return (torch.rand(count, dtype=torch.float64, generator=generator) < chances for _ in itertools.count())
 
 
-def _check(network: nn.Module, blocks: str) -> None:
-    units = list(getattr(network, "blocks", []))
+def _residual(network: nn.Module, blocks: str) -> Network:
+    """`network`, if each of its blocks can be left out, and its branch takes a factor."""
+    if (
+        isinstance(network, Network)
+        and len(network.blocks)
+        and all(isinstance(block, Block) and block.shortcut is not None for block in network.blocks)
+        and all(isinstance(block.residual, nn.Sequential) for block in network.blocks)
+    ):
+        return network
     name = getattr(network, "name", type(network).__name__)
-    if not units or any(unit.shortcut is None for unit in units):
-        raise UsageError(f"blocks={blocks!r}: {name} has no blocks with shortcuts, none can be left out; allowed: all")
-    plain = all(isinstance(unit, Block) and isinstance(unit.residual, nn.Sequential) for unit in units)
-    if not isinstance(network, Network) or not plain:
-        raise UsageError(
-            f"blocks={blocks!r}: the residual branches of {name} are no plain sequence of layers, so that no factor can"
-            " go into their weights; allowed: all"
-        )
+    raise UsageError(
+        f"blocks={blocks!r}: {name} is not made of blocks with a shortcut around a plain sequence of layers, so that"
+        " none can be left out; allowed: all"
+    )
 
 
 def thin(network: Network, kept: Iterable[bool]) -> Network:
@@ -106,8 +109,7 @@ def thinned(network: nn.Module, blocks: str, *, seed: int, epoch: int) -> Iterat
     """What each batch of an epoch trains in place of `network`, batch after batch without end.
 
     Args:
-        network: any classifier for ``"all"``; else a residual network of `resnotes.models.residual`, without
-            exclusive gating.
+        network: anything for ``"all"``; else a network of blocks with shortcuts around plain sequences of layers.
         blocks: see the head of this module.
         seed: of the run.
         epoch: 1, 2, ...
@@ -115,13 +117,11 @@ def thinned(network: nn.Module, blocks: str, *, seed: int, epoch: int) -> Iterat
     Raises:
         UsageError: another network; or see `survival`.
     """
-    if parse(blocks)[0] == "all":
+    if blocks == "all":
         return itertools.repeat(network)
-    _check(network, blocks)
-    residual = cast(Network, network)
-    count = len(residual.blocks)
-    survival(blocks, count)  # refused here and now, not when the first batch is asked for
-    return (thin(residual, kept.tolist()) for kept in draws(blocks, count, seed=seed, epoch=epoch))
+    residual = _residual(network, blocks)
+    drawn = draws(blocks, len(residual.blocks), seed=seed, epoch=epoch)
+    return (thin(residual, kept.tolist()) for kept in drawn)
 
 
 @torch.no_grad()
@@ -134,12 +134,11 @@ def whole(network: nn.Module, blocks: str) -> nn.Module:
     Raises:
         UsageError: see `thinned`.
     """
-    if parse(blocks)[0] == "all":
+    if blocks == "all":
         return network
-    _check(network, blocks)
-    scaled = cast(Network, copied(network))
+    scaled = copied(_residual(network, blocks))
     for block, chance in zip(scaled.blocks, survival(blocks, len(scaled.blocks)).tolist(), strict=True):
-        last = [layer for layer in block.residual if isinstance(layer, (nn.Conv2d, nn.BatchNorm2d))][-1]  # type: ignore[union-attr]
+        last = [layer for layer in block.residual if list(layer.parameters())][-1]  # type: ignore[union-attr]
         for parameter in last.parameters():
             parameter.mul_(chance)
     return scaled

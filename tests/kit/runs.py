@@ -1,10 +1,14 @@
 """Short runs, and what tests ask of them."""
 
+import contextlib
 import dataclasses
+import itertools
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -63,6 +67,21 @@ def assert_same(left: tuple[Network, Training], right: tuple[Network, Training])
     """Bit by bit, but for the wall time."""
     torch.testing.assert_close(left[0].state_dict(), right[0].state_dict(), rtol=0, atol=0)
     pd.testing.assert_frame_equal(timeless(left[1].frame()), timeless(right[1].frame()), check_exact=True)
+
+
+@contextlib.contextmanager
+def interrupted(owner: Any, name: str, call: int) -> Iterator[None]:
+    """What is done here calls `owner.name`, and is interrupted, as by Ctrl+C, at the call with this number, from 0."""
+    calls, function = itertools.count(), getattr(owner, name)
+
+    def counting(*arguments: Any, **options: Any) -> Any:
+        if next(calls) == call:
+            raise KeyboardInterrupt
+        return function(*arguments, **options)
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(owner, name, counting)
+        yield
 
 
 # Long enough that a process which trains it can be caught at it.

@@ -21,7 +21,7 @@ from resnotes.runs.profiles import Study
 from resnotes.runs.spec import RunSpec
 from resnotes.runs.store import RunStore
 from resnotes.runs.sweep import Outcomes
-from resnotes.training import loop
+from resnotes.training import checkpoint, loop
 from resnotes.training.loop import Training
 
 PROFILE = """
@@ -92,7 +92,7 @@ def main(folder: Path) -> None:
     datasets.load = unequal
     loop.CHECKPOINT_SECONDS = 0
     store.train, RunStore.sweep, workers.ProcessPoolExecutor = training_noted, swept_noted, refused
-    for module in (files, store, loop):
+    for module in (files, store, loop, checkpoint):
         module.write_atomic = writing_noted
     sys.argv = ["resnotes", "train", "--profile", "tiny", "--device", "cpu"]
     try:

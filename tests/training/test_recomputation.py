@@ -5,7 +5,6 @@ import dataclasses
 import os
 import subprocess
 import sys
-from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -21,9 +20,7 @@ from resnotes.datasets import Classification
 from resnotes.devices import autocast
 from resnotes.errors import UsageError
 from resnotes.models import Network
-from resnotes.runs.spec import RunSpec
-from resnotes.training.classification import cross_entropy
-from resnotes.training.loop import Training, optimizer_step, train
+from resnotes.training.loop import Training, train
 from resnotes.training.recipe import Recipe
 from resnotes.training.recomputation import forward
 
@@ -80,34 +77,6 @@ def test_nothing_changes_but_what_is_kept(
     expected = one_step(kept, 0, precision)
     assert all(tensor is not None for tensor in expected.values())
     torch.testing.assert_close(one_step(recomputed, recompute, precision), expected, rtol=0, atol=0)
-
-
-def test_one_batch_counts_once_in_bns_statistics() -> None:
-    """By hand: the mean moves a tenth of its way to that of the batch."""
-    network = build("resnet-14")
-    network.blocks[1].residual.bn1.register_forward_pre_hook(lambda _, args: seen.append(args[0].detach().clone()))
-    seen: list[Tensor] = []
-    norm = network.blocks[1].residual.bn1
-    start = norm.running_mean.clone()
-    one_step(network, 2)
-    assert len(seen) == 2
-    assert seen[0].equal(seen[1])
-    torch.testing.assert_close(norm.running_mean, 0.9 * start + 0.1 * seen[0].mean((0, 2, 3)))
-    assert norm.num_batches_tracked == 1
-
-
-@pytest.mark.parametrize("recompute", [0, 1, 4, 100])
-def test_every_unit_is_computed_twice(recompute: int) -> None:
-    network = build("preresnet-14")
-    calls = [0] * 6
-    for i, block in enumerate(network.blocks):
-
-        def count(*_: object, i: int = i) -> None:
-            calls[i] += 1
-
-        block.register_forward_pre_hook(count)
-    one_step(network, recompute)
-    assert calls == [2 if recompute else 1] * 6
 
 
 @pytest.mark.parametrize("recompute", [1, 5])
@@ -205,23 +174,6 @@ def test_the_recipe_reaches_the_network(data: Classification) -> None:
         assert calls == expected
 
 
-def test_a_step_is_the_same_step() -> None:
-    networks = [build("preresnet-14") for _ in range(2)]
-    for network, recompute in zip(networks, (0, 2), strict=True):
-        optimizer = torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9)
-        for _ in range(2):
-            optimizer_step(network, optimizer, IMAGES, LABELS, "float32", partial(cross_entropy, recompute=recompute))
-    torch.testing.assert_close(networks[1].state_dict(), networks[0].state_dict(), rtol=0, atol=0)
-
-
-def test_runs_that_recompute_nothing_keep_their_address() -> None:
-    def address(**recipe: int) -> str:
-        return RunSpec(model="preresnet-14", dataset="digits", seed=0, recipe=Recipe(iterations=4, **recipe)).name
-
-    assert address() == address(recompute=0)
-    assert len({address(), address(recompute=2), address(recompute=3)}) == 3
-
-
 # Refusals
 
 
@@ -231,11 +183,6 @@ def test_a_network_without_blocks_is_refused() -> None:
     with pytest.raises(UsageError, match="recompute needs a network with stem, blocks and head, found Sequential"):
         forward(network, IMAGES, 2)
     assert forward(network, IMAGES).equal(network(IMAGES))
-
-
-def test_a_negative_number_of_units_is_refused() -> None:
-    with pytest.raises(UsageError, match="recipe: recompute must not be negative, found -1"):
-        Recipe(iterations=1, recompute=-1)
 
 
 # Memory

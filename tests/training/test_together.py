@@ -240,23 +240,6 @@ def test_alone_nothing_is_shared() -> None:
     assert (distributed.agreed(True), distributed.agreed(False)) == (True, False)
 
 
-def test_synchronised_bn_is_the_same_network() -> None:
-    """What GPUs train with has the same names and parameters; and outputs, in evaluation."""
-    torch.manual_seed(0)
-    network: Any = models.build("pspnet-small", num_classes=5, width=4, head_width=4, dropout=0.0)
-    images = torch.randn(2, 3, 32, 32)
-    with torch.no_grad():
-        network.train()(images)  # moves the statistics
-        expected, state = network.eval()(images), {key: value.clone() for key, value in network.state_dict().items()}
-        parameters = list(network.parameters())
-        converted = nn.SyncBatchNorm.convert_sync_batchnorm(network)
-        assert converted is network
-        assert not [layer for layer in network.modules() if isinstance(layer, nn.BatchNorm2d)]
-        torch.testing.assert_close(dict(network.state_dict()), state, rtol=0, atol=0)
-        assert all(new is old for new, old in zip(network.parameters(), parameters, strict=True))
-        torch.testing.assert_close(network(images), expected, rtol=0, atol=0)
-
-
 def test_synchronised_bn_is_frozen_like_bn(alone: Run) -> None:
     network: Any = nn.SyncBatchNorm.convert_sync_batchnorm(alone.model(0))
     train(network, load_data(alone.spec), alone.spec.recipe, seed=0, device="cpu")

@@ -14,7 +14,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from kit.runs import RECIPE, assert_same, start_training, timeless
+from kit.runs import RECIPE, assert_same, interrupted, start_training, timeless
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -105,6 +105,7 @@ def test_poly_is_torchs() -> None:
         ({"lr": float("nan")}, "lr must be positive, found nan"),
         ({"weight_decay": -1e-4}, "weight_decay must not be negative"),
         ({"pad": -1}, "pad must not be negative"),
+        ({"recompute": -1}, "recompute must not be negative, found -1"),
         ({"snapshots": (3, 0)}, "snapshots are taken after iterations, counted from 1; found .3, 0."),
         ({"schedule": "cosine"}, "unknown schedule 'cosine'; allowed: steps, one-cycle, poly"),
         ({"precision": "float16"}, "unknown precision 'float16'; allowed: auto, float32, bfloat16"),
@@ -293,21 +294,11 @@ def test_training_leaves_the_global_generator_alone(data: Classification) -> Non
 
 
 @pytest.mark.parametrize("iteration", [0, 4, 6, 13])
-def test_going_on_after_an_interruption_changes_nothing(
-    data: Classification, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, iteration: int
-) -> None:
+def test_going_on_after_an_interruption_changes_nothing(data: Classification, tmp_path: Path, iteration: int) -> None:
     def started() -> nn.Module:
         return nn.Sequential(nn.Dropout(0.2), network())  # draws random numbers in its forward pass too
 
-    batches = itertools.count()
-
-    def interrupted(*arguments: object) -> Tensor:
-        if next(batches) == iteration:
-            raise KeyboardInterrupt
-        return augment(*arguments)
-
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(classification, "augment", interrupted)
+    with interrupted(classification, "augment", iteration):
         train(started(), data, SHORT, seed=0, device="cpu", folder=tmp_path)
     goes_on, straight = started(), started()
     torch.manual_seed(iteration)
