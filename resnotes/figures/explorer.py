@@ -34,7 +34,7 @@ from resnotes.figures.style import style_for
 from resnotes.progress import attended
 from resnotes.models import Network
 from resnotes.figures.examination import IMAGES, TRACED, Outcome, Subject, swapped
-from resnotes.unravel.gradients import length_distribution, mean_length
+from resnotes.unravel.lengths import length_distribution, mean_length
 from resnotes.unravel.lesions import Lesion, random_deletions
 
 ROWS, COLUMNS = 2, 6  # of thumbnails
