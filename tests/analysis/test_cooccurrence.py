@@ -169,16 +169,6 @@ def test_significance_by_the_procedure_of_benjamini_and_hochberg(seed: int, of_s
     assert torch.equal(found.significant(level), expected if of_scenes else expected + expected.T)
 
 
-def test_independent_classes_are_seldom_significant() -> None:
-    rng = np.random.default_rng(0)
-    shares = np.linspace(0.1, 0.9, 8)
-    wrong = 0
-    for _ in range(200):
-        present = torch.from_numpy(rng.random((100, 8)) < shares)
-        wrong += bool(Cooccurrence.between_classes(present, "abcdefgh").significant().any())
-    assert wrong <= 200 * 0.05 + 3 * math.sqrt(200 * 0.05 * 0.95)
-
-
 def test_pairs_are_listed_once(among: Cooccurrence) -> None:
     frame = among.pairs()
     assert len(frame) == 25 * 24 / 2 and frame["pmi"].is_monotonic_decreasing

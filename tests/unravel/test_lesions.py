@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kit.networks import randomise_bn, small
+from kit.networks import plain_loop, randomise_bn, small
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -69,23 +69,8 @@ def build(name: str, **options: object) -> Network:
     return network.eval()
 
 
-@torch.no_grad()
-def straightforward(network: Network, lesion: Lesion, images: Tensor) -> Tensor:
-    """Logits, block by block from the start."""
-    x = network.stem(images)
-    for i in range(len(network.blocks)) if lesion.order is None else lesion.order:
-        block = network.blocks[i]
-        if i not in lesion.deleted:
-            y = block.residual(x)
-            x = block.after(y if block.shortcut is None else block.shortcut(x) + y)
-        else:
-            x = block.after(x if block.shortcut is None else block.shortcut(x))
-    return network.head(x)
-
-
 def assert_same(network: Network, lesions: Sequence[Lesion], images: Tensor = IMAGES) -> None:
-    expected = torch.stack([straightforward(network, lesion, images).argmax(1) for lesion in lesions])
-    assert torch.equal(lesion_predictions(network, lesions, images), expected)
+    assert torch.equal(lesion_predictions(network, lesions, images), plain_loop(network, lesions, images).argmax(2))
 
 
 # Predictions
@@ -147,17 +132,6 @@ def test_a_plan_holds_every_program_and_shares_what_begins_alike(drawn: list[lis
         return max([kept + 1, *there, *([most(last, kept)] if last else [])])
 
     assert plan.alive == most(plan, 0)
-
-
-def test_a_block_whose_branch_hands_its_input_on() -> None:
-    """Sums are written in place, but not over an input that others need."""
-    stem, head = nn.Identity(), nn.Flatten()
-    blocks = [Block(nn.Identity(), nn.Identity(), nn.ReLU()), Block(nn.Identity(), None, nn.ReLU())]
-    network = Network(stem, blocks, head, stages=(2,), name="test", options={})
-    images = IMAGES.clone()
-    lesions = [Lesion(), Lesion(frozenset({0})), Lesion(frozenset({1})), Lesion(order=(0, 1))]
-    assert_same(network, lesions, images)
-    assert torch.equal(images, IMAGES)
 
 
 def test_errors_are_percent_wrong() -> None:
@@ -233,8 +207,7 @@ def test_what_is_left_of_a_block_may_still_rectify(stem: nn.Module, afters: Sequ
     head = nn.Sequential(nn.Flatten(), nn.Linear(3 * 64, 10))
     network = Network(stem, blocks, head, stages=(2,), name="test", options={}).double()
     lesions = [Lesion(), Lesion(frozenset({0})), Lesion(frozenset({1})), Lesion(frozenset({0, 1}))]
-    expected = torch.stack([straightforward(network, lesion, IMAGES) for lesion in lesions])
-    torch.testing.assert_close(lesion_logits(network, lesions, IMAGES), expected)
+    torch.testing.assert_close(lesion_logits(network, lesions, IMAGES), plain_loop(network, lesions, IMAGES))
 
 
 # The copy that is swept
@@ -278,22 +251,6 @@ def test_the_copy_has_bn_folded_and_works_in_place(name: str) -> None:
     weights = [module.weight for module in copied.modules() if isinstance(module, nn.Conv2d)]
     assert all(weight.is_contiguous(memory_format=torch.channels_last) for weight in weights)
     assert not any(layer.inplace for layer in network.modules() if isinstance(layer, nn.ReLU)), "it is a copy"
-
-
-@torch.inference_mode()
-@pytest.mark.parametrize("shortcut", [None, nn.Identity()], ids=["plain", "residual"])
-@pytest.mark.parametrize("after", [nn.ReLU(), nn.Identity()], ids=repr)
-def test_a_block_writes_its_sum_over_its_branch(shortcut: nn.Module | None, after: nn.Module) -> None:
-    branch = nn.Conv2d(1, 1, 1)
-    network = Network(nn.Identity(), [Block(branch, shortcut, after)], nn.Flatten(), stages=(1,), name="", options={})
-    (keep,) = steps.rewritten(network).keep
-    x = torch.randn(2, 1, 3, 3).to(memory_format=torch.channels_last)
-    before = x.clone()
-    with Live() as live:
-        y = keep(x)
-    assert live.peak == y.nbytes
-    assert torch.equal(x, before)
-    torch.testing.assert_close(y, network.blocks[0](x))
 
 
 # Work, memory
@@ -411,54 +368,6 @@ def test_impossible_lesions_are_refused(lesion: Lesion, message: str) -> None:
     network = build("plain-14")
     with pytest.raises(ValueError, match=message):
         lesion_errors(network, [[0], lesion], IMAGES, LABELS)
-
-
-@pytest.mark.parametrize(
-    ("images", "labels", "message"),
-    [
-        (IMAGES[:0], LABELS[:0], "expected at least one image, found none"),
-        (
-            IMAGES[0],
-            LABELS[:1],
-            r"expected normalised images, floating point \[N, C, H, W\]; found float64 \[1, 8, 8\]",
-        ),
-        (IMAGES.to(torch.uint8), LABELS, r"found uint8 \[12, 1, 8, 8\]"),
-        (IMAGES, LABELS[:5], r"expected one label an image, whole numbers \[12\]; found int64 \[5\]"),
-    ],
-)
-def test_bad_data_is_refused(images: Tensor, labels: Tensor, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        lesion_errors(NETWORK, [[0]], images, labels)
-
-
-def without_blocks() -> nn.Module:
-    return Network(nn.Identity(), [], nn.Flatten(), stages=(), name="none", options={})
-
-
-def with_other_blocks() -> nn.Module:
-    return Network(nn.Identity(), [nn.ReLU()], nn.Flatten(), stages=(1,), name="other", options={})
-
-
-@pytest.mark.parametrize(
-    ("model", "message"),
-    [
-        (lambda: nn.Linear(2, 2), "expected a network with stem, blocks and head, found Linear; .*adapt"),
-        (lambda: nn.ModuleDict({"blocks": nn.Identity()}), "with stem, blocks and head, found ModuleDict"),
-        (without_blocks, "at least one block, found Network with none"),
-        (
-            with_other_blocks,
-            "expected blocks with residual, shortcut and after; block 0 of Network is a ReLU without residual",
-        ),
-    ],
-)
-@pytest.mark.parametrize(
-    "use", [lambda model: lesion_predictions(model, [[0]], IMAGES), lambda m: deletable(m, IMAGES)]
-)
-def test_other_models_are_refused(
-    model: Callable[[], nn.Module], message: str, use: Callable[[nn.Module], object]
-) -> None:
-    with pytest.raises(ValueError, match=message):
-        use(model())
 
 
 def test_another_dtype_is_refused() -> None:

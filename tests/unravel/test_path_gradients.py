@@ -194,15 +194,6 @@ def test_dropout_that_drops_nothing_is_none() -> None:
     torch.testing.assert_close(path_gradients(with_it, IMAGES, LABELS), path_gradients(without, IMAGES, LABELS))
 
 
-def test_images_are_independent_in_eval_mode_only() -> None:
-    network = build("resnet-14")
-    for training in (False, True):
-        network.train(training)
-        together = path_gradients(network, IMAGES, LABELS)
-        apart = [path_gradients(network, IMAGES[i : i + 2], LABELS[i : i + 2]) for i in (0, 2)]
-        assert torch.allclose(together, torch.cat(apart, 1), rtol=1e-9, atol=1e-13) == (not training)
-
-
 # Against polynomials of matrices
 
 
@@ -439,29 +430,6 @@ def test_measuring_changes_nothing(name: str, measure: Callable[..., object], tr
 
 
 # What is refused
-
-
-@pytest.mark.parametrize("measure", [path_gradients, sampled_path_gradients])
-@pytest.mark.parametrize(
-    ("network", "images", "labels", "message"),
-    [
-        (nn.Linear(2, 2), IMAGES, LABELS, "expected a network with stem, blocks and head, found Linear; .*adapt"),
-        (build("resnet-8"), IMAGES[:0], LABELS[:0], "expected at least one image"),
-        (build("resnet-8"), IMAGES, LABELS[:3], r"one label an image, whole numbers \[4\]; found int64 \[3\]"),
-        (build("resnet-8"), IMAGES, LABELS[:, None], r"one label an image, whole numbers \[4\]; found int64 \[4, 1\]"),
-        (build("resnet-8"), IMAGES, LABELS + 7, "labels must be 0 to 9, found 8 to 11"),
-        (build("resnet-8"), IMAGES, LABELS + 6, "labels must be 0 to 9, found 7 to 10"),
-        (build("resnet-8"), IMAGES[0], LABELS[:1], r"floating point \[N, C, H, W\]; found float64 \[1, 8, 8\]"),
-        (build("resnet-8", shortcut="dropout:0.5").train(), IMAGES, LABELS, r"no active dropout.*model.eval\(\)"),
-    ],
-    ids=["model", "empty", "count", "shape", "classes", "one class", "image", "dropout"],
-)
-def test_what_cannot_be_measured_is_refused(
-    measure: Callable[..., object], network: nn.Module, images: Tensor, labels: Tensor, message: str
-) -> None:
-    with pytest.raises(UsageError, match=message) as caught:
-        measure(network, images, labels)
-    assert isinstance(caught.value, ValueError)
 
 
 @pytest.mark.parametrize("length", [-1, 4, 1.5])
