@@ -247,10 +247,10 @@ def _check(plain: Steps, name: str, images: Tensor) -> None:
         return check_result(plain.module(plain.input(images)), name, len(images))
 
     logits = whole if has_forward(plain.module) else steps
-    first = logits(images[:1])
+    stepped, first = steps(images[:1]), logits(images[:1])  # step by step first: that says which part is at fault
     if not agree(logits(images[:1]), first, units=8):
         raise UsageError(f"{name} puts out other logits each time, in eval mode, too")
-    if not agree(steps(images[:1]), first, units=8):
+    if not agree(stepped, first, units=8):
         raise UsageError(f"{name} puts out something else than its stem, its blocks and its head in a row")
     if len(images) > 1 and not agree(logits(images[:2]), torch.cat([first, logits(images[1:2])])):
         raise UsageError(f"the logits that {name} puts out for an image depend on the others in its batch")
