@@ -1,29 +1,22 @@
-"""Co-occurrence of classes, contradictions, violations of predictions, and the heat map."""
+"""Co-occurrence of classes, contradictions and violations of predictions."""
 
 import itertools
 import math
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from matplotlib.collections import PatchCollection
-from matplotlib.colors import to_rgba
 from scipy import stats
 from torch import Tensor
 
-from resnotes import figures
 from resnotes.analysis.cooccurrence import Cooccurrence, presence, scene_frequencies, violations
 from resnotes.datasets import Segmentation, ade20k, scenes
 from resnotes.datasets.scenes import CLASSES
 from resnotes.datasets.segmentation import Stacked
 from resnotes.errors import UsageError
-from resnotes.figures import failures as drawing
-from resnotes.figures.failures import heat_map
 from resnotes.paths import data_root
 
 ABC = ("a", "b", "c")
@@ -370,87 +363,3 @@ def test_roads_contradict_nothing(real_camvid: Segmentation) -> None:
     assert found.class_images[data.classes.index("road")] == len(data.train) == found.images
     assert found.significant().any() and not found.contradictions().any()
     assert found.pmi().triu(1).abs().max() < 0.5  # bits; in the made scenes it is up to 3
-
-
-# Heat map
-
-
-@pytest.fixture(autouse=True)
-def _style(tmp_path: Path) -> Iterator[None]:
-    with plt.style.context("default"):
-        figures.use_style()
-        yield
-    plt.close("all")
-
-
-def cells(figure: plt.Figure) -> tuple[list[str], list[str], np.ndarray, np.ndarray]:
-    """Names of rows and columns, and of each cell its colour and side."""
-    figure.draw_without_rendering()
-    ax = figure.axes[0]
-    rows, columns = ([label.get_text() for label in labels] for labels in (ax.get_yticklabels(), ax.get_xticklabels()))
-    (drawn,) = (each for each in ax.collections if isinstance(each, PatchCollection))
-    sides = np.array([np.ptp(path.vertices[:, 0]) for path in drawn.get_paths()])
-    shape = len(rows), len(columns)
-    return rows, columns, drawn.get_facecolors().reshape(*shape, 4), sides.reshape(shape)
-
-
-@pytest.mark.parametrize("of_scenes", [False, True])
-def test_every_cell_shows_its_pair(made: Stacked, among: Cooccurrence, of_scenes: bool) -> None:
-    present = presence(made.labels, len(CLASSES))
-    found = Cooccurrence.with_contexts(present, made.scenes, CLASSES) if of_scenes else among
-    rows, columns, colors, sides = cells(heat_map(found))
-    assert sorted(rows) == sorted(CLASSES) and sorted(columns) == sorted(found.contexts)
-    pmi, significant = found.pmi(), found.significant()
-    for (i, row), (j, column) in itertools.product(enumerate(rows), enumerate(columns)):
-        c, k = CLASSES.index(row), found.contexts.index(column)
-        red, _, blue, _ = color = colors[i, j]
-        if row == column:
-            assert tuple(color) == to_rgba(drawing.BLANK)
-            continue
-        assert sides[i, j] == pytest.approx(1 if significant[c, k] else drawing.SMALL)
-        assert (tuple(color) == to_rgba(drawing.NEVER)) == (found.counts[c, k] == 0)
-        if abs(pmi[c, k]) > 0.1 and found.counts[c, k]:
-            assert (red > blue) == (pmi[c, k] > 0)
-
-
-def test_conditional_probabilities_have_their_own_scale(among: Cooccurrence) -> None:
-    figure = heat_map(among, "conditional")
-    rows, _, colors, _ = cells(figure)
-    bar = figure.axes[1]
-    assert bar.get_ylabel() == "P(row | column)" and bar.get_ylim() == (0, 1)
-    sky, boat = rows.index("sky"), rows.index("boat")
-    assert tuple(colors[sky, boat]) == to_rgba("#D55E00")  # whoever sees a boat sees the sky
-    assert colors[boat, sky, 2] > colors[sky, boat, 2]
-
-
-@pytest.mark.filterwarnings("error")  # of a layout that has no room
-@pytest.mark.parametrize("of_scenes", [False, True])
-@pytest.mark.parametrize("values", ["pmi", "conditional"])
-def test_everything_written_can_be_read(made: Stacked, among: Cooccurrence, of_scenes: bool, values: str) -> None:
-    present = presence(made.labels, len(CLASSES))
-    figure = heat_map(Cooccurrence.with_contexts(present, made.scenes, CLASSES) if of_scenes else among, values)
-    assert figure.get_size_inches()[0] <= 7
-    figure.draw_without_rendering()
-    ax, bar = figure.axes
-    assert ax.get_window_extent().height / figure.dpi / len(CLASSES) > 0.95 * drawing.CELL
-    assert bar.get_ylabel() in drawing.LABELS.values()
-    legend = ax.get_legend()
-    assert legend is not None
-    texts = [*ax.get_xticklabels(), *ax.get_yticklabels(), *legend.get_texts(), bar.yaxis.label]
-    boxes = [text.get_window_extent() for text in texts]
-    assert all(text.get_fontsize() >= 5 for text in texts)
-    assert not [(a, b) for a, b in itertools.combinations(boxes, 2) if a.overlaps(b)]
-    inside = figure.bbox.padded(1)
-    assert all(inside.x0 <= box.x0 and box.x1 <= inside.x1 for box in boxes)
-    assert all(inside.y0 <= box.y0 and box.y1 <= inside.y1 for box in boxes)
-
-
-def test_little_to_draw() -> None:
-    one_scene = Cooccurrence.with_contexts(torch.tensor([[True, False, False]]), ["sea"], ABC)
-    rows, columns, _, _ = cells(heat_map(one_scene))
-    assert sorted(rows) == list(ABC) and columns == ["sea"]
-
-
-def test_unknown_values(among: Cooccurrence) -> None:
-    with pytest.raises(UsageError, match="unknown values 'lift'; allowed: pmi, conditional"):
-        heat_map(among, "lift")
