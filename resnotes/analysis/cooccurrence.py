@@ -12,40 +12,24 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Self
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
-from matplotlib.axes import Axes
-from matplotlib.collections import PatchCollection
-from matplotlib.colors import LinearSegmentedColormap, Normalize
-from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
-from matplotlib.patches import Rectangle
-from numpy.typing import NDArray
 from torch import Tensor
 
-from resnotes.errors import UsageError, unknown
+from resnotes.analysis.maps import as_map, check_classes
+from resnotes.errors import UsageError
 from resnotes.models.segmentation import IGNORED
 
 RARE, LEVEL = 0.01, 0.05  # of a contradiction: P(class | context) below, and rate of false discoveries
 
-WIDTH = 7.0  # of a heat map; this and what follows in inches
-CELL, NAMES, KEY, LEGEND = 0.215, 0.8, 0.8, 0.3  # a cell at most; room for names, colour bar and legend
-SMALL = 0.4  # side of the square in a cell that chance explains, as a share of the cell's
-# Okabe and Ito's blue and vermilion, on either side of a grey that shows on white; beyond the blue, a darker one.
-NEVER, MIDDLE, BLANK = "#00304D", "#E4E4E4", "#F7F7F7"
-COLORS = {"pmi": ["#0072B2", MIDDLE, "#D55E00"], "conditional": [MIDDLE, "#D55E00"]}
-LABELS = {"pmi": "pointwise mutual information (bits)", "conditional": "P(row | column)"}
 
-
-def presence(
-    labels: Tensor | Iterable[Tensor], num_classes: int, *, ignore_index: int = IGNORED, share: float = 0.0
-) -> Tensor:
+def presence(labels: Iterable[Any], num_classes: int, *, ignore_index: int = IGNORED, share: float = 0.0) -> Tensor:
     """Which classes each image shows.
 
     Args:
-        labels: integers ``[N, H, W]``, or maps ``[H, W]`` of any sizes, such as the labels of a split one by one.
+        labels: integers ``[N, H, W]``, or maps ``[H, W]`` of any sizes, such as the labels of a split one by one;
+            tensors, arrays or lists.
         num_classes: number of classes, C.
         ignore_index: label of pixels that do not count.
         share: of an image's labelled pixels, 0 to 1; a class must cover more.
@@ -58,7 +42,7 @@ def presence(
     """
     if not 0 <= share < 1:
         raise UsageError(f"share must be at least 0 and below 1, found {share!r}")
-    pixels = [_pixels(each.cpu(), num_classes, ignore_index) for each in labels]
+    pixels = [_pixels(as_map(each, "labels"), num_classes, ignore_index) for each in labels]
     if not pixels:
         raise UsageError("expected at least one map of labels, found none")
     counts = torch.stack(pixels)
@@ -258,7 +242,7 @@ def scene_frequencies(scenes: Mapping[str, str]) -> pd.DataFrame:
 
 
 class Violations(NamedTuple):
-    """Of each image, int64 ``[N]``; a rate is a ratio of sums over images, see `intervals.bootstrap_ratio`.
+    """Of each image, int64 ``[N]``; a rate is a ratio of sums over images, see `intervals.bootstrap`.
 
     Attributes:
         regions: predicted regions.
@@ -274,7 +258,7 @@ class Violations(NamedTuple):
 
 
 def violations(
-    predictions: Tensor | Iterable[Tensor],
+    predictions: Iterable[Any],
     cooccurrence: Cooccurrence,
     *,
     min_pixels: int = 16,
@@ -306,7 +290,7 @@ def violations(
         raise UsageError(f"expected co-occurrence of classes with classes, found contexts {cooccurrence.contexts[:3]}")
     contradictions = cooccurrence.contradictions(rare=rare, level=level)
     rows = []
-    for prediction in (each.cpu() for each in predictions):
+    for prediction in (as_map(each, "predictions") for each in predictions):
         pixels = _pixels(prediction, len(cooccurrence.classes), ignore_index)
         accepted = torch.zeros_like(pixels, dtype=torch.bool)
         image, row = prediction.numpy(), np.zeros((2, 2), dtype=np.int64)
@@ -321,86 +305,7 @@ def violations(
     return Violations(*torch.from_numpy(np.stack(rows)).T)
 
 
-def heat_map(
-    cooccurrence: Cooccurrence, values: str = "pmi", *, level: float = LEVEL, ax: Axes | None = None
-) -> Figure:
-    """All pairs, rows and columns that are alike beside each other; 7 inches wide with 25 contexts or more.
-
-    A cell is filled if `Cooccurrence.significant`, and has a small square in it where it could be chance. The darkest
-    are never together. A class with itself is left blank, and so is what never occurs.
-
-    Args:
-        cooccurrence: a row for each class, a column for each context.
-        values: `"pmi"`, in bits, or `"conditional"`, P(class | context).
-        level: as in `Cooccurrence.significant`.
-        ax: where to draw, instead of in a figure of its own.
-
-    Raises:
-        UsageError: other values.
-    """
-    if values not in COLORS:
-        raise unknown("values", values, COLORS)
-    shown = getattr(cooccurrence, values)().numpy()
-    if cooccurrence.among_classes:
-        np.fill_diagonal(shown, np.nan)
-    never = (cooccurrence.counts.numpy() == 0) & ~np.isnan(shown)
-    limit = np.abs(shown[np.isfinite(shown)]).max(initial=0) or 1.0
-    low = -limit if values == "pmi" else 0.0
-    shown[never] = low - limit  # below the scale, which has a colour of its own
-
-    rows = _order(shown)
-    columns = rows if cooccurrence.among_classes else _order(shown.T)
-    if ax is None:
-        cell = min(CELL, (WIDTH - NAMES - KEY) / len(columns))
-        size = (len(columns) * cell + NAMES + KEY, len(rows) * cell + NAMES + LEGEND)
-        ax = plt.figure(figsize=size, layout="constrained").add_subplot()
-    explained = (cooccurrence.significant(level) == 0).numpy() & ~np.isnan(shown)
-    sides = np.where(explained, SMALL, 1.0)[np.ix_(rows, columns)]
-    cells = [Rectangle((x - side / 2, y - side / 2), side, side) for (y, x), side in np.ndenumerate(sides)]
-    colors = LinearSegmentedColormap.from_list(values, COLORS[values]).with_extremes(bad=BLANK, under=NEVER)
-    drawn = PatchCollection(cells, cmap=colors, norm=Normalize(low, limit), edgecolor="white", linewidth=0.4)
-    drawn.set_array(shown[np.ix_(rows, columns)].ravel())
-    ax.add_collection(drawn)
-
-    ax.set(aspect="equal", xlim=(-0.5, len(columns) - 0.5), ylim=(len(rows) - 0.5, -0.5))
-    ax.set_xticks(range(len(columns)), [cooccurrence.contexts[i] for i in columns], rotation=90)
-    ax.set_yticks(range(len(rows)), [cooccurrence.classes[i] for i in rows])
-    ax.tick_params(length=0)
-    ax.grid(visible=False)
-    ax.spines[:].set_visible(False)
-    look: dict[str, Any] = {"marker": "s", "linestyle": ""}
-    keys = [Line2D([], [], label="could be chance", color="0.6", markersize=2, **look)]
-    if (cooccurrence.counts == 0).any():
-        keys.insert(0, Line2D([], [], label="never together", color=NEVER, **look))
-    # Not wider than the cells, or the layout would make room for it at their expense.
-    ax.legend(
-        handles=keys,
-        loc="lower left",
-        bbox_to_anchor=(0, 1),
-        ncols=2 if len(columns) > 9 else 1,
-        borderaxespad=0,
-        handletextpad=0.2,
-    )
-    figure = ax.get_figure(root=True)
-    assert figure is not None
-    figure.colorbar(drawn, ax=ax, label=LABELS[values], shrink=0.6, aspect=30)
-    return figure
-
-
 def _pixels(labels: Tensor, num_classes: int, ignore_index: int) -> Tensor:
     """How many pixels each class has in one map ``[H, W]``, int64 ``[C]``."""
-    named = labels[labels != ignore_index].long()
-    if len(named) and (named.min() < 0 or named.max() >= num_classes):
-        found = f"{int(named.min())} to {int(named.max())}"
-        raise UsageError(f"expected classes 0 to {num_classes - 1}, or {ignore_index} for none; found {found}")
-    return torch.bincount(named, minlength=num_classes)
-
-
-def _order(values: NDArray[Any]) -> list[int]:
-    """The rows of a table such that alike ones are neighbours; NaN counts as 0."""
-    from scipy.cluster.hierarchy import leaves_list, linkage
-
-    if len(values) < 2:
-        return [0]
-    order: list[int] = leaves_list(linkage(np.nan_to_num(values), "average", optimal_ordering=True)).tolist()
-    return order
+    check_classes(labels, "classes", num_classes, ignore_index)
+    return torch.bincount(labels[labels != ignore_index], minlength=num_classes)

@@ -35,7 +35,7 @@ class Interval:
     """Mean of `n` seeds with its two-sided 95 % t-interval; bounds are `None`, unknown, for a single seed.
 
     Or another estimate with its interval: from `n` seeds, as `rank_correlation` gives, or from `n` images, as
-    `bootstrap` and `bootstrap_ratio` do.
+    `bootstrap` does.
     """
 
     mean: float
@@ -283,56 +283,6 @@ def bootstrap(
     return Interval(measured, float(low), float(high), len(rows), unit)
 
 
-def bootstrap_ratio(
-    numerator: ArrayLike,
-    denominator: ArrayLike,
-    unit: str = "",
-    *,
-    draws: int = 2000,
-    level: float = 0.95,
-    seed: int = 0,
-) -> Interval:
-    """The ratio of two sums over images, with a percentile bootstrap interval over the images.
-
-    An image's regions or pixels are not independent of each other, but images are: they are what is drawn. Of few
-    images, the interval is a little too narrow, as is usual: with 30 it may hold the truth 91 times in 100.
-
-    Args:
-        numerator: one number an image, such as its wrong regions; times 100 for a ratio in percent.
-        denominator: one number an image, such as all its regions; images with 0 are fine.
-        unit: of the ratio.
-        draws: bootstrap samples, each of as many images, with replacement. Those whose denominator is 0 are left out.
-        level: share of the samples that the interval holds.
-        seed: of the samples.
-
-    Returns:
-        The ratio of the sums; `n` counts images. No bounds for a single image. Where no image differs from another, as
-        when all numerators are 0, the interval is a point; it cannot tell rare from never.
-
-    Raises:
-        UsageError: no image, numbers of images that differ, numbers that are negative or not finite, or a denominator
-            of 0 in all images.
-    """
-    return _bootstrap([(numerator, denominator)], unit, draws, level, seed)
-
-
-def bootstrap_ratio_difference(
-    a: tuple[ArrayLike, ArrayLike],
-    b: tuple[ArrayLike, ArrayLike],
-    unit: str = "",
-    *,
-    draws: int = 2000,
-    level: float = 0.95,
-    seed: int = 0,
-) -> Interval:
-    """The ratio of `a` minus that of `b`, each a numerator and a denominator, on the same images in the same order.
-
-    Both ratios of a bootstrap sample are of the same images, which removes what these have in common. For the rest, and
-    the errors, see `bootstrap_ratio`.
-    """
-    return _bootstrap([a, b], unit, draws, level, seed)
-
-
 def verdict(measured: Interval, *, above: float | None = None, below: float | None = None) -> Verdict:
     """Whether `measured` lies above (or below) a bound: True if all of it does, False if none, else None.
 
@@ -359,31 +309,6 @@ def all_of(*verdicts: Verdict) -> Verdict:
     if any(given is False for given in verdicts):
         return False
     return None if any(given is None for given in verdicts) else True
-
-
-def _bootstrap(
-    ratios: Sequence[tuple[ArrayLike, ArrayLike]], unit: str, draws: int, level: float, seed: int
-) -> Interval:
-    """The first ratio, less the second if there is one."""
-    numbers = [[np.asarray(part, dtype=np.float64) for part in ratio] for ratio in ratios]
-    shapes = [part.shape for ratio in numbers for part in ratio]
-    n = numbers[0][0].size
-    if n == 0 or any(shape != (n,) for shape in shapes):
-        raise UsageError(f"a ratio needs one number for each image, the same images throughout; found shapes {shapes}")
-    stacked = np.array(numbers)  # [ratio, 2, n]
-    if not (np.isfinite(stacked).all() and (stacked >= 0).all() and (stacked[:, 1].sum(1) > 0).all()):
-        raise UsageError("a ratio needs finite numbers, none negative, and a denominator that is not 0 in all images")
-    # How often each image is in each sample; before them, the images as they are.
-    samples = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), draws)
-    sums = stacked @ np.vstack([np.ones(n), samples]).T
-    with np.errstate(divide="ignore", invalid="ignore"):
-        quotients = sums[:, 0] / sums[:, 1]
-    values = quotients[0] - quotients[1:].sum(0)
-    if n == 1:
-        return Interval(float(values[0]), None, None, 1, unit)
-    drawn = values[1:][np.isfinite(values[1:])]
-    low, high = np.quantile(drawn, ((1 - level) / 2, (1 + level) / 2))
-    return Interval(float(values[0]), float(low), float(high), n, unit)
 
 
 def _plus_minus(mean: float, half: float | None) -> str:

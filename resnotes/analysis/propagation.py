@@ -10,19 +10,17 @@ from __future__ import annotations
 import contextlib
 import itertools
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
 
 import pandas as pd
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from resnotes.devices import autocast
 from resnotes.errors import UsageError
 from resnotes.models import Network, batch_statistics, in_mode
-from resnotes.models.adapters import blocks_of
-from resnotes.models.inputs import check_images, check_labels, check_logits, check_result, evaluating
-from resnotes.models.network import agree, branches, copied, has_forward
+from resnotes.models.adapters import Parts, blocks_of
+from resnotes.models.network import branches, copied
+from resnotes.models.passes import Visit, check_repeatable, classify, measuring, visit
 from resnotes.models.shortcuts import Scale, ZeroPadShortcut
 
 
@@ -62,21 +60,21 @@ def layer_responses(network: Network, inputs: Tensor) -> pd.DataFrame:
     Raises:
         UsageError: a network with another order of layers.
     """
-    rows: list[dict[str, float]] = []
-
-    def note(norm: nn.BatchNorm2d, _: tuple[Tensor, ...], output: Tensor) -> None:
-        rows.append(
-            {"layer": len(rows) + 1, "std": output.std().item(), "gamma": norm.weight.square().mean().sqrt().item()}
-        )
-
-    handles = [norm.register_forward_hook(note) for _, norm in _layers(network)]
-    try:
+    deviations: list[float] = []  # taken at once: a ReLU in place may write over the output
+    norms = [norm for _, norm in _layers(network)]
+    with contextlib.ExitStack() as hooks:
+        for norm in norms:
+            handle = norm.register_forward_hook(lambda _, __, output: deviations.append(output.std().item()))
+            hooks.callback(handle.remove)
         with in_mode(network, training=False):
             network(inputs)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return pd.DataFrame(rows)
+    return pd.DataFrame(
+        {
+            "layer": range(1, len(norms) + 1),
+            "std": deviations,
+            "gamma": [norm.weight.square().mean().sqrt().item() for norm in norms],
+        }
+    )
 
 
 def gradient_norms(network: Network, inputs: Tensor, labels: Tensor) -> pd.DataFrame:
@@ -97,11 +95,9 @@ def gradient_norms(network: Network, inputs: Tensor, labels: Tensor) -> pd.DataF
     weights = [convolution.weight for convolution, _ in _layers(network)]
     with batch_statistics(network):
         gradients = torch.autograd.grad(F.cross_entropy(network(inputs), labels), weights)
-    rows = []
-    for layer, (weight, gradient) in enumerate(zip(weights, gradients, strict=True), start=1):
-        norm = gradient.norm().item()
-        rows.append({"layer": layer, "gradient": norm, "relative": norm / weight.norm().item()})
-    return pd.DataFrame(rows)
+    norms = [gradient.norm().item() for gradient in gradients]
+    relative = [norm / weight.norm().item() for norm, weight in zip(norms, weights, strict=True)]
+    return pd.DataFrame({"layer": range(1, len(norms) + 1), "gradient": norms, "relative": relative})
 
 
 def gradient_step_gain(
@@ -124,8 +120,8 @@ def gradient_step_gain(
     Raises:
         UsageError: a network with dropout.
     """
-    _check_repeatable(network)
     network = copied(network).train()
+    check_repeatable(network)
     loss = F.cross_entropy(network(inputs), labels)
     if not loss.item():  # exactly zero once every probability rounds to 1
         return 0.0
@@ -144,63 +140,27 @@ def gradient_step_gain(
     return 1 - best / loss.item()
 
 
-class _Unit(NamedTuple):
-    """A unit on a pass: its input, what its shortcut makes of it, the sum and what follows it; with their graph."""
-
-    x: Tensor
-    shortcut: Tensor | None
-    sum: Tensor
-    output: Tensor
-
-
-def _pass(network: Network, inputs: Tensor, labels: Tensor) -> tuple[list[_Unit], list[Tensor]]:
-    """The units, and the gradients of the mean cross-entropy at each one's input and at the last one's output.
-
-    The sums are what the additions put out; in a plain network, the branches. Parts are given copies, over which
-    they may write: a ReLU in place does.
-    """
-    name, blocks = type(network).__name__, blocks_of(network)
-    check_images(inputs)
-    check_labels(labels, inputs)
-    weight = next(network.parameters(), inputs)
-    inputs, labels = inputs.to(weight.device, weight.dtype), labels.to(weight.device, torch.int64)
-    with evaluating(network, inputs):
-        x, units = check_result(network.stem(inputs.clone()), f"the stem of {name}", len(inputs)), list[_Unit]()
-        if not x.requires_grad:  # where weights are frozen
-            x.requires_grad_()
-        for i, block in enumerate(blocks):
-            total, shortcut = branches(block, x.clone())
-            if shortcut is not None:
-                total = shortcut + total
-            output = check_result(block.after(total.clone()), f"block {i} of {name}", len(inputs))
-            units.append(_Unit(x, shortcut, total, output))
-            x = output
-        logits = check_logits(network.head(x.clone()), f"the head of {name}", len(inputs))
-        check_labels(labels, inputs, logits.shape[1])
-        with torch.no_grad():
-            if has_forward(network) and not agree(logits, network(inputs.clone()), units=8):
-                raise UsageError(f"{name} puts out something else than its stem, its blocks and its head in a row")
-        points = [*(unit.x for unit in units), x]
-        loss = F.cross_entropy(logits, labels)
-        return units, list(torch.autograd.grad(loss, points, retain_graph=True, materialize_grads=True))
-
-
 @contextlib.contextmanager
-def _in_training(network: nn.Module) -> Iterator[None]:
-    """With BN on the statistics of the batch, in full precision and with graphs, whoever calls."""
-    device = next((parameter.device for parameter in network.parameters()), torch.device("cpu"))
-    with (
-        torch.inference_mode(False),
-        torch.enable_grad(),
-        batch_statistics(network),
-        autocast(device, "float32"),
-    ):
+def _in_training(network: nn.Module, inputs: Tensor, labels: Tensor) -> Iterator[None]:
+    """For a measurement as in training, with BN on the statistics of the batch."""
+    with measuring(network, inputs, labels), in_mode(network, training=True), torch.enable_grad():
         yield
 
 
-def _check_repeatable(network: nn.Module) -> None:
-    if any(isinstance(module, nn.modules.dropout._DropoutNd) and module.p > 0 for module in network.modules()):
-        raise UsageError("expected a network without dropout: each pass through it would be through another network")
+def _pass(network: Network, inputs: Tensor, labels: Tensor) -> tuple[list[Visit], list[Tensor]]:
+    """The units, and the gradients of the mean cross-entropy at each one's input and at the last one's output."""
+    units = list[Visit]()
+
+    def through(block: Parts, x: Tensor) -> Tensor:
+        if not x.requires_grad:  # where weights are frozen
+            x.requires_grad_()
+        units.append(visit(block, x))
+        return units[-1].output
+
+    last, logits, labels = classify(network, inputs, labels, through)
+    points = [*(unit.x for unit in units), last]
+    loss = F.cross_entropy(logits, labels)
+    return units, list(torch.autograd.grad(loss, points, retain_graph=True, materialize_grads=True))
 
 
 def _check_linear(network: Network) -> None:
@@ -247,7 +207,7 @@ def identity_errors(network: Network, inputs: Tensor, labels: Tensor, *, across:
     ends = list(itertools.accumulate(network.stages))
     ranges = [(0, ends[-1])] if across else [(unit, ends[stage - 1]) for unit, stage in enumerate(stage_of)]
     rows: list[dict[str, float]] = []
-    with _in_training(network):
+    with _in_training(network, inputs, labels):
         units, gradients = _pass(network, inputs, labels)
         for l, end in ranges:  # noqa: E741 - the papers' name
             x_l = units[l].x.detach().requires_grad_()
@@ -294,7 +254,7 @@ def direct_terms(network: Network, inputs: Tensor, labels: Tensor) -> pd.DataFra
         UsageError: a network without shortcuts, or with others.
     """
     _check_linear(network)
-    with _in_training(network):
+    with _in_training(network, inputs, labels):
         units, gradients = _pass(network, inputs, labels)
     shortcuts: list[nn.Module] = [block.shortcut for block in network.blocks]  # type: ignore[misc]
     unscaled = [
@@ -335,22 +295,19 @@ def gradient_flow(network: Network, inputs: Tensor, labels: Tensor) -> pd.DataFr
     Raises:
         UsageError: a network with dropout.
     """
-    _check_repeatable(network)
-    with _in_training(network):
+    with _in_training(network, inputs, labels):
+        check_repeatable(network)
         units, gradients = _pass(network, inputs, labels)
         direct = [gradients[-1]]
         for unit in reversed(units):
-            if unit.shortcut is None:
+            if unit.shortcut is None or not unit.shortcut.requires_grad:
                 direct.append(torch.zeros_like(unit.x))
                 continue
-            # Back through what follows the addition, then through the shortcut.
+            # Back through what follows the addition, then through the shortcut, which the addition may have spread.
             (back,) = torch.autograd.grad(unit.output, unit.sum, direct[-1], retain_graph=True)
-            around = unit.shortcut.expand_as(unit.sum)  # an addition may have spread it
-            if around.requires_grad:
-                direct.extend(torch.autograd.grad(around, unit.x, back, retain_graph=True, materialize_grads=True))
-            else:
-                direct.append(torch.zeros_like(unit.x))
-    signals = [unit.x.detach() for unit in units] + [unit.output.detach() for unit in units[-1:]]
+            around = unit.shortcut.expand_as(unit.sum)
+            direct.extend(torch.autograd.grad(around, unit.x, back, retain_graph=True, materialize_grads=True))
+    signals = [unit.x.detach() for unit in units] + [units[-1].output.detach()]
     rows = []
     for number, (signal, gradient, way) in enumerate(zip(signals, gradients, reversed(direct), strict=True)):
         squared = gradient.double().square().sum()
@@ -386,7 +343,6 @@ def gradient_correlation(network: Network, inputs: Tensor, labels: Tensor, dista
     Raises:
         UsageError: a network with dropout.
     """
-    _check_repeatable(network)
 
     def gradient(images: Tensor) -> Tensor:
         images = images.clone().requires_grad_()
@@ -397,4 +353,5 @@ def gradient_correlation(network: Network, inputs: Tensor, labels: Tensor, dista
 
     neighbours = inputs + distance * (inputs.roll(1, 0) - inputs)
     with batch_statistics(network):
+        check_repeatable(network)
         return (gradient(inputs) * gradient(neighbours)).sum(1).mean().item()

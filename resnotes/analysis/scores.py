@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from resnotes.analysis.maps import check_classes
 from resnotes.errors import UsageError
 from resnotes.models.segmentation import IGNORED
 
@@ -32,16 +33,10 @@ def confusion_matrix(predictions: Tensor, labels: Tensor, num_classes: int, *, i
         raise UsageError(
             f"predictions and labels must have one shape, found {tuple(predictions.shape)} and {tuple(labels.shape)}"
         )
+    check_classes(labels, "labels", num_classes, ignore_index)
     counted = labels != ignore_index
     rows, columns = labels[counted].long(), predictions[counted].long()
-    for kind, values in (("labels", rows), ("predictions", columns)):
-        if not len(values):
-            continue
-        low, high = (int(bound) for bound in values.aminmax())
-        if not 0 <= low <= high < num_classes:
-            raise UsageError(
-                f"{kind} must be 0 to {num_classes - 1}, or for labels {ignore_index}; found {low} to {high}"
-            )
+    check_classes(columns, "predictions", num_classes)
     return torch.bincount(rows * num_classes + columns, minlength=num_classes**2).view(num_classes, num_classes)
 
 

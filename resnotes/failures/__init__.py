@@ -1,14 +1,15 @@
 """Failure cases of semantic segmentation, found and named by rule, after Zhao et al. 2017 (arXiv 1612.01105), Sec. 3.1.
 
-`mining`: failures and their kinds. `measures`: how many of each kind, before and after a change to the network; recall
-against size; whether the rules name the true cause. `drawing`: failures beside each other, and confusion matrices.
+`study`: all of it for predictions from anywhere. `mining`: failures and their kinds. `measures`: how many of each kind,
+before and after a change to the network; recall against size; whether the rules name the true cause.
 """
 
-from resnotes.failures.measures import clustered, compare, counts, octaves, recall_by_size, validate
+from resnotes.failures.measures import Tables, clustered, compare, counts, octaves, recall_by_size, study, validate
 from resnotes.failures.mining import KINDS, confused_pairs, mine
 
 __all__ = [
     "KINDS",
+    "Tables",
     "clustered",
     "compare",
     "confused_pairs",
@@ -16,5 +17,6 @@ __all__ = [
     "mine",
     "octaves",
     "recall_by_size",
+    "study",
     "validate",
 ]

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
 
-from resnotes.analysis.intervals import bootstrap_ratio, bootstrap_ratio_difference
+from resnotes.analysis.cooccurrence import Cooccurrence, presence
+from resnotes.analysis.intervals import Interval
 from resnotes.datasets.segmentation import Sample
 from resnotes.errors import UsageError, unknown
-from resnotes.failures.mining import KINDS, check, labelled_pieces, piece_numbers
+from resnotes.failures.mining import KINDS, check, labelled_pieces, mine, piece_numbers
 from resnotes.models.segmentation import IGNORED
 
 MEASURES = ("pixels", "objects")
@@ -23,6 +24,56 @@ CAUSES = {
     "inconspicuous": "inconspicuous",
     "none": "other",
 }  # the kind that an object's ambiguity should give
+
+
+class Tables(NamedTuple):
+    """What `study` found.
+
+    Attributes:
+        failures: a row a failure, by rank, as `mine` has it.
+        counts: a row for each image and kind, as `counts` has it.
+    """
+
+    failures: pd.DataFrame
+    counts: pd.DataFrame
+
+
+def study(
+    predictions: Iterable[Any],
+    labels: Iterable[Any],
+    classes: Sequence[str],
+    training_labels: Iterable[Any],
+    field: float = 64,
+    *,
+    ignore_index: int = IGNORED,
+    **rules: Any,
+) -> Tables:
+    """The failures of any segmentation network, each with its kind, and how many there are in each image.
+
+    Maps are arrays of any framework, tensors or lists: whole numbers ``[N, H, W]``, or N maps ``[H, W]`` of sizes that
+    differ from image to image.
+
+    Args:
+        predictions: class numbers.
+        labels: of the same images, or `ignore_index`.
+        classes: names by number.
+        training_labels: maps of any images, which tell what occurs together: a predicted class that does not, with
+            what else is in an image, contradicts its context. See `Cooccurrence.contradicts`.
+        field: side in pixels of the receptive field: larger objects can be broken up because it ends inside them.
+        ignore_index: label of pixels that do not count.
+        rules: what else `mine` takes: ``confused``, ``small``, ``stride``.
+
+    Raises:
+        UsageError: shapes, types or numbers that do not fit.
+    """
+    names = tuple(classes)
+    maps = check(predictions, labels, len(names), ignore_index)
+    ours, truth = zip(*maps, strict=True)
+    shown = presence(training_labels, len(names), ignore_index=ignore_index)
+    together = Cooccurrence.between_classes(shown, names)
+    contradicting = together.contradicts(presence(truth, len(names), ignore_index=ignore_index))
+    failures = mine(ours, truth, names, contradicting, field, ignore_index=ignore_index, **rules)
+    return Tables(failures, counts(failures, len(maps)))
 
 
 def counts(failures: pd.DataFrame, images: int) -> pd.DataFrame:
@@ -71,26 +122,26 @@ def compare(
     tables = [table.pivot_table(index="image", columns="kind", values=measure) for table in (before, after)]
     if not tables[0].index.equals(tables[1].index) or tables[0].empty:
         raise UsageError(f"expected counts of the same images, found {len(tables[0])} and {len(tables[1])} images")
-    unit, images = f"{measure} per image", np.ones(len(tables[0]))
-    options: dict[str, Any] = {"unit": unit, "draws": draws, "seed": seed}
-    rows = {}
-    for kind in KINDS:
-        one, other = ((table[kind].to_numpy(np.float64), images) for table in tables)
-        rows[kind] = {
-            "before": bootstrap_ratio(*one, **options),
-            "after": bootstrap_ratio(*other, **options),
-            "difference": bootstrap_ratio_difference(other, one, **options),
-        }
-    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("kind")
+    one, other = (table[list(KINDS)].to_numpy(np.float64) for table in tables)  # [images, kinds]
+    n = len(one)
+    drawn = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), draws)  # how often each image is in each
+    intervals: dict[str, list[Interval]] = {}
+    for name, values in (("before", one), ("after", other), ("difference", other - one)):
+        bounds: Any = np.quantile(drawn @ values / n, (0.025, 0.975), axis=0).T.tolist()
+        intervals[name] = [
+            Interval(mean, low if n > 1 else None, high if n > 1 else None, n, f"{measure} per image")
+            for mean, (low, high) in zip(values.mean(0).tolist(), bounds, strict=True)
+        ]
+    return pd.DataFrame(intervals, index=pd.Index(KINDS, name="kind"))
 
 
 def recall_by_size(
-    predictions: Tensor, labels: Tensor, classes: Sequence[str], *, ignore_index: int = IGNORED
+    predictions: Iterable[Any], labels: Iterable[Any], classes: Sequence[str], *, ignore_index: int = IGNORED
 ) -> pd.DataFrame:
     """How much of each labelled object is recovered; objects are connected components of the label map.
 
     Args:
-        predictions: integers ``[N, H, W]``.
+        predictions: integers ``[N, H, W]``, or maps of any sizes; see `resnotes.failures.mining.check`.
         labels: the same, or `ignore_index`.
         classes: the names.
         ignore_index: label of pixels that do not count.
@@ -102,8 +153,8 @@ def recall_by_size(
     Raises:
         UsageError: shapes, types or values that do not fit.
     """
-    check(predictions, labels, len(classes), ignore_index)
-    objects = labelled_pieces(predictions, labels, 0, ignore_index).drop_duplicates(["image", "object"])
+    maps = check(predictions, labels, len(classes), ignore_index)
+    objects = labelled_pieces(maps, 0, ignore_index).drop_duplicates(["image", "object"])
     return pd.DataFrame(
         {
             "image": objects["image"],

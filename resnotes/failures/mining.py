@@ -9,7 +9,7 @@ object. Components are 4-connected.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -20,6 +20,7 @@ from scipy.ndimage import find_objects, maximum_filter, minimum_filter
 from scipy.special import stdtr
 from torch import Tensor
 
+from resnotes.analysis.maps import as_map, check_classes
 from resnotes.analysis.scores import confusion_matrix
 from resnotes.errors import UsageError
 from resnotes.models.segmentation import IGNORED
@@ -41,29 +42,31 @@ COLUMNS = (  # of what `mine` returns
 )
 
 
-def check(predictions: Tensor, labels: Tensor, num_classes: int, ignore_index: int) -> None:
-    """Refuse maps that are not integers ``[N, H, W]`` of one shape and of these classes.
+def check(
+    predictions: Iterable[Any], labels: Iterable[Any], num_classes: int, ignore_index: int
+) -> list[tuple[Tensor, Tensor]]:
+    """The maps of each image, of predictions and of labels: int64 ``[H, W]``, on the CPU.
+
+    Args:
+        predictions: integers ``[N, H, W]``, or N maps ``[H, W]`` of any sizes: tensors, arrays or lists.
+        labels: the same, or `ignore_index`.
+        num_classes: C.
+        ignore_index: label of pixels that do not count.
 
     Raises:
-        UsageError: names what was found.
+        UsageError: names what was found where a shape, type or number does not fit.
     """
-    if predictions.ndim != 3 or predictions.shape != labels.shape or not predictions.numel():
-        raise UsageError(
-            "expected predictions and labels of one shape [N, H, W], not empty; found"
-            f" {list(predictions.shape)} and {list(labels.shape)}"
-        )
-    for name, maps in (("predictions", predictions), ("labels", labels)):
-        if maps.is_floating_point() or maps.is_complex() or maps.dtype == torch.bool:
-            raise UsageError(f"expected {name} of an integer type, found {maps.dtype}")
-    low, high = (int(bound) for bound in predictions.aminmax())
-    if not 0 <= low <= high < num_classes:
-        raise UsageError(f"expected predictions of 0 to {num_classes - 1}, found {low} to {high}")
-    classes = labels[labels != ignore_index]
-    if classes.numel() and not 0 <= int(classes.min()) <= int(classes.max()) < num_classes:
-        raise UsageError(
-            f"expected labels of 0 to {num_classes - 1}, or {ignore_index}; found"
-            f" {int(classes.min())} to {int(classes.max())}"
-        )
+    ours, truth = [as_map(each, "predictions") for each in predictions], [as_map(each, "labels") for each in labels]
+    if len(ours) != len(truth) or not ours:
+        raise UsageError(f"expected one map of predictions for each of labels, found {len(ours)} and {len(truth)} maps")
+    pairs = list(zip(ours, truth, strict=True))
+    for i, (prediction, label) in enumerate(pairs):
+        if prediction.shape != label.shape:
+            found = f"{list(prediction.shape)} and {list(label.shape)}"
+            raise UsageError(f"expected predictions and labels of one shape, found {found} in image {i}")
+        check_classes(prediction, "predictions", num_classes)
+        check_classes(label, "labels", num_classes, ignore_index)
+    return pairs
 
 
 def connected(values: NDArray[Any]) -> Numbers:
@@ -78,9 +81,7 @@ def connected(values: NDArray[Any]) -> Numbers:
     graph = coo_array((np.ones(len(start), np.int8), (start, end)), shape=(values.size, values.size))
     component = connected_components(graph, directed=False)[1]
     _, first, inverse = np.unique(component, return_index=True, return_inverse=True)
-    number = np.empty(len(first), np.intp)
-    number[np.argsort(first)] = np.arange(len(first))
-    numbers: Numbers = number[inverse].reshape(values.shape)
+    numbers: Numbers = first.argsort().argsort()[inverse].reshape(values.shape)
     return numbers
 
 
@@ -127,13 +128,18 @@ def image_pieces(prediction: NDArray[Any], label: NDArray[Any], margin: int) -> 
     )
 
 
-def labelled_pieces(predictions: Tensor, labels: Tensor, margin: int, ignore_index: int) -> pd.DataFrame:
+def labelled_pieces(maps: Iterable[tuple[Tensor, Tensor]], margin: int, ignore_index: int) -> pd.DataFrame:
     """`image_pieces` of all images without the ignored ones, and how much of each object went wrong.
 
     Adds ``image``, ``share``, that of the object which is this piece, and ``wrong``, that which has any wrong class.
+
+    Args:
+        maps: as `check` returns them.
+        margin: see `image_pieces`.
+        ignore_index: label of pixels that do not count.
     """
-    maps = zip(predictions.cpu().numpy(), labels.cpu().numpy(), strict=True)
-    tables = [image_pieces(*pair, margin).assign(image=i) for i, pair in enumerate(maps)]
+    pairs = ((prediction.numpy(), label.numpy()) for prediction, label in maps)
+    tables = [image_pieces(*pair, margin).assign(image=i) for i, pair in enumerate(pairs)]
     pieces = pd.concat(tables, ignore_index=True)
     pieces = pieces[pieces["labelled"] != ignore_index].reset_index(drop=True)
     pieces["share"] = pieces["pixels"] / pieces["object_pixels"]
@@ -144,8 +150,8 @@ def labelled_pieces(predictions: Tensor, labels: Tensor, margin: int, ignore_ind
 
 def _beside(label: Tensor, num_classes: int, ignore_index: int) -> Tensor:
     """Length of the outline that each two classes share, in sides of pixels, float64 ``[C, C]``, symmetric."""
-    one = torch.cat([label[1:].flatten(), label[:, 1:].flatten()]).long()
-    other = torch.cat([label[:-1].flatten(), label[:, :-1].flatten()]).long()
+    one = torch.cat([label[1:].flatten(), label[:, 1:].flatten()])
+    other = torch.cat([label[:-1].flatten(), label[:, :-1].flatten()])
     counted = (one != other) & (one != ignore_index) & (other != ignore_index)
     pairs = torch.bincount(one[counted] * num_classes + other[counted], minlength=num_classes**2)
     matrix = pairs.view(num_classes, num_classes).double()
@@ -153,8 +159,8 @@ def _beside(label: Tensor, num_classes: int, ignore_index: int) -> Tensor:
 
 
 def confused_pairs(
-    predictions: Tensor,
-    labels: Tensor,
+    predictions: Iterable[Any],
+    labels: Iterable[Any],
     num_classes: int,
     *,
     least: float = 0.05,
@@ -171,7 +177,7 @@ def confused_pairs(
     pair in a single image never passes.
 
     Args:
-        predictions: integers ``[N, H, W]``.
+        predictions: integers ``[N, H, W]``, or maps of any sizes; see `check`.
         labels: the same, or `ignore_index`.
         num_classes: C.
         least: share of a class's pixels that are taken for the other beyond chance.
@@ -184,10 +190,10 @@ def confused_pairs(
     Raises:
         UsageError: see `check`.
     """
-    check(predictions, labels, num_classes, ignore_index)
+    maps = check(predictions, labels, num_classes, ignore_index)
     total, squares = torch.zeros(2, num_classes, num_classes, dtype=torch.float64)
     pixels, images = torch.zeros(2, num_classes, 1, dtype=torch.float64)
-    for prediction, label in zip(predictions.cpu(), labels.cpu(), strict=True):
+    for prediction, label in maps:
         wrong = confusion_matrix(prediction, label, num_classes, ignore_index=ignore_index).double()
         pixels += wrong.sum(1, keepdim=True)
         wrong.fill_diagonal_(0)
@@ -208,8 +214,8 @@ def confused_pairs(
 
 
 def mine(
-    predictions: Tensor,
-    labels: Tensor,
+    predictions: Iterable[Any],
+    labels: Iterable[Any],
     classes: Sequence[str],
     contradicting: Tensor,
     field: float,
@@ -244,7 +250,7 @@ def mine(
     of the sky.
 
     Args:
-        predictions: integers ``[N, H, W]``, classes.
+        predictions: classes, integers ``[N, H, W]``, or maps of any sizes; see `check`.
         labels: the same, or `ignore_index`.
         classes: the C names.
         contradicting: bool ``[N, C]``, whether a class contradicts what else is in the image.
@@ -266,51 +272,52 @@ def mine(
     Raises:
         UsageError: shapes, types or values that do not fit.
     """
-    count = len(classes)
-    check(predictions, labels, count, ignore_index)
-    if contradicting.shape != (len(labels), count) or contradicting.dtype != torch.bool:
-        raise UsageError(
-            f"expected contradicting to be bool {[len(labels), count]}, found {contradicting.dtype}"
-            f" {list(contradicting.shape)}"
-        )
-    if confused is not None and (confused.shape != (count, count) or confused.dtype != torch.bool):
-        raise UsageError(
-            f"expected confused to be bool {[count, count]}, found {confused.dtype} {list(confused.shape)}"
-        )
+    maps, count = check(predictions, labels, len(classes), ignore_index), len(classes)
+    if confused is None:
+        ours, truth = zip(*maps, strict=True)
+        confused = confused_pairs(ours, truth, count, ignore_index=ignore_index)
+    for name, given, shape in (
+        ("contradicting", contradicting, [len(maps), count]),
+        ("confused", confused, [count] * 2),
+    ):
+        if list(given.shape) != shape or given.dtype != torch.bool:
+            raise UsageError(f"expected {name} to be bool {shape}, found {given.dtype} {list(given.shape)}")
     if not (field > 0 and 0 <= small <= 1 and stride >= 1):
         raise UsageError(
             "expected a field above 0, a quantile small of 0 to 1 and a stride of 1 or more, found"
             f" {field!r}, {small!r} and {stride!r}"
         )
-    if confused is None:
-        confused = confused_pairs(predictions, labels, count, ignore_index=ignore_index)
-
-    pieces = labelled_pieces(predictions, labels, stride // 2, ignore_index)
-    objects = [pieces["image"], pieces["object"]]
-    sizes = pieces.drop_duplicates(["image", "object"])["object_pixels"]
-    seen = sizes[sizes >= stride**2]
-    limit = seen.quantile(small) if len(seen) else stride**2
-    coarse = pieces["deep"] & (pieces["pixels"] >= stride**2)
-    broken = coarse.groupby(objects).transform("sum") >= BROKEN
-    missed = pieces["wrong"] > MISSED
-    named = pieces["pixels"].groupby([*objects, pieces["predicted"]]).transform("sum") / pieces["object_pixels"]
-    split = (1 - pieces["wrong"] >= PART) & (named >= PART) & ~pieces["spread"]
-    unlikely = contradicting.cpu().numpy()[pieces["image"], pieces["predicted"]]
-    alike = confused.cpu().numpy()[pieces["labelled"], pieces["predicted"]]
-
-    inconspicuous = (pieces["object_pixels"] < limit) & missed | (pieces["object_pixels"] > field**2) & broken
-    rules: dict[str, Any] = {
-        "boundary": ~coarse & ~missed,
-        "relationship": unlikely,
-        "inconspicuous": inconspicuous,
-        "confusion": alike | split,
-    }
-    pieces["kind"] = "other"
-    for kind, applies in reversed(rules.items()):  # the first rule has the last word
-        pieces.loc[applies, "kind"] = kind
+    pieces = labelled_pieces(maps, stride // 2, ignore_index)
+    pieces["kind"] = _kinds(pieces, contradicting, confused, field, small, stride)
     failures = pieces[pieces["labelled"] != pieces["predicted"]].copy()
     for name in ("labelled", "predicted"):
         failures[name] = [classes[i] for i in failures[name]]
     damage = failures["pixels"] * failures["share"]
     failures["rank"] = damage.rank(method="min", ascending=False).astype(int)
     return failures.sort_values("rank", kind="stable", ignore_index=True)[list(COLUMNS)]
+
+
+def _kinds(
+    pieces: pd.DataFrame, contradicting: Tensor, confused: Tensor, field: float, small: float, stride: int
+) -> pd.Series[str]:
+    """The kind of each piece, if it is a failure: that of the first rule of `mine` that applies."""
+    objects = [pieces["image"], pieces["object"]]
+    coarse = pieces["deep"] & (pieces["pixels"] >= stride**2)
+    missed = pieces["wrong"] > MISSED
+    # Small and missed, or large and broken up
+    sizes = pieces.drop_duplicates(["image", "object"])["object_pixels"]
+    seen = sizes[sizes >= stride**2]
+    limit = seen.quantile(small) if len(seen) else stride**2
+    broken = coarse.groupby(objects).transform("sum") >= BROKEN
+    inconspicuous = (pieces["object_pixels"] < limit) & missed | (pieces["object_pixels"] > field**2) & broken
+    # A confused pair, or split between two classes
+    alike = confused.cpu().numpy()[pieces["labelled"], pieces["predicted"]]
+    named = pieces["pixels"].groupby([*objects, pieces["predicted"]]).transform("sum") / pieces["object_pixels"]
+    split = (1 - pieces["wrong"] >= PART) & (named >= PART) & ~pieces["spread"]
+    rules: dict[str, Any] = {
+        "boundary": ~coarse & ~missed,
+        "relationship": contradicting.cpu().numpy()[pieces["image"], pieces["predicted"]],
+        "inconspicuous": inconspicuous,
+        "confusion": alike | split,
+    }
+    return pd.Series(np.select(list(rules.values()), list(rules), "other"), index=pieces.index)

@@ -2,18 +2,17 @@
 
 `lesions`: delete or reorder the blocks of a trained network, whose weights are never touched. `gradients`: split the
 gradient by the length of the paths that carry it, exactly or by sampling. Both take a network of stem, blocks and
-head; `adapt` gives that shape to torchvision's ResNets.
+head; `adapt` gives that shape to torchvision's ResNets. `lengths`: what such a split says; `enumeration`: all paths
+through a few units.
 """
 
 from resnotes.models.adapters import adapt
-from resnotes.unravel.gradients import (
+from resnotes.unravel.gradients import gradients_along, path_gradients, sampled_path_gradients
+from resnotes.unravel.lengths import (
     coherence,
-    gradients_along,
     length_distribution,
     mean_length,
-    path_gradients,
     path_shares,
-    sampled_path_gradients,
     share_of_lengths,
     shortest_interval,
 )

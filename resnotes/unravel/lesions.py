@@ -22,10 +22,12 @@ import torch
 from torch import Tensor, nn
 
 from resnotes.errors import UsageError, unknown
-from resnotes.models.adapters import Parts, blocks_of
-from resnotes.models.inputs import check_images, check_labels, check_logits
+from resnotes.models.adapters import blocks_of
+from resnotes.models.inputs import check_labels, check_logits
 from resnotes.models.network import in_mode, kept_statistics
-from resnotes.unravel.sweep import Program, Site, plan, prepare, survey, sweep
+from resnotes.models.passes import check
+from resnotes.unravel.steps import Site, prepare, survey
+from resnotes.unravel.tree import Program, plan, walk
 
 MEMORY = 1 << 30  # bytes
 DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
@@ -44,30 +46,6 @@ class Lesion:
     order: tuple[int, ...] | None = None
 
 
-def _listed(numbers: Iterable[int]) -> str:
-    return ", ".join(str(number) for number in numbers) or "none"
-
-
-def _parse(lesion: Lesion | Iterable[int], number: int, blocks: int) -> Lesion:
-    """`lesion` as a `Lesion` whose numbers are those of blocks."""
-    order = lesion.order if isinstance(lesion, Lesion) else None
-    try:
-        deleted = frozenset(lesion.deleted if isinstance(lesion, Lesion) else lesion)
-        lesion = Lesion(deleted, None if order is None else tuple(int(i) for i in order))
-    except (TypeError, ValueError):
-        raise UsageError(
-            f"lesion {number}: expected a Lesion or numbers of blocks to delete, found {lesion!r}"
-        ) from None
-    for i in lesion.deleted:
-        if not isinstance(i, Integral) or isinstance(i, bool) or not 0 <= i < blocks:
-            raise UsageError(f"lesion {number} deletes block {i!r}; allowed: 0 to {blocks - 1}")
-    if lesion.order is not None and sorted(lesion.order) != list(range(blocks)):
-        raise UsageError(
-            f"lesion {number}: the order {tuple(lesion.order)} is no permutation of the blocks 0 to {blocks - 1}"
-        )
-    return lesion
-
-
 def _groups(model: nn.Module, sites: Sequence[Site]) -> list[tuple[int, ...]]:
     groups: defaultdict[object, list[int]] = defaultdict(list)
     for i, (block, site) in enumerate(zip(blocks_of(model), sites, strict=True)):
@@ -79,22 +57,36 @@ def _deletable(sites: Sequence[Site]) -> tuple[int, ...]:
     return tuple(i for i, site in enumerate(sites) if site.lesioned == site.outputs)
 
 
-def _check(lesions: Sequence[Lesion], sites: Sequence[Site], groups: Iterable[tuple[int, ...]]) -> None:
-    """Refuse what would change a shape."""
-    can_go = _deletable(sites)
-    companions = {i: group for group in groups for i in group}
-    for number, lesion in enumerate(lesions):
-        for i in sorted(lesion.deleted - set(can_go)):
+def _checked(
+    lesion: Lesion | Iterable[int], number: int, can_go: Sequence[int], groups: Sequence[tuple[int, ...]]
+) -> Lesion:
+    """`lesion` as a `Lesion` of blocks that there are, which changes no shape on the way."""
+    try:
+        given = lesion if isinstance(lesion, Lesion) else Lesion(frozenset(lesion))
+        checked = Lesion(frozenset(given.deleted), None if given.order is None else tuple(map(int, given.order)))
+    except (TypeError, ValueError):
+        raise UsageError(
+            f"lesion {number}: expected a Lesion or numbers of blocks to delete, found {lesion!r}"
+        ) from None
+    for i in checked.deleted:
+        if not isinstance(i, Integral) or isinstance(i, bool) or i not in can_go:
             raise UsageError(
-                f"lesion {number} deletes block {i}, without which {list(sites[i].inputs)} does not become"
-                f" {list(sites[i].outputs)}; blocks that can go: {_listed(can_go)}"
+                f"lesion {number} deletes block {i!r}; blocks that can go, as the shape is the same without them:"
+                f" {', '.join(map(str, can_go)) or 'none'}"
             )
-        for position, i in enumerate(lesion.order or ()):
+    if checked.order is not None:
+        companions = {i: group for group in groups for i in group}
+        if sorted(checked.order) != sorted(companions):
+            raise UsageError(
+                f"lesion {number}: the order {checked.order} is no permutation of the blocks 0 to {len(companions) - 1}"
+            )
+        for position, i in enumerate(checked.order):
             if i not in companions[position]:
                 raise UsageError(
                     f"lesion {number} puts block {i} at position {position}, which has another shape; blocks that"
-                    f" can stand there: {_listed(companions[position])}"
+                    f" can stand there: {', '.join(map(str, companions[position]))}"
                 )
+    return checked
 
 
 def _program(lesion: Lesion, passing: Sequence[bool]) -> Program:
@@ -112,20 +104,20 @@ def _measure(
     read: Callable[[Tensor], Tensor],
 ) -> Tensor:
     """What `read` makes of the logits under each lesion, ``[number of lesions, N, ...]``."""
-    blocks = _checked(model, images)
+    check(model, images)
     if dtype not in DTYPES:
         raise unknown("dtype", dtype, map(str, DTYPES))
     if not isinstance(lesions, Iterable):
         raise UsageError(f"expected lesions, each a Lesion or numbers of blocks to delete; found {lesions!r}")
-    parsed = [_parse(lesion, number, len(blocks)) for number, lesion in enumerate(lesions)]
     with _at_rest(model):
-        swept = prepare(model, images)
-        sites = survey(swept, images[:1])
-        _check(parsed, sites, _groups(model, sites))
+        steps = prepare(model, images)
+        sites = survey(steps, images[:1])
+        can_go, groups = _deletable(sites), _groups(model, sites)
+        checked = [_checked(lesion, number, can_go, groups) for number, lesion in enumerate(lesions)]
         # Where there are none, an empty result of the right shape.
-        programs = [_program(lesion, swept.passing) for lesion in parsed or [Lesion()]]
-        found = sweep(swept, plan(programs), len(programs), images, DTYPES[dtype], memory, read)
-    return found[: len(parsed)].clone()  # of which anything can be made, as of no tensor from inference mode
+        programs = [_program(lesion, steps.passing) for lesion in checked or [Lesion()]]
+        found = walk(steps, plan(programs), len(programs), images, DTYPES[dtype], memory, read)
+    return found[: len(checked)].clone()  # of which anything can be made, as of no tensor from inference mode
 
 
 @contextlib.contextmanager
@@ -145,7 +137,7 @@ def lesion_logits(
 ) -> Tensor:
     """The logits of a network under each lesion, in eval mode.
 
-    What several lesions have in common from the stem on is computed once, see `resnotes.unravel.sweep`.
+    What several lesions have in common from the stem on is computed once, see `resnotes.unravel.tree`.
 
     Args:
         model: a network with stem, blocks and head; neither its weights nor its mode are touched.
@@ -206,8 +198,7 @@ def lesion_errors(
     Raises:
         UsageError: see `lesion_logits`; or not one label of its classes an image.
     """
-    _checked(model, images)
-    check_labels(labels, images)
+    check(model, images, labels)
 
     def predictions(logits: Tensor) -> Tensor:
         check_labels(labels, images, _of_images(model, logits).shape[1])
@@ -243,16 +234,8 @@ def exchangeable(model: nn.Module, images: Tensor) -> list[tuple[int, ...]]:
     return _groups(model, _survey(model, images))
 
 
-def _checked(model: nn.Module, images: Tensor) -> list[Parts]:
-    blocks = blocks_of(model)
-    if not blocks:
-        raise UsageError(f"expected a network with at least one block, found {type(model).__name__} with none")
-    check_images(images)
-    return blocks
-
-
 def _survey(model: nn.Module, images: Tensor) -> list[Site]:
-    _checked(model, images)
+    check(model, images)
     with _at_rest(model):
         return survey(prepare(model, images), images[:1])
 

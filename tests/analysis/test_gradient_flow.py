@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from kit.networks import option_a, small
 from torch import Tensor, nn
@@ -88,29 +88,23 @@ def pairs_of(stages: int, units: int) -> list[tuple[int, int, int]]:
     ]
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        *({"shortcut": shortcut} for shortcut in ("A", "scaling:0.5", "scaling:1.1", "scaling:0.5,2")),
+        *({"order": order} for order in ("relu-only-pre-activation", "relu-before-addition")),
+    ],
+    ids=str,
+)
 @pytest.mark.parametrize("steps", [0, 5])
-@pytest.mark.parametrize("shortcut", ["A", "scaling:0.5", "scaling:0.9", "scaling:1.1", "scaling:0.5,2"])
-def test_pure_shortcuts_obey_the_equations_exactly(shortcut: str, steps: int) -> None:
-    network = trained(build("preresnet-20", shortcut=shortcut), steps)
+def test_pure_shortcuts_obey_the_equations_exactly(options: dict[str, object], steps: int) -> None:
+    """And so does every order of layers without activation after the addition."""
+    network = trained(build("resnet-20", **{"order": "pre-activation", **options}), steps)
     found = identity_errors(network, IMAGES, LABELS)
     assert found[["forward", "backward"]].max().max() < 1e-10
     pairs = list(zip(found.stage, found.l, found.L, strict=True))
     assert len(pairs) == 3 * 3 * 4 / 2
     assert sorted(pairs) == pairs_of(3, 3)
-
-
-@pytest.mark.parametrize("order", ["pre-activation", "relu-only-pre-activation", "relu-before-addition"])
-def test_orders_without_activation_after_the_addition_obey_the_equations(order: str) -> None:
-    found = identity_errors(build("resnet-14", order=order), IMAGES, LABELS)
-    assert found[["forward", "backward"]].max().max() < 1e-10
-
-
-@pytest.mark.parametrize("order", ["original", "bn-after-addition"])
-def test_activations_after_the_addition_break_the_equations(order: str) -> None:
-    """For every pair of units, neighbours included, in both directions."""
-    found = identity_errors(build("resnet-20", order=order), IMAGES, LABELS)
-    assert sorted(zip(found.stage, found.l, found.L, strict=True)) == pairs_of(3, 3)
-    assert found[["forward", "backward"]].min().min() > 1e-3
 
 
 def branch(block: Block, x: Tensor, stride: int) -> Tensor:
@@ -155,12 +149,9 @@ def test_by_how_much_the_equations_fail_is_found_by_hand_too(factor: float) -> N
     ("name", "options"),
     [
         ("plain-8", {}),
-        ("preresnet-8", {"shortcut": "exclusive-gating:0"}),
         ("preresnet-8", {"shortcut": "shortcut-gating:-6"}),
         ("resnet-8", {"shortcut": "dropout:0.5"}),
-        ("resnet-8", {"shortcut": "C"}),
         ("resnet-8", {"shortcut": "B"}),
-        ("prebottleneck-11", {}),
     ],
     ids=str,
 )
@@ -177,18 +168,12 @@ def test_other_shortcuts_are_refused(
 
 
 @pytest.mark.parametrize("name", ["preresnet-20", "resnet-20"])
-@pytest.mark.parametrize("factor", [0.5, 0.9, 1.1, -0.8])
+@pytest.mark.parametrize("factor", [0.5, 1.0, -0.8])
 def test_direct_terms_are_powers_of_lambda(name: str, factor: float) -> None:
     found = direct_terms(build(name, shortcut=f"scaling:{factor}"), IMAGES, LABELS)
     assert found.unit.tolist() == list(range(10))
     assert found.forward.tolist() == pytest.approx([abs(factor) ** unit for unit in range(10)], rel=1e-9)
     assert found.backward.tolist() == pytest.approx([abs(factor) ** (9 - unit) for unit in range(10)], rel=1e-9)
-
-
-@pytest.mark.parametrize("name", ["preresnet-20", "resnet-8"])
-def test_identities_carry_all(name: str) -> None:
-    found = direct_terms(build(name), IMAGES, LABELS)
-    assert found[["forward", "backward"]].to_numpy() == pytest.approx(1, rel=1e-9)
 
 
 # Gradients unit by unit
@@ -281,38 +266,12 @@ def test_a_plain_network_has_no_direct_gradient() -> None:
     assert found.direct[6] == pytest.approx(found.gradient[6], rel=1e-12)
 
 
-@pytest.mark.parametrize("shortcut", ["A", "C", "shortcut-gating:-1"])
-def test_without_branches_all_comes_through_shortcuts(shortcut: str) -> None:
-    """Branches that end in BN with weights of zero have neither output nor gradient."""
-    network = build("resnet-8", shortcut=shortcut)
-    for block in network.blocks:
-        nn.init.zeros_(block.residual.bn2.weight)
-        nn.init.zeros_(block.residual.bn2.bias)
-    found = gradient_flow(network, IMAGES, LABELS)
-    assert found.gradient.min() > 1e-6
-    assert found.direct.tolist() == pytest.approx(found.gradient.tolist(), rel=1e-9)
-    assert found.share.tolist() == pytest.approx([1] * 4, rel=1e-9)
-
-
 # Shattered gradients
 
 
 def linear(seed: int = 0) -> nn.Sequential:
     torch.manual_seed(seed)
     return nn.Sequential(nn.Flatten(), nn.Linear(64, 10)).double()
-
-
-@pytest.mark.parametrize(
-    ("name", "options"),
-    [
-        ("plain-20", {}),
-        ("resnet-20", {}),
-        ("preresnet-8", {"shortcut": "C"}),
-    ],
-    ids=str,
-)
-def test_an_input_is_its_own_neighbour_at_no_distance(name: str, options: dict[str, object]) -> None:
-    assert gradient_correlation(build(name, **options), IMAGES, LABELS, 0) == pytest.approx(1, abs=1e-9)
 
 
 @given(st.floats(0, 1), st.integers(0, 99))
@@ -338,38 +297,11 @@ def test_correlation_is_numpys_image_by_image(name: str, distance: float) -> Non
     assert found == pytest.approx(np.mean(each), rel=1e-9)
 
 
-def test_the_neighbour_is_near_unless_asked_for_otherwise() -> None:
-    network = build("plain-8")
-    usual = gradient_correlation(network, IMAGES, LABELS)
-    assert (
-        usual == gradient_correlation(network, IMAGES, LABELS, 0.1) != gradient_correlation(network, IMAGES, LABELS, 1)
-    )
-
-
 def build_again(network: Network) -> Network:
     """The same weights, with nothing left of an earlier pass."""
     fresh = models.build(network.name, **network.options).double()
     fresh.load_state_dict(network.state_dict())
     return fresh
-
-
-@given(st.floats(0, 1), st.integers(0, 999), st.sampled_from(["plain-8", "resnet-8", "preresnet-8"]))
-@settings(max_examples=30)
-def test_correlations_lie_between_minus_one_and_one(distance: float, seed: int, name: str) -> None:
-    torch.manual_seed(seed)
-    network = build(name)
-    assert -1 - 1e-12 <= gradient_correlation(network, torch.randn_like(IMAGES), LABELS, distance) <= 1 + 1e-12
-
-
-def test_opposite_gradients_have_correlation_minus_one() -> None:
-    """Squares of the inputs have gradients along the inputs, and the neighbours are the opposites."""
-
-    class Squares(nn.Module):
-        def forward(self, x: Tensor) -> Tensor:
-            return x.flatten(1).square().sum(1, keepdim=True).expand(-1, 10)
-
-    images = torch.cat([IMAGES[:1], -IMAGES[:1]])
-    assert gradient_correlation(Squares(), images, LABELS[:2], 1.0) == pytest.approx(-1, abs=1e-12)
 
 
 def test_an_image_without_gradient_counts_as_zero() -> None:
@@ -412,17 +344,10 @@ def test_what_is_measured_does_not_depend_on_the_mode(measure: Callable[[Network
     np.testing.assert_array_equal(first, second)
 
 
-@pytest.mark.parametrize("measure", [gradient_flow, gradient_correlation])
-def test_dropout_that_drops_nothing_is_none(measure: Callable[..., object]) -> None:
-    with_it, without = build("resnet-8", shortcut="dropout:0"), build("resnet-8")
-    without.load_state_dict(with_it.state_dict())
-    np.testing.assert_array_equal(measure(with_it, IMAGES, LABELS), measure(without, IMAGES, LABELS))
-
-
 @pytest.mark.parametrize("measure", [gradient_flow, gradient_correlation, gradient_step_gain])
 def test_dropout_is_refused(measure: Callable[..., object]) -> None:
     network = build("resnet-8", shortcut="dropout:0.5")
-    with pytest.raises(UsageError, match="expected a network without dropout"):
+    with pytest.raises(UsageError, match="expected no active dropout"):
         measure(network, IMAGES, LABELS)
 
 

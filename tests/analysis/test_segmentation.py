@@ -74,14 +74,6 @@ def test_scores_are_scikit_learns(num_classes: int, pixels: int, seed: int, igno
     assert pixel_accuracy(confusion) == pytest.approx(metrics.accuracy_score(truth, found))
 
 
-def test_scores_are_of_the_whole_set() -> None:
-    labels, predictions = torch.randint(4, (2, 6, 8, 8))
-    whole = confusion_matrix(predictions, labels, 4)
-    parts = [confusion_matrix(p, y, 4) for p, y in zip(predictions, labels, strict=True)]
-    assert torch.equal(torch.stack(parts).sum(0), whole)
-    assert mean_iou(whole) != pytest.approx(np.mean([mean_iou(part) for part in parts]), abs=1e-4)
-
-
 def test_a_class_that_is_only_predicted_counts_and_an_absent_one_does_not() -> None:
     confusion = confusion_matrix(torch.tensor([0, 0, 1]), torch.tensor([0, 0, 0]), 3)
     np.testing.assert_array_equal(class_iou(confusion), [2 / 3, 0, np.nan])
@@ -92,8 +84,9 @@ def test_a_class_that_is_only_predicted_counts_and_an_absent_one_does_not() -> N
     ("predictions", "labels", "message"),
     [
         ([0, 1], [0], r"one shape, found \(2,\) and \(1,\)"),
-        ([0, 1], [0, 3], "labels must be 0 to 2, or for labels 255; found 0 to 3"),
-        ([0, -1], [0, 1], "predictions must be 0 to 2"),
+        ([0, 1], [0, 3], "expected labels of 0 to 2, or 255; found 0 to 3"),
+        ([0, 1], [0, -1], "found -1 to 0"),
+        ([0, -1], [0, 1], "expected predictions of 0 to 2; found -1 to 0"),
         ([3, 0], [255, 0], None),
     ],
 )
@@ -176,15 +169,6 @@ def test_crops_cover_the_image(size: tuple[int, int]) -> None:
 
 
 @torch.no_grad()
-def test_a_crop_as_large_as_the_image_is_the_image() -> None:
-    network, images = small("pspnet-small"), torch.randn(2, 3, 30, 44)
-    whole = probabilities(network, images)
-    for crop in (44, 100):
-        assert torch.equal(probabilities(network, images, crop=crop), whole)
-    assert not torch.allclose(probabilities(network, images, crop=24), whole, atol=1e-3)
-
-
-@torch.no_grad()
 def test_crops_are_averaged_where_they_overlap() -> None:
     network, images = small("fcn-small"), torch.randn(1, 3, 24, 36)
     left, right = (network(part).softmax(1) for part in (images[..., :24], images[..., 12:]))
@@ -207,14 +191,6 @@ def test_scales_are_averaged() -> None:
     both = probabilities(network, images, scales=[1, 0.5])
     torch.testing.assert_close(both, (one + half) / 2)
     torch.testing.assert_close(both.sum(1), torch.ones(1, 40, 40))
-
-
-@torch.no_grad()
-def test_bfloat16_is_close_and_its_probabilities_are_float32() -> None:
-    network, images = small("pspnet-small"), torch.randn(1, 3, 40, 40)
-    exact, rounded = (probabilities(network, images, precision=precision) for precision in ("float32", "bfloat16"))
-    assert rounded.dtype == torch.float32
-    assert 0 < (exact - rounded).abs().max() < 0.1
 
 
 # Receptive fields
@@ -488,9 +464,3 @@ def test_nothing_in_the_drawing_overlaps_or_is_clipped(options: dict[str, object
 def test_a_network_without_pyramid_is_not_drawn() -> None:
     with pytest.raises(UsageError, match="expected a pyramid of 1 to 6 levels to draw, found 0 in fcn-small"):
         pyramid_pooling(small("fcn-small"))
-
-
-def test_a_negative_label_is_refused_in_words() -> None:
-    maps = torch.zeros(1, 2, 2, dtype=torch.int64)
-    with pytest.raises(UsageError, match="labels must be 0 to 2, or for labels 255; found -1 to 0"):
-        confusion_matrix(maps, maps - torch.eye(2, dtype=torch.int64), 3)

@@ -1,6 +1,9 @@
 """Small networks whose BN layers all differ, and layers written out by hand."""
 
+import copy
 import math
+from collections.abc import Iterable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -8,6 +11,7 @@ from torch import Tensor, nn
 
 from resnotes import models
 from resnotes.models import Network
+from resnotes.unravel import Lesion
 
 
 @torch.no_grad()
@@ -60,3 +64,23 @@ def option_a(x: Tensor) -> Tensor:
             for j in range(0, width, 2):
                 y[:, channels // 2 + c, i // 2, j // 2] = x[:, c, i, j]
     return y
+
+
+@torch.no_grad()
+def plain_loop(network: Any, lesions: Iterable[Lesion], images: Tensor) -> Tensor:
+    """Logits ``[lesions, N, classes]``, each lesion from the images on, block by block.
+
+    Whatever writes over its argument does so on a copy.
+    """
+    network = copy.deepcopy(network).eval()
+    logits = []
+    for lesion in lesions:
+        x = network.stem(images.clone())
+        for i in range(len(network.blocks)) if lesion.order is None else lesion.order:
+            block = network.blocks[i]
+            if i not in lesion.deleted:
+                x = block(x.clone())
+            else:
+                x = block.after(x.clone() if block.shortcut is None else block.shortcut(x.clone()))
+        logits.append(network.head(x.clone()))
+    return torch.stack(logits)

@@ -11,7 +11,7 @@ import torch
 import torchvision.models as vision
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from kit.networks import randomise_bn
+from kit.networks import plain_loop, randomise_bn
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
@@ -242,20 +242,6 @@ def randomise_affine(network: nn.Module) -> None:
                 nn.init.normal_(layer.bias, std=0.3)
 
 
-@torch.no_grad()
-def plain_loop(network: Any, lesions: Sequence[unravel.Lesion], images: Tensor) -> Tensor:
-    """Each lesion from the images on, block by block; whatever writes over its argument does so on a copy."""
-    network = copy.deepcopy(network).eval()
-    logits = []
-    for lesion in lesions:
-        x = network.stem(images.clone())
-        for i in range(len(network.blocks)) if lesion.order is None else lesion.order:
-            block = network.blocks[i]
-            x = block.after(block.shortcut(x.clone())) if i in lesion.deleted else block(x)
-        logits.append(network.head(x))
-    return torch.stack(logits)
-
-
 def assert_plain_loop(network: nn.Module, lesions: Sequence[unravel.Lesion], images: Tensor = IMAGES) -> None:
     """In float32 to the prediction, and to 1e-5 in the logits, relative to the largest."""
     expected = plain_loop(network, lesions, images)
@@ -270,11 +256,14 @@ def assert_plain_loop(network: nn.Module, lesions: Sequence[unravel.Lesion], ima
     torch.testing.assert_close(network.state_dict(), state, rtol=0, atol=0)
 
 
+# Each branch with the hardest of what may follow it, and some with all of it; a property test mixes the rest.
+KINDS = sorted({(name, "ReLU in place") for name in RESIDUALS} | {("conv-bn", after) for after in AFTERS})
+
+
 # Lesions
 
 
-@pytest.mark.parametrize("after", AFTERS)
-@pytest.mark.parametrize("residual", RESIDUALS)
+@pytest.mark.parametrize(("residual", "after"), KINDS)
 def test_every_kind_of_branch_and_of_what_follows(residual: str, after: str) -> None:
     lesions = [unravel.Lesion(frozenset(each)) for k in (0, 1, 2, 3) for each in itertools.combinations(range(3), k)]
     assert_plain_loop(build([residual] * 3, after), lesions)
@@ -594,27 +583,42 @@ def test_paths_of_what_cannot_be_evaluated_are_refused(kind: str) -> None:
         unravel.path_gradients(make(), IMAGES, LABELS)
 
 
+MEASURES: dict[str, Callable[[nn.Module, Tensor, Tensor], object]] = {
+    "lesions": lambda model, images, labels: unravel.lesion_errors(model, [()], images, labels),
+    "paths": unravel.path_gradients,
+    "sampled": unravel.sampled_path_gradients,
+    "flow": gradient_flow,  # type: ignore[dict-item]
+}
+
+
 @pytest.mark.parametrize(
-    ("labels", "message"),
+    ("wrong", "message"),
     [
-        (LABELS.numpy(), r"expected one label an image, whole numbers \[6\]; found numpy.ndarray"),
-        (LABELS.tolist(), "found list"),
-        (LABELS.float(), r"found float32 \[6\]"),
-        (F.one_hot(LABELS, 10), r"found int64 \[6, 10\]"),
-        (LABELS + 5, "labels must be 0 to 9, found 5 to 10"),
+        ({"images": IMAGES[:0], "labels": LABELS[:0]}, "expected at least one image, found none"),
+        ({"images": IMAGES[0]}, r"images, floating point \[N, C, H, W\]; found float32 \[3, 8, 8\]"),
+        ({"images": IMAGES.to(torch.uint8)}, r"found uint8 \[6, 3, 8, 8\]"),
+        ({"images": IMAGES.numpy()}, "found numpy.ndarray"),
+        ({"labels": LABELS[:5]}, r"expected one label an image, whole numbers \[6\]; found int64 \[5\]"),
+        ({"labels": LABELS.numpy()}, r"expected one label an image, whole numbers \[6\]; found numpy.ndarray"),
+        ({"labels": LABELS.tolist()}, "found list"),
+        ({"labels": LABELS.float()}, r"found float32 \[6\]"),
+        ({"labels": F.one_hot(LABELS, 10)}, r"found int64 \[6, 10\]"),
+        ({"labels": LABELS + 5}, "labels must be 0 to 9, found 5 to 10"),
+        ({"model": nn.Linear(2, 2)}, "expected a network with stem, blocks and head, found Linear; .*adapt"),
+        ({"model": nn.ModuleDict({"blocks": nn.Identity()})}, "with stem, blocks and head, found ModuleDict"),
+        ({"model": Stack([])}, "at least one block, found Stack with none"),
+        (
+            {"model": Stack([nn.ReLU()])},
+            "with residual, shortcut and after; block 0 of Stack is a ReLU without residual",
+        ),
     ],
-    ids=["numpy", "list", "float", "one hot", "range"],
 )
-@pytest.mark.parametrize("measure", ["lesions", "paths", "flow"])
-def test_labels_of_another_kind_are_refused(labels: Any, message: str, measure: str) -> None:
-    network = unravel.adapt(ResNet(BasicBlock, [1, 1, 1, 1], num_classes=10).eval())
-    measures: dict[str, Callable[[], object]] = {
-        "lesions": lambda: unravel.lesion_errors(network, [()], IMAGES, labels),
-        "paths": lambda: unravel.path_gradients(network, IMAGES, labels),
-        "flow": lambda: gradient_flow(network, IMAGES, labels),
-    }
-    with pytest.raises(UsageError, match=message):
-        measures[measure]()
+@pytest.mark.parametrize("measure", MEASURES)
+def test_what_does_not_fit_is_refused_by_every_measure(wrong: dict[str, Any], message: str, measure: str) -> None:
+    fine: dict[str, Any] = {"model": build(["conv-bn", "conv-bn"]), "images": IMAGES, "labels": LABELS}
+    with pytest.raises(UsageError, match=message) as caught:
+        MEASURES[measure](*(fine | wrong).values())
+    assert isinstance(caught.value, ValueError)
 
 
 def test_logits_that_are_no_numbers_are_wrong() -> None:
@@ -639,11 +643,7 @@ def gradient(network: Any, images: Tensor) -> Tensor:
     return found
 
 
-PATHS = [name for name in RESIDUALS if name != "kept"]
-
-
-@pytest.mark.parametrize("after", AFTERS)
-@pytest.mark.parametrize("residual", PATHS)
+@pytest.mark.parametrize(("residual", "after"), [kind for kind in KINDS if kind[0] != "kept"])
 def test_paths_add_up_to_the_gradient(residual: str, after: str) -> None:
     network = build([residual] * 3, after).double()
     images = IMAGES.double()
@@ -679,18 +679,13 @@ def test_paths_that_do_not_add_up_are_refused() -> None:
             unravel.path_gradients(network, IMAGES, LABELS)
 
 
-def test_flow_of_a_block_that_does_more_than_its_parts_is_refused() -> None:
-    network = Stack([Half(RESIDUALS["conv-bn"]()) for _ in range(2)])
-    with pytest.raises(UsageError, match="Stack puts out something else than its stem"):
-        gradient_flow(network, IMAGES, LABELS)  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize("drop", ["batch", "row"])
-def test_blocks_that_are_dropped_by_chance_are_refused(drop: str) -> None:
+@pytest.mark.parametrize("drop", [StochasticDepth(0.2, "batch"), StochasticDepth(0.2, "row"), nn.Dropout2d()])
+def test_what_drops_by_chance_is_refused(drop: nn.Module) -> None:
     network = build(["conv-bn", "conv-bn"]).train()
-    network.blocks[1].residual.append(StochasticDepth(0.2, drop))
-    with pytest.raises(UsageError, match="no active dropout"):
-        unravel.path_gradients(network, IMAGES, LABELS)
+    network.blocks[1].residual.append(drop)
+    for measure in (unravel.path_gradients, unravel.sampled_path_gradients, gradient_flow):
+        with pytest.raises(UsageError, match=r"no active dropout.*model.eval\(\)"):
+            measure(network, IMAGES, LABELS)  # type: ignore[arg-type]
 
 
 class Counting(nn.Module):

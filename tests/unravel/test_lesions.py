@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kit.networks import randomise_bn, small
+from kit.networks import plain_loop, randomise_bn, small
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -31,8 +31,9 @@ from resnotes.unravel import (
     random_deletions,
     random_reorderings,
     single_deletions,
+    steps,
+    tree,
 )
-from resnotes.unravel import sweep as engine
 
 IMAGES = torch.randn(12, 1, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
 LABELS = torch.arange(12) % 10
@@ -68,23 +69,8 @@ def build(name: str, **options: object) -> Network:
     return network.eval()
 
 
-@torch.no_grad()
-def straightforward(network: Network, lesion: Lesion, images: Tensor) -> Tensor:
-    """Logits, block by block from the start."""
-    x = network.stem(images)
-    for i in range(len(network.blocks)) if lesion.order is None else lesion.order:
-        block = network.blocks[i]
-        if i not in lesion.deleted:
-            y = block.residual(x)
-            x = block.after(y if block.shortcut is None else block.shortcut(x) + y)
-        else:
-            x = block.after(x if block.shortcut is None else block.shortcut(x))
-    return network.head(x)
-
-
 def assert_same(network: Network, lesions: Sequence[Lesion], images: Tensor = IMAGES) -> None:
-    expected = torch.stack([straightforward(network, lesion, images).argmax(1) for lesion in lesions])
-    assert torch.equal(lesion_predictions(network, lesions, images), expected)
+    assert torch.equal(lesion_predictions(network, lesions, images), plain_loop(network, lesions, images).argmax(2))
 
 
 # Predictions
@@ -100,17 +86,6 @@ def test_predictions_are_those_of_the_loop(name: str, options: dict[str, object]
     everything = Lesion(frozenset(blocks))
     lesions = [Lesion(), *single_deletions(blocks), *pairs(blocks), everything, *orders, *both]
     assert_same(network, lesions)
-
-
-@pytest.mark.parametrize("name", ["resnet18", "resnet50"])
-def test_imagenet_networks_have_lesions_too(name: str) -> None:
-    network = models.build(name, width=8, num_classes=10).double().eval()
-    randomise_bn(network)
-    images = torch.randn(3, 3, 64, 64, dtype=torch.float64)
-    assert len(deletable(network, images)) == len(network.blocks)
-    generator = torch.Generator().manual_seed(0)
-    orders = random_reorderings(exchangeable(network, images), 3, 3, generator)
-    assert_same(network, [*single_deletions(range(len(network.blocks))), *orders], images)
 
 
 NETWORK = build("resnet-20")
@@ -138,44 +113,25 @@ def test_a_plan_holds_every_program_and_shares_what_begins_alike(drawn: list[lis
     programs = [tuple(program) for program in drawn]
     found: dict[int, tuple[tuple[int, bool], ...]] = {}
 
-    def collect(branch: engine.Branch, before: tuple[tuple[int, bool], ...]) -> None:
+    def collect(branch: tree.Branch, before: tuple[tuple[int, bool], ...]) -> None:
         found.update(dict.fromkeys(branch.lesions, before + branch.steps))
         for each in branch.branches:
             collect(each, before + branch.steps)
 
-    tree = engine.plan(programs)
-    collect(tree, ())
+    plan = tree.plan(programs)
+    collect(plan, ())
     assert [found[i] for i in range(len(programs))] == programs
     prefixes = {program[:length] for program in programs for length in range(1, len(program) + 1)}
-    assert tree.count() == len(prefixes)
-    assert tree.alive <= math.log2(len(programs)) + 1
+    assert plan.count() == len(prefixes)
+    assert plan.alive <= math.log2(len(programs)) + 1
 
-    def most(branch: engine.Branch, kept: int) -> int:
+    def most(branch: tree.Branch, kept: int) -> int:
         """Activations at any time of a walk, of which `kept` wait at forks before: the last takes its fork's over."""
         *others, last = branch.branches or [None]
         there = [most(each, kept + 1) for each in others if each]
         return max([kept + 1, *there, *([most(last, kept)] if last else [])])
 
-    assert tree.alive == most(tree, 0)
-
-
-def test_shortcuts_remain_where_blocks_are_deleted() -> None:
-    """With all blocks gone, option A carries the stem's map, every second pixel and between zeros, to the head."""
-    network = build("resnet-8")
-    x = F.pad(network.stem(IMAGES)[:, :, ::4, ::4], (0, 0, 0, 0, 6, 6))
-    expected = network.head(x).argmax(1)
-    assert torch.equal(lesion_predictions(network, [[0, 1, 2]], IMAGES)[0], expected)
-
-
-def test_a_block_whose_branch_hands_its_input_on() -> None:
-    """Sums are written in place, but not over an input that others need."""
-    stem, head = nn.Identity(), nn.Flatten()
-    blocks = [Block(nn.Identity(), nn.Identity(), nn.ReLU()), Block(nn.Identity(), None, nn.ReLU())]
-    network = Network(stem, blocks, head, stages=(2,), name="test", options={})
-    images = IMAGES.clone()
-    lesions = [Lesion(), Lesion(frozenset({0})), Lesion(frozenset({1})), Lesion(order=(0, 1))]
-    assert_same(network, lesions, images)
-    assert torch.equal(images, IMAGES)
+    assert plan.alive == most(plan, 0)
 
 
 def test_errors_are_percent_wrong() -> None:
@@ -193,18 +149,6 @@ def test_no_lesions_have_no_errors() -> None:
     assert lesion_errors(NETWORK, [], IMAGES, LABELS).shape == (0,)
     assert lesion_predictions(NETWORK, [], IMAGES).shape == (0, 12)
     assert lesion_logits(NETWORK, [], IMAGES).shape == (0, 12, 10)
-
-
-def test_logits_are_those_of_the_loop_and_predictions_their_largest() -> None:
-    network = build("preresnet-14").eval()
-    logits = lesion_logits(network, [(), (1, 3)], IMAGES)
-    with torch.no_grad():
-        torch.testing.assert_close(logits[0], network(IMAGES))
-        x = network.stem(IMAGES)
-        for i, block in enumerate(network.blocks):
-            x = block.after(block.shortcut(x)) if i in (1, 3) else block(x)  # type: ignore[operator]
-        torch.testing.assert_close(logits[1], network.head(x))
-    assert torch.equal(logits.argmax(2), lesion_predictions(network, [(), (1, 3)], IMAGES))
 
 
 def test_a_trained_network_in_float32() -> None:
@@ -241,21 +185,6 @@ def test_published_network(real_cifar10: Classification) -> None:
     assert (whole - reduced).abs().max() <= 0.5
 
 
-def test_bfloat16_changes_little() -> None:
-    network = build("preresnet-14").float()
-    images = torch.randn(300, 1, 8, 8)
-    lesions = single_deletions(range(6))
-    whole = lesion_predictions(network, lesions, images)
-    half = lesion_predictions(network, lesions, images, torch.bfloat16)
-    assert 0 < (half != whole).double().mean() < 0.05
-    labels = whole[0]  # so that any prediction that changes is an error
-    errors = lesion_errors(network, lesions, images, labels, torch.bfloat16)
-    assert errors[0] > 0
-    assert errors.tolist() == pytest.approx((100 * (half != labels).double().mean(1)).tolist())
-    logits = [lesion_logits(network, lesions, images, dtype) for dtype in (torch.float32, torch.bfloat16)]
-    assert 1e-4 < (logits[1] - logits[0]).abs().max() / logits[0].abs().max() < 0.1
-
-
 def test_images_are_taken_to_the_precision_of_the_network() -> None:
     network = build("resnet-14")
     logits = lesion_logits(network, [[0]], IMAGES.float())
@@ -278,8 +207,7 @@ def test_what_is_left_of_a_block_may_still_rectify(stem: nn.Module, afters: Sequ
     head = nn.Sequential(nn.Flatten(), nn.Linear(3 * 64, 10))
     network = Network(stem, blocks, head, stages=(2,), name="test", options={}).double()
     lesions = [Lesion(), Lesion(frozenset({0})), Lesion(frozenset({1})), Lesion(frozenset({0, 1}))]
-    expected = torch.stack([straightforward(network, lesion, IMAGES) for lesion in lesions])
-    torch.testing.assert_close(lesion_logits(network, lesions, IMAGES), expected)
+    torch.testing.assert_close(lesion_logits(network, lesions, IMAGES), plain_loop(network, lesions, IMAGES))
 
 
 # The copy that is swept
@@ -313,7 +241,7 @@ class Live(TorchDispatchMode):
 def test_the_copy_has_bn_folded_and_works_in_place(name: str) -> None:
     network = models.build(name, in_channels=3 if name == "resnet18" else 1, num_classes=10).eval()
     randomise_bn(network)
-    copied = engine.rewritten(network).module
+    copied = steps.rewritten(network).module
     kinds = [type(layer) for module in copied.modules() for layer in [*module.children()] if not list(layer.children())]
     norms = kinds.count(nn.BatchNorm2d)
     # With pre-activation, the BN that opens a branch follows no convolution; neither does that of the head.
@@ -325,77 +253,14 @@ def test_the_copy_has_bn_folded_and_works_in_place(name: str) -> None:
     assert not any(layer.inplace for layer in network.modules() if isinstance(layer, nn.ReLU)), "it is a copy"
 
 
-@torch.inference_mode()
-@pytest.mark.parametrize("shortcut", [None, nn.Identity()], ids=["plain", "residual"])
-@pytest.mark.parametrize("after", [nn.ReLU(), nn.Identity()], ids=repr)
-def test_a_block_writes_its_sum_over_its_branch(shortcut: nn.Module | None, after: nn.Module) -> None:
-    branch = nn.Conv2d(1, 1, 1)
-    network = Network(nn.Identity(), [Block(branch, shortcut, after)], nn.Flatten(), stages=(1,), name="", options={})
-    (keep,) = engine.rewritten(network).keep
-    x = torch.randn(2, 1, 3, 3).to(memory_format=torch.channels_last)
-    before = x.clone()
-    with Live() as live:
-        y = keep(x)
-    assert live.peak == y.nbytes
-    assert torch.equal(x, before)
-    torch.testing.assert_close(y, network.blocks[0](x))
-
-
-def test_an_estimate_of_memory_counts_what_is_kept_and_a_step() -> None:
-    swept = engine.rewritten(network := build("resnet-14").float())
-    with torch.inference_mode():
-        one, two, three = (engine._bytes_per_image(swept, IMAGES[:1], alive) for alive in (1, 2, 3))
-    largest = 4 * 8 * 8 * network.stem[0].out_channels  # float32 maps of the first stage
-    assert one[1] == two[1] == three[1] == largest
-    assert two[0] - one[0] == three[0] - two[0] == largest
-    # What two convolutions, ReLU between them, BN that was folded and the shortcut put out, the sum, and a map kept.
-    assert one[0] == (2 + 1 + 2 + 1 + 1 + 1) * largest
-
-
 # Work, memory
 
 
-def test_single_deletions_share_half_the_work() -> None:
-    """A block is evaluated once for all that is deleted at or after it, and once for each that is before."""
-    network = build("resnet-20")
-    count = 0
-
-    def note(*_: object) -> None:
-        nonlocal count
-        count += 1
-
-    for block in network.blocks:
-        block.residual.register_forward_hook(note)
-    straightforward(network, Lesion(), IMAGES)
-    assert count == 9
-    count = 0
-    lesion_predictions(network, [Lesion(), *single_deletions(range(9))], IMAGES)
-    # One or two images: for the shapes and the memory, in a row and three times as a whole, and both ways compared.
-    looks = 2 * 9 + 4 * 9 + 2 * 9
-    assert count - looks == 9 + 9 * 8 / 2
-
-
 def test_deleted_identities_cost_nothing() -> None:
-    assert engine.rewritten(build("resnet-14")).passing == (True, True, False, True, False, True)
-    assert engine.rewritten(build("preresnet-14")).passing == (True, True, False, True, False, True)
-    assert engine.rewritten(build("resnet-14", order="bn-after-addition")).passing == (False,) * 6
-    assert engine.rewritten(build("resnet-14", shortcut="C")).passing == (False,) * 6
-
-
-@pytest.mark.parametrize(
-    ("lesions", "alive"),
-    [
-        ([Lesion()], 1),
-        ([Lesion(), *single_deletions(range(9))], 2),
-        (pairs(range(9)), 3),
-        ([frozenset(i) for k in range(10) for i in itertools.combinations(range(9), k)], 10),
-    ],
-    ids=["none", "single", "pairs", "all sets"],
-)
-def test_few_activations_are_alive(lesions: list[Lesion], alive: int) -> None:
-    parsed = [lesion if isinstance(lesion, Lesion) else Lesion(lesion) for lesion in lesions]
-    programs = [tuple((i, i in lesion.deleted) for i in range(9)) for lesion in parsed]
-    assert engine.plan(programs).alive == alive
+    for name in ("resnet-14", "preresnet-14"):
+        assert steps.rewritten(build(name)).passing == (True, True, False, True, False, True)
+    for options in ({"order": "bn-after-addition"}, {"shortcut": "C"}):
+        assert steps.rewritten(build("resnet-14", **options)).passing == (False,) * 6
 
 
 @pytest.mark.parametrize(("memory", "precision"), [(2 << 20, "float32"), (8 << 20, "float32"), (2 << 20, "bfloat16")])
@@ -404,12 +269,12 @@ def test_memory_is_bounded(name: str, memory: int, precision: str) -> None:
     network = build(name).float()
     images = torch.randn(600, 1, 8, 8)
     lesions = pairs(range(9))
-    swept = engine.prepare(network, images)
+    swept = steps.prepare(network, images)
     passing = swept.passing
     programs = [tuple((i, i in x.deleted) for i in range(9) if not (i in x.deleted and passing[i])) for x in lesions]
     with Live() as live:
-        found = engine.sweep(
-            swept, engine.plan(programs), len(lesions), images, precision, memory, lambda logits: logits.argmax(1)
+        found = tree.walk(
+            swept, tree.plan(programs), len(lesions), images, precision, memory, lambda logits: logits.argmax(1)
         )
     predicted = found.nbytes
     assert memory / 8 < live.peak - predicted < memory
@@ -472,12 +337,6 @@ def test_a_sweep_leaves_the_network_as_it_was(error: BaseException | None, train
     assert all(parameter.requires_grad and not parameter.is_inference() for parameter in network.parameters())
 
 
-def test_the_mode_of_the_network_does_not_matter() -> None:
-    network = build("resnet-14", shortcut="dropout:0.5")
-    expected = lesion_predictions(network.eval(), [[0], [3]], IMAGES)
-    assert torch.equal(lesion_predictions(network.train(), [[0], [3]], IMAGES), expected)
-
-
 # What can be deleted and exchanged
 
 
@@ -498,69 +357,17 @@ def test_which_blocks_can_change_places() -> None:
 @pytest.mark.parametrize(
     ("lesion", "message"),
     [
-        ([6], r"lesion 1 deletes block 6; allowed: 0 to 5"),
-        ([-1], r"lesion 1 deletes block -1; allowed: 0 to 5"),
-        ([0.5], r"lesion 1 deletes block 0.5; allowed: 0 to 5"),
-        ([True], r"lesion 1 deletes block True; allowed: 0 to 5"),
+        *(([i], rf"lesion 1 deletes block {i}; blocks that can go.*: 0, 1, 3, 5") for i in (6, -1, 0.5, True, 2)),
         (3, r"lesion 1: expected a Lesion or numbers of blocks to delete, found 3"),
         (Lesion(order=(0, 1)), r"lesion 1: the order \(0, 1\) is no permutation of the blocks 0 to 5"),
         (Lesion(order=(0, 1, 2, 3, 4, 4)), r"the order .* is no permutation of the blocks 0 to 5"),
         (Lesion(order=(0, 1, 2, 4, 3, 5)), r"lesion 1 puts block 4 at position 3, .* can stand there: 3"),
-        ([0, 2], r"lesion 1 deletes block 2, without which \[4, 8, 8\] .* \[8, 4, 4\]; .* can go: 0, 1, 3, 5"),
     ],
 )
 def test_impossible_lesions_are_refused(lesion: Lesion, message: str) -> None:
     network = build("plain-14")
     with pytest.raises(ValueError, match=message):
         lesion_errors(network, [[0], lesion], IMAGES, LABELS)
-
-
-@pytest.mark.parametrize(
-    ("images", "labels", "message"),
-    [
-        (IMAGES[:0], LABELS[:0], "expected at least one image, found none"),
-        (
-            IMAGES[0],
-            LABELS[:1],
-            r"expected normalised images, floating point \[N, C, H, W\]; found float64 \[1, 8, 8\]",
-        ),
-        (IMAGES.to(torch.uint8), LABELS, r"found uint8 \[12, 1, 8, 8\]"),
-        (IMAGES, LABELS[:5], r"expected one label an image, whole numbers \[12\]; found int64 \[5\]"),
-    ],
-)
-def test_bad_data_is_refused(images: Tensor, labels: Tensor, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        lesion_errors(NETWORK, [[0]], images, labels)
-
-
-def without_blocks() -> nn.Module:
-    return Network(nn.Identity(), [], nn.Flatten(), stages=(), name="none", options={})
-
-
-def with_other_blocks() -> nn.Module:
-    return Network(nn.Identity(), [nn.ReLU()], nn.Flatten(), stages=(1,), name="other", options={})
-
-
-@pytest.mark.parametrize(
-    ("model", "message"),
-    [
-        (lambda: nn.Linear(2, 2), "expected a network with stem, blocks and head, found Linear; .*adapt"),
-        (lambda: nn.ModuleDict({"blocks": nn.Identity()}), "with stem, blocks and head, found ModuleDict"),
-        (without_blocks, "at least one block, found Network with none"),
-        (
-            with_other_blocks,
-            "expected blocks with residual, shortcut and after; block 0 of Network is a ReLU without residual",
-        ),
-    ],
-)
-@pytest.mark.parametrize(
-    "use", [lambda model: lesion_predictions(model, [[0]], IMAGES), lambda m: deletable(m, IMAGES)]
-)
-def test_other_models_are_refused(
-    model: Callable[[], nn.Module], message: str, use: Callable[[nn.Module], object]
-) -> None:
-    with pytest.raises(ValueError, match=message):
-        use(model())
 
 
 def test_another_dtype_is_refused() -> None:
@@ -621,15 +428,8 @@ def test_impossible_draws_are_refused(draw: Callable[[torch.Generator], object],
         draw(torch.Generator())
 
 
-@given(st.integers(2, 12).flatmap(lambda n: st.permutations(range(n))))
+@given(st.integers(1, 12).flatmap(lambda n: st.permutations(range(n))))
 def test_kendall_tau_counts_pairs_out_of_order(order: list[int]) -> None:
     all_pairs = list(itertools.combinations(order, 2))
     discordant = sum(first > second for first, second in all_pairs)
-    assert kendall_tau(order) == pytest.approx(1 - 2 * discordant / len(all_pairs))
-    assert -1 - 1e-12 <= kendall_tau(order) <= 1 + 1e-12
-
-
-def test_kendall_tau_at_its_ends() -> None:
-    assert kendall_tau(range(7)) == pytest.approx(1)
-    assert kendall_tau(range(6, -1, -1)) == pytest.approx(-1)
-    assert kendall_tau([0]) == 1
+    assert kendall_tau(order) == pytest.approx(1 - 2 * discordant / max(1, len(all_pairs)))

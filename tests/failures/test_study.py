@@ -1,0 +1,137 @@
+"""Failures of predictions from anywhere: maps by hand, of several sizes, of every kind of array."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from resnotes.analysis.cooccurrence import Cooccurrence, presence
+from resnotes.errors import UsageError
+from resnotes.failures import KINDS, counts, mine, study
+
+CLASSES = ("water", "boat", "car", "road")
+WATER, BOAT, CAR, ROAD = range(4)
+
+
+def scene(ground: int, vehicle: int, height: int = 20, width: int = 24) -> NDArray[Any]:
+    """A vehicle of 8 x 10 pixels on its ground."""
+    label = np.full((height, width), ground)
+    label[5:13, 6:16] = vehicle
+    return label
+
+
+TRAINING = [scene(WATER, BOAT), scene(ROAD, CAR, 30, 30)] * 20  # no car is ever on the water
+
+
+def test_a_car_on_the_water_is_a_mismatched_relationship() -> None:
+    labels = [scene(WATER, BOAT), scene(ROAD, CAR, 16, 40), scene(WATER, BOAT, 40, 20)]
+    predictions = [scene(WATER, CAR), scene(ROAD, CAR, 16, 40), scene(WATER, BOAT, 40, 20)]
+    predictions[2][5:13, 6] = WATER  # an outline that is off by one
+    found = study(predictions, labels, CLASSES, TRAINING)
+    described = found.failures[["kind", "image", "labelled", "predicted", "pixels", "top", "left"]]
+    assert described.values.tolist() == [
+        ["relationship", 0, "boat", "car", 80, 5, 6],
+        ["boundary", 2, "boat", "water", 8, 5, 6],
+    ]
+    assert list(found.counts) == ["image", "kind", "pixels", "objects"]
+    assert len(found.counts) == 3 * len(KINDS)
+    there = found.counts[found.counts.pixels > 0]
+    assert there.values.tolist() == [[0, "relationship", 80, 1], [2, "boundary", 8, 1]]
+
+
+def test_large_objects_in_pieces_are_beyond_the_field() -> None:
+    label = np.full((60, 60), WATER)
+    label[5:55, 5:55] = BOAT
+    prediction = label.copy()
+    prediction[20:40, 5:55] = WATER
+    kinds = [study([prediction], [label], CLASSES, TRAINING, field).failures.kind.item() for field in (49, 64)]
+    assert kinds == ["inconspicuous", "other"]
+    pd.testing.assert_frame_equal(
+        study([prediction], [label], CLASSES, TRAINING).failures,
+        study([prediction], [label], CLASSES, TRAINING, 64, small=0.25, stride=4, ignore_index=255).failures,
+    )
+
+
+def as_tensors(maps: list[NDArray[Any]]) -> Any:
+    return [torch.from_numpy(each.astype(np.uint8)) for each in maps]
+
+
+def as_lists(maps: list[NDArray[Any]]) -> Any:
+    return [each.tolist() for each in maps]
+
+
+def as_flipped_views(maps: list[NDArray[Any]]) -> Any:
+    return (each[::-1].copy()[::-1] for each in maps)
+
+
+@st.composite
+def drawn_maps(draw: st.DrawFn) -> tuple[list[NDArray[Any]], list[NDArray[Any]]]:
+    """Labels in blocks of 3 x 3 pixels, some ignored, and predictions that are wrong here and there."""
+    rng = np.random.default_rng(draw(st.integers(0, 2**31)))
+    labels, predictions = [], []
+    for _ in range(draw(st.integers(1, 4))):
+        label = np.kron(rng.integers(0, 4, rng.integers(1, 7, 2)), np.ones((3, 3), np.int64))
+        predictions.append(np.where(rng.random(label.shape) < 0.3, rng.integers(0, 4, label.shape), label))
+        labels.append(np.where(rng.random(label.shape) < 0.1, 255, label))
+    return predictions, labels
+
+
+@settings(max_examples=25, deadline=None)
+@given(drawn_maps(), st.sampled_from([as_tensors, as_lists, as_flipped_views]))
+def test_maps_of_every_kind_give_the_same(
+    maps: tuple[list[NDArray[Any]], list[NDArray[Any]]], given_as: Callable[[list[NDArray[Any]]], Any]
+) -> None:
+    predictions, labels = maps
+    expected = study(predictions, labels, CLASSES, TRAINING, 5, stride=2)
+    found = study(given_as(predictions), given_as(labels), list(CLASSES), given_as(TRAINING), 5, stride=2)
+    for ours, theirs in zip(found, expected, strict=True):
+        pd.testing.assert_frame_equal(ours, theirs)
+    wrong = sum(int(((p != y) & (y != 255)).sum()) for p, y in zip(predictions, labels, strict=True))
+    assert expected.failures.pixels.sum() == expected.counts.pixels.sum() == wrong
+
+
+@settings(max_examples=10, deadline=None)
+@given(st.integers(0, 2**31))
+def test_of_one_size_it_is_what_mine_finds(seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.randint(4, (5, 4, 5), generator=generator).repeat_interleave(4, 1).repeat_interleave(4, 2)
+    predictions = torch.where(torch.rand(labels.shape, generator=generator) < 0.2, (labels + 1) % 4, labels)
+    training = torch.from_numpy(np.stack(TRAINING[::2]))
+    together = Cooccurrence.between_classes(presence(training, 4), CLASSES)
+    expected = mine(predictions, labels, CLASSES, together.contradicts(presence(labels, 4)), 64)
+    found = study(predictions, labels, CLASSES, training)
+    pd.testing.assert_frame_equal(found.failures, expected)
+    pd.testing.assert_frame_equal(found.counts, counts(expected, 5))
+
+
+FINE = scene(WATER, BOAT)
+
+
+@pytest.mark.parametrize(
+    ("predictions", "labels", "training", "message"),
+    [
+        ([FINE], [FINE, FINE], TRAINING, "one map of predictions for each of labels, found 1 and 2 maps"),
+        ([], [], TRAINING, "found 0 and 0 maps"),
+        ([FINE.T], [FINE], TRAINING, r"of one shape, found \[24, 20\] and \[20, 24\] in image 0"),
+        (FINE, FINE, TRAINING, r"expected predictions \[H, W\] of each image, not empty; found \[24\]"),
+        ([FINE], [FINE[:0]], TRAINING, r"expected labels .* not empty; found \[0, 24\]"),
+        ([FINE / 2], [FINE], TRAINING, "expected predictions of an integer type, found torch.float64"),
+        ([FINE], [FINE == 1], TRAINING, "expected labels of an integer type, found torch.bool"),
+        ([[[1, 2], [3]]], [FINE], TRAINING, r"expected predictions as whole numbers \[H, W\], found a list"),
+        ([FINE + 3], [FINE], TRAINING, "expected predictions of 0 to 3; found 3 to 4"),
+        ([FINE], [FINE - 1], TRAINING, "expected labels of 0 to 3, or 255; found -1 to 0"),
+        ([FINE], [FINE], [FINE + 3], "expected classes of 0 to 3, or 255; found 3 to 4"),
+        ([FINE], [FINE], [], "at least one map of labels, found none"),
+    ],
+)
+def test_what_does_not_fit_is_refused(predictions: Any, labels: Any, training: Any, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        study(predictions, labels, CLASSES, training)
