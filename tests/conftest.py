@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import os
+import pickle
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 import torchvision
 from hypothesis import settings
-from kit.cifar10 import Originals, Tree, python2_batch
+from kit.cifar10 import CLASSES, Originals, Tree, batch
 
 from resnotes import cli, datasets
 from resnotes.datasets import Classification, Segmentation, ade20k, camvid
@@ -98,19 +98,17 @@ def root(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def originals(monkeypatch: pytest.MonkeyPatch) -> Originals:
-    """Makes the six batch files, ten images each, and has torchvision publish their checksums."""
+    """Makes the files of the original, with ten images a batch, and has torchvision publish their checksums."""
 
     def make(**replaced: bytes) -> Tree:
         names = [f"data_batch_{i}" for i in range(1, 6)] + ["test_batch"]
-        files = {}
-        for seed, name in enumerate(names):
-            images = np.random.default_rng(seed).integers(0, 256, (10, 3072), dtype=np.uint8)
-            files[name] = replaced.get(name) or python2_batch(images, [(seed + i) % 10 for i in range(10)])
-        listed = [[name, hashlib.md5(content).hexdigest()] for name, content in files.items()]
-        monkeypatch.setattr(torchvision.datasets.CIFAR10, "train_list", listed[:5])
-        monkeypatch.setattr(torchvision.datasets.CIFAR10, "test_list", listed[5:])
-        return {f"cifar-10-batches-py/{name}": content for name, content in files.items()} | {
-            "cifar-10-batches-py/readme.html": b"<html>"
-        }
+        files = {name: replaced.get(name) or batch(seed) for seed, name in enumerate(names)}
+        files["batches.meta"] = pickle.dumps({"label_names": list(CLASSES)}, 2)
+        *listed, meta = ([name, hashlib.md5(content).hexdigest()] for name, content in files.items())
+        published = torchvision.datasets.CIFAR10
+        monkeypatch.setattr(published, "train_list", listed[:5])
+        monkeypatch.setattr(published, "test_list", listed[5:])
+        monkeypatch.setattr(published, "meta", {"filename": meta[0], "key": "label_names", "md5": meta[1]})
+        return {f"{published.base_folder}/{name}": content for name, content in files.items()}
 
     return make

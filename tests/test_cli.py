@@ -298,7 +298,7 @@ def test_data_sets_are_listed_and_fetched(root, resnotes, monkeypatch):
     assert "resnotes data fetch cifar10" in stdout
     assert f"published  missing\n{'':<10} 0 of 13 networks in {root / 'data' / 'weights'}\n" in stdout
     assert "resnotes data fetch published" in stdout
-    assert resnotes("data", "fetch", "digits") == (0, "", "")
+    assert resnotes("data", "fetch", "digits") == (0, "", "digits: there is nothing to download\n")
 
     asked = []
     monkeypatch.setattr(cifar10, "download", lambda urls, target, md5: asked.append((urls, target)))

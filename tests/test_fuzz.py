@@ -5,7 +5,6 @@ Examples are the same every time. `RESNOTES_FUZZ=5000` draws so many others for 
 
 from __future__ import annotations
 
-import ast
 import copy
 import hashlib
 import io
@@ -15,11 +14,10 @@ import pickle
 import shutil
 import tracemalloc
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import nbformat
 import numpy as np
 import pytest
 import torch
@@ -34,7 +32,7 @@ from kit.weights import state as state
 from PIL import Image
 
 from resnotes import datasets
-from resnotes.datasets import ade20k
+from resnotes.datasets import Classification, ade20k
 from resnotes.datasets.pairs import Pair, read
 from resnotes.errors import DatasetError, RunError, UsageError
 from resnotes.models import build
@@ -115,10 +113,6 @@ def replaced(document: Any, path: list[int], value: Any) -> Any:
 somewhere = st.lists(st.integers(0, 30), min_size=1, max_size=3)
 
 
-def nested(kind: str, depth: int = 100_000) -> bytes:
-    return {"lists": b"[" * depth, "objects": b'{"start":' * depth}[kind]
-
-
 # Specifications and runs
 
 
@@ -133,22 +127,11 @@ def reads_as_a_specification_or_not(content: bytes | str) -> None:
 
 
 @fuzzed(400)
-@given(changes)
-def test_a_damaged_specification(changes: list[tuple[str, int, bytes]]) -> None:
+@given(changes, somewhere, values)
+def test_a_damaged_specification(changes: list[tuple[str, int, bytes]], path: list[int], value: Any) -> None:
     reads_as_a_specification_or_not(damaged(SPEC.to_json().encode(), changes))
-
-
-@fuzzed(400)
-@given(somewhere, values)
-def test_a_specification_with_something_else_in_it(path: list[int], value: Any) -> None:
     spec = json.loads(SPEC.to_json())
     reads_as_a_specification_or_not(json.dumps(replaced({**spec, "start": spec}, path, value)))
-
-
-@pytest.mark.parametrize("kind", ["lists", "objects"])
-def test_a_specification_that_is_nested_too_deeply(kind: str) -> None:
-    with pytest.raises(RunError, match="no run specification: maximum recursion"):
-        RunSpec.from_json(nested(kind))
 
 
 @pytest.fixture
@@ -194,27 +177,22 @@ def test_a_forged_run(
 
 @fuzzed(100)
 @given(somewhere, values)
-def test_forged_facts(forged: Callable[[str, bytes], Run], finished: Run, path: list[int], value: Any) -> None:
-    reads_as_a_run_or_not(forged("run.json", json.dumps(replaced(finished.facts, path, value)).encode()))
-
-
-@fuzzed(100)
-@given(somewhere, values)
-def test_forged_headers_of_weights(
+def test_forged_facts_and_headers_of_weights(
     forged: Callable[[str, bytes], Run], finished: Run, path: list[int], value: Any
 ) -> None:
+    reads_as_a_run_or_not(forged("run.json", json.dumps(replaced(finished.facts, path, value)).encode()))
     whole = (finished.folder / "model.safetensors").read_bytes()
     end = 8 + int.from_bytes(whole[:8], "little")
     header = json.dumps(replaced(json.loads(whole[8:end]), path, value)).encode()
-    content = len(header).to_bytes(8, "little") + header + whole[end:]
-    reads_as_a_run_or_not(forged("model.safetensors", content))
+    reads_as_a_run_or_not(forged("model.safetensors", len(header).to_bytes(8, "little") + header + whole[end:]))
 
 
 @pytest.mark.parametrize("file", ["spec.json", "run.json", "model.safetensors"])
-@pytest.mark.parametrize("kind", ["lists", "objects"])
-def test_a_forged_run_that_is_nested_too_deeply(forged: Callable[[str, bytes], Run], file: str, kind: str) -> None:
-    head = len(nested(kind)).to_bytes(8, "little") if file.endswith("s") else b""
-    reads_as_a_run_or_not(forged(file, head + nested(kind)))
+@pytest.mark.parametrize("nested", [b"[" * 100_000, b'{"start":' * 100_000], ids=["lists", "objects"])
+def test_what_is_nested_too_deeply(forged: Callable[[str, bytes], Run], file: str, nested: bytes) -> None:
+    with pytest.raises(RunError, match="no run specification: maximum recursion"):
+        RunSpec.from_json(nested)
+    reads_as_a_run_or_not(forged(file, (len(nested).to_bytes(8, "little") if file.endswith("s") else b"") + nested))
 
 
 # Profiles
@@ -337,23 +315,13 @@ def test_damaged_weights(published: Callable[[bytes], None], form: str, changes:
         published(damaged(whole, changes))
 
 
-@pytest.mark.parametrize(
-    "value",
-    [
-        {"conv1.weight": 3},
-        {"conv1.weight": [torch.zeros(1)]},
-        {3: torch.zeros(1)},
-        {b"conv1": torch.zeros(1)},
-        {"conv1.weight": {}},
-        [("a", 1)],
-        "ab",
-        [[1, 2]],
-        torch.zeros(3, 2),
-        {"a" * 10_000: torch.zeros(1)},
-        None,
-    ],
-    ids=lambda value: repr(value)[:20],
-)
+NO_WEIGHTS = [
+    *({"conv1.weight": 3}, {"conv1.weight": [torch.zeros(1)]}, {3: torch.zeros(1)}, {b"conv1": torch.zeros(1)}),
+    *({"conv1.weight": {}}, {"a" * 10_000: torch.zeros(1)}, [("a", 1)], "ab", [[1, 2]], torch.zeros(3, 2), None),
+]
+
+
+@pytest.mark.parametrize("value", NO_WEIGHTS, ids=lambda value: repr(value)[:20])
 def test_something_else_than_weights(published: Callable[[bytes], None], value: Any) -> None:
     published(saved(value))
 
@@ -363,9 +331,17 @@ def test_something_else_than_weights(published: Callable[[bytes], None], value: 
 words = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=4)
 
 
-def forget(cache: Path) -> None:
+def loaded(root: Path, cache: Path) -> Classification | None:
+    """What is read, which is forgotten then; None where that is refused."""
+    try:
+        data = load(root)
+    except DatasetError as error:
+        assert "\n" not in str(error)
+        assert decoded_folders(cache) == []
+        return None
     for folder in decoded_folders(cache):
         shutil.rmtree(cache / folder)
+    return data
 
 
 def outside(cache: Path) -> list[Path]:
@@ -384,13 +360,8 @@ def test_names_of_members_lead_nowhere(root: Path, cache: Path, packed: str, nam
         as_zip(files, path)
     else:
         as_tar(files, path, "w:gz")
-    try:
-        data = load(root)
-    except DatasetError as error:
-        assert "\n" not in str(error)
-    else:
-        assert len(data.train_images) in (10, 11)
-        forget(cache)
+    data = loaded(root, cache)
+    assert data is None or len(data.train_images) in (10, 11)
     path.unlink()
     assert outside(cache) == before
 
@@ -406,19 +377,13 @@ def test_a_damaged_archive_of_the_original(
     """Each batch has a published checksum: what can be read is what was published."""
     path = as_tar(originals(), root / "cifar-10-python.tar.gz", "w:gz")
     path.write_bytes(damaged(path.read_bytes(), changes))
-    try:
-        data = load(root)
-    except DatasetError as error:
-        assert "\n" not in str(error)
-    else:
-        assert data.train_labels.tolist() == [label for label in range(10) for _ in range(5)]
-        forget(cache)
+    data = loaded(root, cache)
+    assert not data or data.train_labels.tolist() == [label for label in range(10) for _ in range(5)]
 
 
 def test_a_member_that_holds_more_than_it_says_costs_no_memory(root: Path) -> None:
     """A zip of 100 kB with an image of 100 MB, under a name and a size that are those of a small one."""
-    files = SMALL_TREE | {"train/cat/0000.png": bytes(100_000_000)}
-    path = as_zip(files, root / "cifar10.zip")
+    path = as_zip(SMALL_TREE | {"train/cat/0000.png": bytes(100_000_000)}, root / "cifar10.zip")
     content = path.read_bytes()
     assert len(content) < 200_000
     path.write_bytes(content.replace((100_000_000).to_bytes(4, "little"), (3000).to_bytes(4, "little")))
@@ -447,17 +412,12 @@ def test_damaged_images_and_label_maps(
 
 
 @fuzzed(80)
-@given(
-    st.sampled_from(["1", "L", "LA", "P", "RGB", "RGBA", "I;16"]),
-    st.integers(1, 20),
-    st.integers(1, 20),
-    st.integers(0, 255),
-)
-def test_label_maps_of_any_kind_and_size(tmp_path: Path, mode: str, width: int, height: int, value: int) -> None:
+@given(st.sampled_from(["1", "L", "LA", "P", "RGB", "RGBA", "I;16"]), st.integers(1, 20), st.integers(0, 255))
+def test_label_maps_of_any_kind_and_size(tmp_path: Path, mode: str, width: int, value: int) -> None:
     pair = Pair(tmp_path / "image.png", tmp_path / "labels.png")
     save(pair.image, picture(0))
     fill = (value,) * len(Image.new(mode, (1, 1)).getbands())
-    Image.new(mode, (width, height), fill[0] if len(fill) == 1 else fill).save(pair.annotation)
+    Image.new(mode, (width, 12), fill[0] if len(fill) == 1 else fill).save(pair.annotation)
     reads_as_a_pair_or_not(pair, 150)
 
 
@@ -479,14 +439,13 @@ def test_damaged_tables_of_ade20k(root: Path, file: str, changes: list[tuple[str
     path = ade20k_tree(root / "ade20k", splits=()) / file
     path.write_bytes(damaged(path.read_bytes(), changes))
     try:
-        scenes, infos = ade20k.scene_categories(root), ade20k.object_info(root)
+        scenes, classes = ade20k.scene_categories(root), ade20k.class_names(root)
     except DatasetError as error:
         assert str(path) in str(error)
         assert "\n" not in str(error)
     else:
         assert all(name and scene for name, scene in scenes.items())
-        assert len(infos) == 150
-        assert all(0 <= info.ratio <= 1 and info.train >= 0 and info.val >= 0 for info in infos)
+        assert len(classes) == 150
 
 
 # Code in files
@@ -561,15 +520,12 @@ def test_code_in_a_file_is_never_run(
         assert mark.exists()
 
 
-def test_no_reader_unpickles(
-    root: Path,
-    tmp_path: Path,
-    originals: Originals,
-    weights: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """Data sets, runs, recorded runs, checkpoints and weights of others, with every way to unpickle blocked."""
-    as_folder(originals(), root / "cifar10")
+def test_no_reader_unpickles(root: Path, tmp_path: Path, weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Data sets, runs, recorded runs, checkpoints and weights of others, with every way to unpickle blocked.
+
+    The original batches of CIFAR-10 alone are pickles, which are read if their checksums are the published ones.
+    """
+    as_folder(SMALL_TREE, root / "cifar10")
     ade20k_tree(root / "ade20k")
     camvid_tree(root / "camvid")
     for name in ("load", "loads", "_load", "_loads"):
@@ -580,62 +536,21 @@ def test_no_reader_unpickles(
         torch.load(weights, weights_only=False)
 
     for name in ("digits", "cifar10", "scenes", "camvid", "ade20k", "cifar10"):  # at last from the cache
-        options = {"train": 2, "test": 1} if name == "scenes" else {}
-        data = datasets.load(name, **options)
-        assert data.sizes[0]
+        data = datasets.load(name, **({"train": 2, "test": 1} if name == "scenes" else {}))
         if isinstance(data, datasets.Segmentation):
             assert data.train[0].image.shape[0] == 3
     store = RunStore(tmp_path / "runs", tmp_path / "recorded")
-    run = store.get(PRETRAINED, device="cpu")
-    assert run.spec.pretrained == FILE
-    checkpoint = run.folder / "checkpoint.pt"
+    assert store.get(PRETRAINED, device="cpu").spec.pretrained == FILE
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr("resnotes.runs.store.save_weights", interrupt)
         store.get(SPEC, device="cpu")
-    checkpoint = store.root / SPEC.name / "checkpoint.pt"
-    assert checkpoint.exists()
+    assert (store.root / SPEC.name / "checkpoint.pt").exists()
     run = store.get(SPEC, device="cpu")
     assert run.facts["resumed"] == 1
-    recorded = record(run, store.recorded)
-    for found in (run, recorded):
+    for found in (run, record(run, store.recorded)):
         assert verify(found)[1] == pytest.approx(found.final.test_error, abs=1)
-        assert found.model().name == "plain-8"
-    assert run.model(1).name == "plain-8"
+        assert found.model().name == run.model(1).name == "plain-8"
 
 
 def interrupt(*_: object) -> None:
     raise KeyboardInterrupt
-
-
-def sources() -> Iterator[tuple[str, str]]:
-    for folder in ("resnotes", "benchmarks"):
-        for path in sorted((ROOT / folder).rglob("*.py")):
-            yield str(path.relative_to(ROOT)), path.read_text()
-    for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
-        for cell in nbformat.read(path, 4).cells:
-            if cell.cell_type == "code":
-                yield path.name, "\n".join(line for line in cell.source.splitlines() if not line.startswith("%"))
-
-
-def test_no_source_asks_for_code_from_a_file() -> None:
-    """Of `torch.load`, the weights alone; of `pickle`, a reader that resolves no name; and never `eval` or its kin."""
-    forbidden = {"eval", "exec", "compile", "joblib", "dill", "cloudpickle", "marshal", "shelve", "read_pickle"}
-    forbidden |= {"unsafe_load", "full_load", "UnsafeLoader", "FullLoader"}
-    found = []
-    loads = 0
-    for name, source in sources():
-        for node in ast.walk(ast.parse(source)):
-            called = ast.unparse(node.func) if isinstance(node, ast.Call) else ""
-            options = {one.arg: ast.unparse(one.value) for one in node.keywords} if isinstance(node, ast.Call) else {}
-            loads += called == "torch.load"
-            if (
-                (called == "torch.load" and options.get("weights_only") != "True")
-                or (called == "yaml.load")
-                or (called == "np.load" and options.get("allow_pickle", "False") != "False")
-                or (isinstance(node, ast.Name) and node.id in forbidden)
-                or (isinstance(node, ast.Attribute) and node.attr in forbidden - {"eval", "compile"})
-                or (isinstance(node, ast.alias) and node.name.partition(".")[0] in forbidden | {"pickle", "_pickle"})
-            ) and not (name == "resnotes/datasets/batches.py" and isinstance(node, ast.alias)):
-                found.append(f"{name}:{getattr(node, 'lineno', '?')}: {ast.unparse(node)}")
-    assert found == []
-    assert loads >= 2

@@ -1,24 +1,27 @@
-"""Data sets by name. A new one is a loader module and a line in one of the tables of loaders.
+"""Data sets by name, and `register` for your own.
 
-Importing this costs no more than torch: scikit-learn and torchvision are imported by the loaders when called.
+A new one of the package is a loader module and a line in the table below. Importing this costs no more than torch:
+scikit-learn and torchvision are imported by the loaders when called.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import sys
+from collections.abc import Callable, Sequence
 from inspect import signature
 from pathlib import Path
-from typing import Any, Literal, Protocol, TypeVar, overload
+from typing import Any, Literal, NamedTuple, overload
 
 from resnotes import typed
 from resnotes.datasets import ade20k, camvid, cifar10, digits, scenes
 from resnotes.datasets.availability import Availability
-from resnotes.datasets.classification import Classification, Normalization
-from resnotes.datasets.segmentation import Object, Sample, Segmentation, Split
-from resnotes.errors import UsageError, unknown
+from resnotes.datasets.classification import Classification, Normalization, fingerprinted
+from resnotes.datasets.segmentation import IGNORED, Object, Sample, Segmentation, Split, Stacked
+from resnotes.errors import DatasetError, UsageError, unknown
 from resnotes.paths import data_root
 
 __all__ = [
+    "IGNORED",
     "Availability",
     "Classification",
     "Data",
@@ -27,33 +30,62 @@ __all__ = [
     "Sample",
     "Segmentation",
     "Split",
+    "Stacked",
     "fetch",
+    "fingerprinted",
     "load",
     "load_classification",
     "load_segmentation",
     "names",
+    "register",
     "status",
     "task",
 ]
 
 Data = Classification | Segmentation  # what `load` gives
-
-_Data_co = TypeVar("_Data_co", bound=Classification | Segmentation, covariant=True)
-_Loaded = TypeVar("_Loaded", bound=Classification | Segmentation)
+_RECORDS = {"classification": Classification, "segmentation": Segmentation}  # by task
 
 
-class _Loader(Protocol[_Data_co]):
-    """What a loader module offers; `root` is the folder of all data sets. Options of `load` are its keywords."""
+class _Loader(NamedTuple):
+    """A data set; one whose files lie in the folder of the data sets has a loader with the parameter `root`."""
 
-    @property
-    def load(self) -> Callable[..., _Data_co]: ...
-    def status(self, root: Path) -> Availability: ...
-    def fetch(self, root: Path, mirrors: Sequence[str]) -> None: ...
+    task: str
+    load: Callable[..., Data]
+    status: Callable[[Path], Availability] | None = None  # None for what is always at hand
+    fetch: Callable[[Path, Sequence[str]], None] | None = None  # None for what we cannot download
+    ours: bool = True
 
 
-_CLASSIFICATION: dict[str, _Loader[Classification]] = {"digits": digits, "cifar10": cifar10}
-_SEGMENTATION: dict[str, _Loader[Segmentation]] = {"scenes": scenes, "camvid": camvid, "ade20k": ade20k}
-_LOADERS: dict[str, _Loader[Classification | Segmentation]] = {**_CLASSIFICATION, **_SEGMENTATION}
+_LOADERS = {
+    "digits": _Loader("classification", digits.load),
+    "cifar10": _Loader("classification", cifar10.load, cifar10.status, cifar10.fetch),
+    "scenes": _Loader("segmentation", scenes.load),
+    "camvid": _Loader("segmentation", camvid.load, camvid.status),
+    "ade20k": _Loader("segmentation", ade20k.load, ade20k.status),
+}
+
+
+def register(
+    name: str, load: Callable[..., Data], task: Literal["classification", "segmentation"] = "classification"
+) -> None:
+    """Adds a data set of your own, for as long as this process runs: `load(name)` then gives what its loader returns.
+
+    Args:
+        name: which no other data set has.
+        load: returns a `Classification` (`fingerprinted` makes one of four tensors) or a `Segmentation`, as its task
+            demands. Its parameters are options; one called `root` is given the folder of the data sets.
+        task: ``"classification"``, one label an image, or ``"segmentation"``, one label a pixel.
+
+    Raises:
+        UsageError: the name is taken, there is no such task, or the loader cannot be called.
+    """
+    if name in _LOADERS:
+        raise UsageError(f"a data set {name!r} is there already; expected a name other than {', '.join(_LOADERS)}")
+    if task not in _RECORDS:
+        raise unknown("task of a data set", task, _RECORDS)
+    if not callable(load):
+        raise UsageError(f"the loader of data set {name!r} must be a function that returns its record, found {load!r}")
+    _LOADERS[name] = _Loader(task, load, ours=False)
 
 
 @overload
@@ -68,25 +100,47 @@ def load(name: str, root: Path | str | None = None, **options: Any) -> Data:
     """Loads a data set: `digits` or `cifar10` for classification; `scenes`, `camvid` or `ade20k` for segmentation.
 
     Args:
-        name: of the data set.
+        name: of the data set, one of these or a registered one.
         root: folder of the data sets; default `RESNOTES_DATA`, else `data/cache`.
         options: of its loader, such as `holdout`: see `load` of `resnotes.datasets.cifar10`, `scenes` and `camvid`.
 
     Raises:
-        UsageError: no data set has this name, or it has no such option or value.
+        UsageError: no data set has this name, or it has no such option or value, or a registered loader returns
+            something else than the record of its task.
         DatasetError: it is missing and cannot be downloaded, damaged, or not laid out as expected.
     """
-    return _load(_LOADERS, "data set", name, root, options)
+    loader = _loader(name)
+    given = {option: tuple(value) if isinstance(value, list) else value for option, value in options.items()}
+    known = signature(loader.load).parameters
+    allowed = [option for option in known if option != "root"]
+    for option in given:
+        if option not in allowed and not any(each.kind is each.VAR_KEYWORD for each in known.values()):
+            raise UsageError(f"{name} takes no option {option!r}; allowed: {', '.join(allowed) or 'none'}")
+    if loader.ours:
+        typed.check_arguments(loader.load, given, name)
+    if "root" in known:
+        given["root"] = _root(root)
+    loaded = loader.load(**given)
+    if not isinstance(loaded, record := _RECORDS[loader.task]):
+        raise UsageError(
+            f"{name} is registered for {loader.task}: its loader must return a {record.__name__}, found"
+            f" {type(loaded).__name__}"
+        )
+    return loaded
 
 
 def load_classification(name: str, root: Path | str | None = None, **options: Any) -> Classification:
     """`load`, for those who need one label an image; any other data set is a `UsageError`."""
-    return _load(_CLASSIFICATION, "data set for classification", name, root, options)
+    loaded = load(_named(name, "classification"), root, **options)
+    assert isinstance(loaded, Classification)
+    return loaded
 
 
 def load_segmentation(name: str, root: Path | str | None = None, **options: Any) -> Segmentation:
     """`load`, for those who need one label a pixel; any other data set is a `UsageError`."""
-    return _load(_SEGMENTATION, "data set for segmentation", name, root, options)
+    loaded = load(_named(name, "segmentation"), root, **options)
+    assert isinstance(loaded, Segmentation)
+    return loaded
 
 
 def names() -> list[str]:
@@ -96,7 +150,10 @@ def names() -> list[str]:
 
 def status(root: Path | str | None = None) -> list[Availability]:
     """Says of every data set whether it is at hand, without decoding any."""
-    return [loader.status(_root(root)) for loader in _LOADERS.values()]
+    return [
+        loader.status(_root(root)) if loader.status else Availability(name, True, name, "needs no download")
+        for name, loader in _LOADERS.items()
+    ]
 
 
 def task(name: str) -> str:
@@ -105,13 +162,11 @@ def task(name: str) -> str:
     Raises:
         UsageError: no data set has this name.
     """
-    if name not in _LOADERS:
-        raise unknown("data set", name, _LOADERS)
-    return "classification" if name in _CLASSIFICATION else "segmentation"
+    return _loader(name).task
 
 
 def fetch(name: str, root: Path | str | None = None, mirrors: Sequence[str] = ()) -> None:
-    """Downloads a data set unless it is there already; one that ships with a library needs nothing.
+    """Downloads a data set unless it is there already; where there is nothing to download, it says so.
 
     Args:
         name: of the data set.
@@ -122,27 +177,27 @@ def fetch(name: str, root: Path | str | None = None, mirrors: Sequence[str] = ()
         UsageError: no data set has this name.
         DatasetError: no mirror delivered it, and the message lists the failure of each; or it cannot be downloaded.
     """
+    loader = _loader(name)
+    if loader.fetch:
+        loader.fetch(_root(root), mirrors)
+    elif loader.status and not (missing := loader.status(_root(root))).found:
+        raise DatasetError(f"{name} cannot be downloaded by us, {missing.where}; {missing.how}")
+    else:
+        print(f"{name}: there is nothing to download", file=sys.stderr)
+
+
+def _loader(name: str) -> _Loader:
     if name not in _LOADERS:
         raise unknown("data set", name, _LOADERS)
-    _LOADERS[name].fetch(_root(root), mirrors)
+    return _LOADERS[name]
 
 
-def _load(
-    loaders: Mapping[str, _Loader[_Loaded]],
-    kind: str,
-    name: str,
-    root: Path | str | None,
-    options: Mapping[str, Any],
-) -> _Loaded:
-    if name not in loaders:
-        raise unknown(kind, name, loaders)
-    allowed = list(signature(loaders[name].load).parameters)[1:]
-    for option in options:
-        if option not in allowed:
-            raise UsageError(f"{name} takes no option {option!r}; allowed: {', '.join(allowed) or 'none'}")
-    given = {option: tuple(value) if isinstance(value, list) else value for option, value in options.items()}
-    typed.check_arguments(loaders[name].load, given, name)
-    return loaders[name].load(_root(root), **given)
+def _named(name: str, task: str) -> str:
+    """`name`, once it is known to be one of the data sets for `task`."""
+    fitting = [each for each, loader in _LOADERS.items() if loader.task == task]
+    if name not in fitting:
+        raise unknown(f"data set for {task}", name, fitting)
+    return name
 
 
 def _root(root: Path | str | None) -> Path:

@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 
@@ -20,10 +19,8 @@ from resnotes.datasets.archives import damage_reported
 from resnotes.datasets.availability import Availability
 from resnotes.datasets.classification import Normalization
 from resnotes.datasets.pairs import Pair, missing, pairs, read
-from resnotes.datasets.segmentation import Lazy, Sample, Segmentation
+from resnotes.datasets.segmentation import IGNORED, Lazy, Sample, Segmentation
 from resnotes.errors import DatasetError
-
-IGNORED = 255
 
 _log = logging.getLogger(__name__)
 
@@ -37,22 +34,6 @@ _HOW = (
 )
 # Statistics of ImageNet, as for pretrained weights: those of 20,210 images would take minutes to count.
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-
-
-class ObjectInfo(NamedTuple):
-    """One class, by `objectInfo150.txt`.
-
-    Attributes:
-        names: synonyms, the usual one first.
-        ratio: share of all labelled pixels.
-        train: number of training images that show it.
-        val: number of validation images that show it.
-    """
-
-    names: tuple[str, ...]
-    ratio: float
-    train: int
-    val: int
 
 
 def load(root: Path) -> Segmentation:
@@ -81,7 +62,7 @@ def load(root: Path) -> Segmentation:
     return Segmentation(
         name="ade20k",
         variant="ade20k" if whole else "ade20k-part",
-        classes=tuple(info.names[0] for info in object_info(root)),
+        classes=class_names(root),
         ignore_index=IGNORED,
         train=train,
         test=test,
@@ -96,24 +77,15 @@ def status(root: Path) -> Availability:
     try:
         folder = _folder(root)
     except DatasetError as error:
-        return Availability("ade20k", False, None, f"missing: {error}", _HOW)
+        return Availability("ade20k", False, None, f"missing: {error}".removesuffix(f"; {_HOW}"), _HOW)
     counts = [sum(1 for _ in (folder / "images" / split).glob("*.jpg")) for split in _COUNTS]
     whole = counts == list(_COUNTS.values())
     where = f"{folder}: {counts[0]} training and {counts[1]} validation images"
-    return Availability("ade20k", True, "ade20k" if whole else "ade20k-part", where, "nothing to do" if whole else _HOW)
+    return Availability("ade20k", True, "ade20k" if whole else "ade20k-part", where, _HOW)
 
 
-def fetch(root: Path, mirrors: Sequence[str]) -> None:
-    """Nothing to fetch where it is; we download no archive whose checksum we do not know.
-
-    Raises:
-        DatasetError: it is not there, or only in another edition; the message says where to get it.
-    """
-    _folder(root)
-
-
-def object_info(root: Path) -> tuple[ObjectInfo, ...]:
-    """The 150 classes in label order, from `objectInfo150.txt` alone.
+def class_names(root: Path) -> tuple[str, ...]:
+    """The 150 classes in label order, each by its usual name, from `objectInfo150.txt` alone.
 
     Raises:
         DatasetError: the file is missing or damaged.
@@ -124,13 +96,7 @@ def object_info(root: Path) -> tuple[ObjectInfo, ...]:
         rows = [line.split("\t") for line in path.read_text(encoding="utf-8").splitlines()[1:] if line.strip()]
         if [int(row[0]) for row in rows] != list(range(1, _CLASSES + 1)):
             raise ValueError(f"{len(rows)} classes, or not in order")
-        infos = tuple(
-            ObjectInfo(tuple(name.strip() for name in names.split(",")), float(ratio), int(train), int(val))
-            for _, ratio, train, val, names in rows
-        )
-        if wrong := [info for info in infos if not (0 <= info.ratio <= 1 and min(info.train, info.val) >= 0)]:
-            raise ValueError(f"{wrong[0]}")
-        return infos
+        return tuple(names.split(",")[0].strip() for _, _, _, _, names in rows)
 
 
 def scene_categories(root: Path) -> dict[str, str]:

@@ -14,11 +14,11 @@ class Availability:
         found: whether it loads without a download; of published networks, whether any does.
         variant: its edition, or None where that is not known before decoding.
         where: what it is read from; where it is missing, what was looked for.
-        how: how to get it.
+        how: how to get it, where it is missing or incomplete.
     """
 
     name: str
     found: bool
     variant: str | None
     where: str
-    how: str
+    how: str = ""

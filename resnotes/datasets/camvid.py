@@ -7,8 +7,6 @@ Any JPEG makes the variant `camvid-jpeg`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,9 +14,8 @@ import torch
 from torch import Tensor
 
 from resnotes import progress
-from resnotes.datasets.archives import Source
 from resnotes.datasets.availability import Availability
-from resnotes.datasets.cache import Decoded, cached
+from resnotes.datasets.cache import Decoded, Source, cached
 from resnotes.datasets.classification import Normalization
 from resnotes.datasets.pairs import Pair, missing, pairs, read
 from resnotes.datasets.segmentation import Segmentation, Stacked
@@ -72,7 +69,7 @@ def load(root: Path, *, size: tuple[int, int] | None = None, trainval: bool = Fa
     if source is None:
         raise DatasetError(f"{missing('CamVid', _PLACES, _LAYOUT, root)}; {_HOW}")
     suffix = "" if size is None else f"-{size[0]}x{size[1]}"
-    decoded = cached(f"camvid-upright{suffix}", source, _ARRAYS, partial(_read, source.path, size))
+    decoded = cached(f"camvid-upright{suffix}", source, _ARRAYS, lambda _: _read(source.path, size))
     names = {split: tuple(pair.image.stem for pair in _pairs(source.path, split)) for split in _SPLITS}
     train, val, test = (
         Stacked(decoded.arrays[f"{split}_images"], decoded.arrays[f"{split}_labels"], names[split]) for split in _SPLITS
@@ -98,17 +95,7 @@ def status(root: Path) -> Availability:
     source = _source(root)
     if source is None:
         return Availability("camvid", False, None, missing("CamVid", _PLACES, _LAYOUT, root), _HOW)
-    return Availability("camvid", True, _variant(source.path), str(source.path), "nothing to do")
-
-
-def fetch(root: Path, mirrors: Sequence[str]) -> None:
-    """Nothing to fetch where it is; it is published as a folder of a repository, not as an archive.
-
-    Raises:
-        DatasetError: it is not there; the message says where to get it.
-    """
-    if _source(root) is None:
-        raise DatasetError(f"CamVid cannot be downloaded as one file; {_HOW}")
+    return Availability("camvid", True, _variant(source.path), str(source.path))
 
 
 def _source(root: Path) -> Source | None:
@@ -124,16 +111,14 @@ def _pairs(folder: Path, split: str) -> list[Pair]:
 
 def _read(folder: Path, size: tuple[int, int] | None) -> Decoded:
     arrays: dict[str, Tensor] = {}
-    listed = {split: _pairs(folder, split) for split in _SPLITS}
-    for split, found in listed.items():
+    for split, found in {split: _pairs(folder, split) for split in _SPLITS}.items():
         samples = []
         for pair in progress.bar(found, desc=f"decoding CamVid {split}", unit=" images"):
-            sample = read(pair, UNLABELLED, size, COLORS)
-            samples.append(sample)
-            if sample[1].shape != samples[0][1].shape:
-                (height, width), (wanted_height, wanted_width) = sample[1].shape, samples[0][1].shape
+            samples.append(read(pair, UNLABELLED, size, COLORS))
+            shape, expected = (each[1].shape for each in (samples[-1], samples[0]))
+            if shape != expected:
                 raise DatasetError(
-                    f"image {pair.image} is {width}x{height}; expected {wanted_width}x{wanted_height}, as"
+                    f"image {pair.image} is {shape[1]}x{shape[0]}; expected {expected[1]}x{expected[0]}, as"
                     f" {found[0].image}; remove it, or give a size to bring all images to"
                 )
         for kind, parts in zip(("images", "labels"), zip(*samples, strict=True), strict=True):

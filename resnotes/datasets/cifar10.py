@@ -19,39 +19,35 @@ import hashlib
 import os
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from PIL import Image
 
 from resnotes import progress
-from resnotes.datasets.archives import Source, damage_reported, decode_rgb
+from resnotes.datasets.archives import damage_reported, unpacked
 from resnotes.datasets.availability import Availability
-from resnotes.datasets.batches import read_batch
-from resnotes.datasets.cache import Decoded, cached, cached_variant
+from resnotes.datasets.cache import Decoded, Source, cached, cached_variant
 from resnotes.datasets.classification import Classification
-from resnotes.datasets.download import chosen_mirrors, download
+from resnotes.datasets.download import chosen_mirrors, download, has_checksum
+from resnotes.datasets.pixels import as_rgb
 from resnotes.errors import DatasetError, UsageError
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
-_SPLITS = ("train", "test")
 SIZES = {"train": 50_000, "test": 10_000}  # of the official split
 _DECODED = "cifar10-upright"  # names the cache: earlier versions kept what they read otherwise under other names
 _ARRAYS = ("train_images", "train_labels", "test_images", "test_labels")
-_SIZE = (32, 32)
 _SUFFIXES = frozenset({".png", ".jpg", ".jpeg"})
 _TREE_ARCHIVE = re.compile(r"cifar-?10(-images.*)?\.(zip|tar|tgz|txz|tbz2?|tar\.(gz|xz|bz2))", re.IGNORECASE)
 # torchvision knows these names too, but importing it takes longer than loading the data.
-_ORIGINAL_FOLDER = "cifar-10-batches-py"
-_ORIGINAL_ARCHIVE = "cifar-10-python.tar.gz"
-# Far above any honest file, and far below what would hurt: an uncompressed image has 3 kB, a batch 31 MB.
-_MAX_IMAGE_BYTES = 2**20
-_MAX_BATCH_BYTES = 2**26
+_ORIGINALS = ("cifar-10-batches-py", "cifar-10-python.tar.gz")
+
+Part = tuple[NDArray[np.uint8], Sequence[int]]  # images `[N, 3, 32, 32]` and labels of a split
 
 
 def load(root: Path, holdout: int = 0) -> Classification:
@@ -70,13 +66,12 @@ def load(root: Path, holdout: int = 0) -> Classification:
     """
     if holdout < 0:
         raise UsageError(f"cifar10: holdout must be 0 or a number of images a class, found {holdout}")
-    source = _original(root) or _image_tree(root) or _downloaded(root)
-    read = _read_original if _is_original(source) else _read_tree
-    official = partial(cached, _DECODED, source, _ARRAYS, partial(read, source))
+    source = _source(root) or _downloaded(root)
+    official = partial(cached, _DECODED, source, _ARRAYS, partial(_decode, source.path))
     if holdout == 0:
         decoded = official()
     else:
-        decoded = cached(f"{_DECODED}-holdout-{holdout}", source, _ARRAYS, lambda: _held_out(official(), holdout))
+        decoded = cached(f"{_DECODED}-holdout-{holdout}", source, _ARRAYS, lambda _: _held_out(official(), holdout))
     return Classification(**decoded.arrays, classes=CLASSES, variant=decoded.variant, fingerprint=decoded.fingerprint)
 
 
@@ -110,11 +105,11 @@ def hashes(images: NDArray[np.uint8]) -> list[str]:
 
 def status(root: Path) -> Availability:
     """What `load` would read; the variant of an image tree is known once it has been decoded."""
-    source = _original(root) or _image_tree(root)
+    source = _source(root)
     if source is None:
         return Availability("cifar10", False, None, f"missing: {_expected(root)}", _how(root))
-    variant = "cifar10" if _is_original(source) else cached_variant(_DECODED, source)
-    return Availability("cifar10", True, variant, str(source.path), "nothing to do")
+    variant = "cifar10" if source.path.name in _ORIGINALS else cached_variant(_DECODED, source)
+    return Availability("cifar10", True, variant, str(source.path))
 
 
 def fetch(root: Path, mirrors: Sequence[str]) -> None:
@@ -131,11 +126,11 @@ def fetch(root: Path, mirrors: Sequence[str]) -> None:
     from torchvision.datasets import CIFAR10
 
     urls = [
-        mirror if mirror.endswith(_ORIGINAL_ARCHIVE) else f"{mirror}/{_ORIGINAL_ARCHIVE}"
+        mirror if mirror.endswith(CIFAR10.filename) else f"{mirror}/{CIFAR10.filename}"
         for mirror in chosen_mirrors(mirrors, "RESNOTES_CIFAR10_MIRRORS")
     ]
     try:
-        download([*urls, CIFAR10.url], root / "cifar10" / _ORIGINAL_ARCHIVE, CIFAR10.tgz_md5)
+        download([*urls, CIFAR10.url], root / "cifar10" / CIFAR10.filename, CIFAR10.tgz_md5)
     except DatasetError as error:
         raise DatasetError(f"{error}; {_how(root)}") from error
 
@@ -145,12 +140,12 @@ def _downloaded(root: Path) -> Source:
         raise DatasetError(f"found no CIFAR-10; expected {_expected(root)}; {_how(root)}")
     print(f"no CIFAR-10 in {root}; downloading it to {root / 'cifar10'}", file=sys.stderr)
     fetch(root, ())
-    return Source(root / "cifar10" / _ORIGINAL_ARCHIVE)
+    return Source(root / "cifar10" / _ORIGINALS[1])
 
 
 def _expected(root: Path) -> str:
     return (
-        f"{_ORIGINAL_FOLDER}/, {_ORIGINAL_ARCHIVE}, or an image tree {{train,test}}/<class>/ as a folder or "
+        f"{_ORIGINALS[0]}/, {_ORIGINALS[1]}, or an image tree {{train,test}}/<class>/ as a folder or "
         f"as cifar10.{{zip,tar,tar.*}}, in {root / 'cifar10'} or {root}"
     )
 
@@ -162,104 +157,99 @@ def _how(root: Path) -> str:
     )
 
 
-def _original(root: Path) -> Source | None:
-    for folder in (root / "cifar10", root):
-        for name in (_ORIGINAL_FOLDER, _ORIGINAL_ARCHIVE):
-            if (folder / name).exists():
-                return Source(folder / name)
-    return None
-
-
-def _is_original(source: Source) -> bool:
-    return source.path.name in (_ORIGINAL_FOLDER, _ORIGINAL_ARCHIVE)
-
-
-def _image_tree(root: Path) -> Source | None:
+def _source(root: Path) -> Source | None:
+    """The first that is there: the original, a folder with a tree, an archive of one."""
     home = root / "cifar10"
+    for path in (folder / name for folder in (home, root) for name in _ORIGINALS):
+        if path.exists():
+            return Source(path)
     with damage_reported(root, "a readable folder"):
         inside, beside = (sorted(folder.iterdir()) if folder.is_dir() else [] for folder in (home, root))
-    for folder in (home, *inside, root):
-        if any((folder / split / name).is_dir() for split in _SPLITS for name in CLASSES):
-            return Source(folder, only=_SPLITS)
+    if tree := _tree((home, *inside, root)):
+        return Source(tree, only=tuple(SIZES))
     for file in (*inside, *beside):
         if _TREE_ARCHIVE.fullmatch(file.name) and file.is_file():
             return Source(file)
     return None
 
 
-def _read_original(source: Source) -> Decoded:
+def _tree(folders: Iterable[Path]) -> Path | None:
+    """The first of these folders that has folders of classes in train/ or test/."""
+    for folder in folders:
+        if any((folder / split / name).is_dir() for split in SIZES for name in CLASSES):
+            return folder
+    return None
+
+
+def _decode(source: Path, scratch: Path) -> Decoded:
+    """All images in canonical order: by class, then by hash."""
+    with unpacked(source, scratch) as folder:
+        if source.name in _ORIGINALS:
+            edition, parts = "cifar10", _read_batches(folder.parent if folder == source else folder)
+        else:
+            edition, parts = _read_tree(_tree((folder, *sorted(folder.iterdir()))) or folder)
+    arrays = []
+    for images, labels in parts.values():
+        digests = hashes(images)
+        order = sorted(range(len(labels)), key=lambda i: (labels[i], digests[i]))
+        arrays += [torch.from_numpy(images[order]), torch.tensor(labels, dtype=torch.int64)[order]]
+    variant = _variant(edition, {split: len(labels) for split, (_, labels) in parts.items()})
+    return Decoded(dict(zip(_ARRAYS, arrays, strict=True)), variant)
+
+
+def _read_batches(root: Path) -> dict[str, Part]:
+    """The original distribution in `root`, whose pickles torchvision reads only with the published checksums."""
     from torchvision.datasets import CIFAR10
 
-    published: dict[str, str] = dict([*CIFAR10.train_list, *CIFAR10.test_list])
-    batches: dict[str, tuple[Tensor, Tensor]] = {}
-    for path, content in source.files(lambda path: path.name in published, _MAX_BATCH_BYTES):
-        digest = hashlib.md5(content, usedforsecurity=False).hexdigest()
-        if digest != published[path.name]:
-            raise DatasetError(
-                f"{source.path}: {str(path)!r} has MD5 {digest}; expected {published[path.name]}, as published; "
-                f"remove {source.path} and get it again"
-            )
-        batches[path.name] = read_batch(content, f"{source.path}: {str(path)!r}")
-    if missing := published.keys() - batches:
+    folder = root / CIFAR10.base_folder
+    published = dict([*CIFAR10.train_list, *CIFAR10.test_list, [CIFAR10.meta["filename"], CIFAR10.meta["md5"]]])
+    if altered := [name for name, md5 in published.items() if not has_checksum(folder / name, md5)]:
         raise DatasetError(
-            f"{source.path} lacks {', '.join(sorted(missing))}; expected {', '.join(published)}; get it again"
+            f"{folder}: {', '.join(altered)} missing, damaged or altered; expected {', '.join(published)} with the MD5"
+            " sums as published; remove it and get it again"
         )
-    splits = (
-        [torch.cat(parts) for parts in zip(*(batches[name] for name, _ in listed), strict=True)]
-        for listed in (CIFAR10.train_list, CIFAR10.test_list)
-    )
-    return _decoded([(images.numpy(), labels.tolist()) for images, labels in splits], "cifar10")
+    with damage_reported(folder, "the original batches of CIFAR-10"):
+        read = {split: CIFAR10(root, train=split == "train") for split in SIZES}
+    return {split: (batch.data.transpose(0, 3, 1, 2), batch.targets) for split, batch in read.items()}
 
 
-def _read_tree(source: Source) -> Decoded:
-    splits: dict[str, dict[tuple[int, str], NDArray[np.uint8]]] = {split: {} for split in _SPLITS}
-    lossless = True
-    wrapper: tuple[str, ...] | None = None
-    files = source.files(lambda path: path.suffix.lower() in _SUFFIXES, _MAX_IMAGE_BYTES)
-    for path, content in progress.bar(files, desc=f"decoding {source.path.name}", unit=" images"):
-        *top, split, label, name = _place(source, path)
-        wrapper = tuple(top) if wrapper is None else wrapper
-        key = CLASSES.index(label), name
-        if wrapper != tuple(top) or key in splits[split]:
+def _read_tree(tree: Path) -> tuple[str, dict[str, Part]]:
+    """The edition and the parts of an image tree."""
+    files = [
+        path
+        for split in SIZES
+        for path in (tree / split).rglob("*")
+        if path.suffix.lower() in _SUFFIXES and not path.name.startswith(".")
+    ]
+    found: dict[str, list[tuple[int, NDArray[np.uint8]]]] = {split: [] for split in SIZES}
+    formats = set()
+    for file in progress.bar(files, desc="decoding CIFAR-10", unit=" images"):
+        split, *folders, _ = file.relative_to(tree).parts
+        if len(folders) != 1 or folders[0] not in CLASSES:
             raise DatasetError(
-                f"{source.path}: {str(path)!r} is there twice or part of a second tree; expected a single tree;"
-                " remove it"
+                f"image {str(file)!r} is out of place; expected {{train,test}}/<class>/<file> with the classes"
+                f" {', '.join(CLASSES)}; move or remove it"
             )
-        pixels, is_lossless = decode_rgb(content, f"{source.path}: {str(path)!r}", _SIZE)
-        splits[split][key] = pixels
-        lossless &= is_lossless
-    for split, images in splits.items():
-        empty = [name for label, name in enumerate(CLASSES) if all(key[0] != label for key in images)]
-        if empty:
-            folders = ", ".join(f"{split}/{name}" for name in empty)
+        pixels, kind = _image(file)
+        found[split].append((CLASSES.index(folders[0]), pixels))
+        formats.add(kind)
+    for split, images in found.items():
+        if empty := [f"{split}/{name}" for i, name in enumerate(CLASSES) if all(label != i for label, _ in images)]:
             raise DatasetError(
-                f"{source.path} has no images in {folders}; expected PNG or JPEG files"
-                " for every class in train/ and test/; copy or download it again"
+                f"{tree} has no images in {', '.join(empty)}; expected PNG or JPEG files for every class in train/ and"
+                " test/; copy or download it again"
             )
-    stacked = [(np.stack(list(images.values())), [label for label, _ in images]) for images in splits.values()]
-    return _decoded(stacked, "cifar10" if lossless else "cifar10-jpeg")
+    edition = "cifar10" if formats == {"PNG"} else "cifar10-jpeg"
+    return edition, {
+        split: (np.stack([pixels for _, pixels in images]), [label for label, _ in images])
+        for split, images in found.items()
+    }
 
 
-def _place(source: Source, path: PurePosixPath) -> tuple[str, ...]:
-    """Parts of `path`, once they are known to be `[top/]{train,test}/<class>/<file>`."""
-    parts = path.parts
-    if len(parts) not in (3, 4) or parts[-3] not in _SPLITS or parts[-2] not in CLASSES:
-        raise DatasetError(
-            f"{source.path}: image {str(path)!r} is out of place; expected {{train,test}}/<class>/<file>, with "
-            f"at most one folder around it and the classes {', '.join(CLASSES)}; move or remove it"
-        )
-    return parts
-
-
-def _decoded(splits: Sequence[tuple[NDArray[np.uint8], Sequence[int]]], edition: str) -> Decoded:
-    """Images `[N, 3, 32, 32]` and labels of training and test set, in canonical order."""
-    train, test = (_ordered(images, labels) for images, labels in splits)
-    variant = _variant(edition, {split: len(labels) for split, (_, labels) in zip(_SPLITS, splits, strict=True)})
-    return Decoded(dict(zip(_ARRAYS, (*train, *test), strict=True)), variant)
-
-
-def _ordered(images: NDArray[np.uint8], labels: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """Images `[N, 3, 32, 32]` and labels by class, then by the SHA-256 of an image's bytes."""
-    digests = hashes(images)
-    order = sorted(range(len(labels)), key=lambda i: (labels[i], digests[i]))
-    return torch.from_numpy(images[order]), torch.tensor(labels, dtype=torch.int64)[order]
+def _image(file: Path) -> tuple[NDArray[np.uint8], str | None]:
+    """The pixels of an image as it looks, uint8 `[3, 32, 32]`, and the format of its file."""
+    expected = "a complete 32x32 PNG or JPEG"
+    with damage_reported(file, expected), Image.open(file, formats=("PNG", "JPEG")) as image:
+        if image.size != (32, 32):  # before any pixel is decoded: a small file may claim to be a huge image
+            raise DatasetError(f"{file} is {image.width}x{image.height}; expected {expected}; convert it or remove it")
+        return np.asarray(as_rgb(image, f"image {file}")).transpose(2, 0, 1), image.format

@@ -3,23 +3,17 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from resnotes.datasets.availability import Availability
 from resnotes.datasets.classification import Classification, fingerprinted
 
 
-def load(root: Path) -> Classification:
-    """1,437 training and 360 test images, uint8 `[N, 1, 8, 8]`: a fixed split, stratified by class.
-
-    Args:
-        root: not read; the images lie in scikit-learn itself.
-    """
+def load() -> Classification:
+    """1,437 training and 360 test images, uint8 `[N, 1, 8, 8]`: a fixed split, stratified by class."""
     table = _table()
     # The scanner counted 0..16 dark pixels a cell; our images are 0..255 like all others.
     images = torch.from_numpy(np.rint(table[:, :-1].reshape(-1, 1, 8, 8) * (255 / 16)).astype(np.uint8))
@@ -51,12 +45,3 @@ def _table() -> NDArray[np.float64]:
 
     images, labels = load_digits(return_X_y=True)
     return np.column_stack([images, labels])
-
-
-def status(root: Path) -> Availability:
-    """Always at hand."""
-    return Availability("digits", True, "digits", "shipped with scikit-learn", "nothing to do")
-
-
-def fetch(root: Path, mirrors: Sequence[str]) -> None:
-    """Nothing to fetch."""

@@ -34,15 +34,14 @@ def pairs(images: Path, annotations: Path) -> list[Pair]:
     listed, labelled = _files(images), _files(annotations)
     if twice := [name for name, files in listed.items() if len(files) > 1]:
         raise DatasetError(f"{images} has {twice[0]} as PNG and as JPEG; expected one image of a name; remove one")
-    for found, wanted, here, there in (
-        (listed, labelled, "image", annotations),
-        (labelled, listed, "label map", images),
+    for found, here, wanted, there in (
+        (listed, "image", labelled, annotations),
+        (labelled, "label map", listed, images),
     ):
         if lacking := sorted(found.keys() - wanted):
-            other = "label map" if here == "image" else "image"
             raise DatasetError(
-                f"{len(lacking)} of {len(found)} {here}s have no {other} in {there}, the first is"
-                f" {found[lacking[0]][0]}; expected files of the same names in both; copy the data set again"
+                f"{len(lacking)} of {len(found)} {here}s, the first is {found[lacking[0]][0]}, have no file of the same"
+                f" name in {there}; expected one for each; copy the data set again"
             )
     for files in labelled.values():
         if files[0].suffix.lower() != ".png":

@@ -14,6 +14,8 @@ from torch import Tensor
 from resnotes.datasets.classification import Normalization
 from resnotes.errors import UsageError
 
+IGNORED = 255  # the label of pixels that count neither in the loss nor in a score
+
 
 class Object(NamedTuple):
     """One labelled region of a made image, and what makes it hard to name.

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from resnotes.datasets.segmentation import IGNORED as IGNORED
 from resnotes.errors import UsageError, unknown
 from resnotes.models.encoder import Encoder
 from resnotes.models.imagenet import LAYOUTS, OUTPUT_STRIDES, Layout
@@ -23,7 +24,6 @@ from resnotes.models.network import check_options, count_parameters, initialize
 BINS = (1, 2, 3, 6)
 POOLINGS = {"average": nn.AdaptiveAvgPool2d, "max": nn.AdaptiveMaxPool2d}
 SMALL, SMALL_DEPTHS = "small", (1, 1, 1, 1)  # the encoder for small images and 2 cores
-IGNORED = 255  # the label of pixels that count neither in the loss nor in a score
 
 NAMES = tuple(f"{family}-{encoder}" for family in ("fcn", "pspnet") for encoder in (SMALL, *LAYOUTS))
 

@@ -7,10 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 from kit.pairs import COUNTS, camvid_tree, labels, picture, save
-from PIL import Image
 
 from resnotes import datasets
 from resnotes.datasets import Segmentation, camvid
@@ -36,15 +33,10 @@ def test_png_trees_are_read_exactly(root: Path, place: str) -> None:
         np.testing.assert_array_equal(sample.label.numpy(), labels(i, 11))
         assert (sample.name, sample.scene, sample.instances) == (f"train{i}", "", None)
         assert sample.image.dtype == sample.label.dtype == torch.uint8
-
-
-def test_a_slice_is_a_split(root: Path) -> None:
-    camvid_tree(root / "camvid")
-    train = load(root).train
-    assert [sample.name for sample in train[::-2]] == ["train2", "train0"]
-    assert train[-1].name == "train2"
+    assert [sample.name for sample in data.train[::-2]] == ["train2", "train0"]  # a slice is a split
+    assert data.train[-1].name == "train2"
     with pytest.raises(IndexError):
-        train[3]
+        data.train[3]
 
 
 def test_it_is_decoded_once_a_size(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -86,16 +78,6 @@ def test_training_on_the_validation_images_too(root: Path) -> None:
     assert (data.val, data.variant) == (None, "camvid-trainval")
 
 
-def test_palette_maps_are_read_by_index(root: Path) -> None:
-    camvid_tree(root / "camvid")
-    path = root / "camvid/trainannot/train0.png"
-    image = Image.open(path).convert("P")
-    image.putdata([7] * (12 * 16))
-    image.putpalette([i // 3 * 20 % 256 for i in range(768)])
-    image.save(path)
-    assert torch.all(load(root).train[0].label == 7)
-
-
 def _remove(path: str) -> Callable[[Path], None]:
     return lambda folder: shutil.rmtree(folder / path) if (folder / path).is_dir() else (folder / path).unlink()
 
@@ -110,8 +92,18 @@ def _cut(path: str) -> Callable[[Path], None]:
 
 DAMAGES: dict[str, tuple[Callable[[Path], None], str]] = {
     "no split": (_remove("val"), r"found no folder .*camvid/val; expected PNG or JPEG"),
-    "no label map": (_remove("trainannot/train1.png"), r"1 of 3 images have no label map .*train/train1.png; expected"),
-    "no image": (_remove("test/test0.png"), r"1 of 2 label maps have no image in .*testannot/test0.png"),
+    "empty split": (
+        lambda f: [path.unlink() for path in (f / "train").iterdir()] and None,
+        r"camvid/train is empty",
+    ),
+    "no label map": (
+        _remove("trainannot/train1.png"),
+        r"1 of 3 images, .*train/train1.png, have no file of the same name in .*trainannot",
+    ),
+    "no image": (
+        _remove("test/test0.png"),
+        r"1 of 2 label maps, .*testannot/test0.png, have no file .* in .*camvid/test;",
+    ),
     "two images": (_write("train/train0.jpg", picture(0)), "train0 as PNG and as JPEG"),
     "JPEG labels": (
         lambda f: (f / "trainannot/train0.png").rename(f / "trainannot/train0.jpg") and None,
@@ -150,20 +142,12 @@ def test_images_of_several_sizes_need_a_size(root: Path) -> None:
     assert load(root, size=(6, 8)).train[2].label.shape == (6, 8)
 
 
-def test_an_empty_split(root: Path) -> None:
-    folder = camvid_tree(root / "camvid")
-    for path in (folder / "train").iterdir():
-        path.unlink()
-    with pytest.raises(DatasetError, match=r"camvid/train is empty"):
-        load(root)
-
-
 def test_it_is_missing(root: Path) -> None:
     with pytest.raises(
         DatasetError, match=r"found no CamVid; expected SegNet's layout .*camvid, .*CamVid; get it from"
     ):
         load(root)
-    with pytest.raises(DatasetError, match="cannot be downloaded as one file; get it"):
+    with pytest.raises(DatasetError, match=r"camvid cannot be downloaded by us, .*; get it"):
         datasets.fetch("camvid", root)
 
 
@@ -171,27 +155,6 @@ def test_it_is_missing(root: Path) -> None:
 def test_impossible_sizes(root: Path, size: tuple[int, int]) -> None:
     with pytest.raises(UsageError, match="is not possible"):
         load(camvid_tree(root / "camvid").parent, size=size)
-
-
-@settings(max_examples=25, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.integers(0, 4000), st.integers(0, 255))
-def test_any_damaged_byte_is_an_error_or_harmless(tmp_path: Path, at: int, value: int) -> None:
-    from resnotes.datasets.pairs import Pair, read
-
-    image, annotation = tmp_path / "a.png", tmp_path / "annot.png"
-    for path, array in ((image, picture(0)), (annotation, labels(0, 11))):
-        save(path, array)
-    for path in (image, annotation):
-        content = bytearray(path.read_bytes())
-        content[at % len(content)] = value
-        path.write_bytes(content)
-        try:
-            pixels, found = read(Pair(image, annotation), 11)
-        except DatasetError as error:
-            assert str(tmp_path) in str(error)
-        else:
-            assert pixels.shape == (3, *found.shape)
-            assert found.max() <= 11
 
 
 def test_the_real_copy_is_complete(real_camvid: Segmentation) -> None:

@@ -1,15 +1,25 @@
+"""CIFAR-10: one order whatever the packing, the holdout, the original batches and their download."""
+
 from __future__ import annotations
 
+import gzip
+import hashlib
+import os
 import pickle
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 
 import numpy as np
 import pytest
 import torch
+import torchvision
 from kit.cifar10 import (
+    CLASSES,
     Originals,
     Tree,
     as_folder,
@@ -25,15 +35,16 @@ from kit.cifar10 import (
 
 from resnotes import datasets
 from resnotes.datasets import Classification
-from resnotes.datasets.cifar10 import CLASSES
-from resnotes.errors import UsageError
+from resnotes.datasets.classification import fingerprint
+from resnotes.errors import DatasetError, UsageError
+
+FIELDS = ("train_images", "train_labels", "test_images", "test_labels")
 
 
 def test_png_tree_is_read_exactly_in_order_of_class_and_hash(root: Path) -> None:
     as_folder(tree(), root / "cifar10")
     data = load(root)
-    assert data.train_images.shape == (20, 3, 32, 32)
-    assert data.test_images.shape == (10, 3, 32, 32)
+    assert data.sizes == (20, 10)
     assert data.train_images.dtype == torch.uint8
     assert data.train_labels.dtype == torch.int64
     assert data.train_labels.tolist() == [label for label in range(10) for _ in range(2)]
@@ -56,55 +67,38 @@ PACKERS: dict[str, Callable[[Tree, Path], Path]] = {
 }
 
 
-def test_the_same_content_has_the_same_fingerprint_however_it_is_packed(tmp_path: Path) -> None:
-    files = tree("jpg")
-    backwards = dict(reversed(files.items()))
-    found = {}
-    for number, (packing, pack) in enumerate(PACKERS.items()):
-        (tmp_path / f"{number}/cifar10").mkdir(parents=True)
-        pack(backwards, tmp_path / str(number))
-        data = load(tmp_path / str(number))
-        found[packing] = (data.fingerprint, data.variant)
-    assert set(found.values()) == {(found["zip"][0], "cifar10-jpeg, train 20, test 10")}, found
-
-
-def test_four_packings_of_the_same_images_give_the_same_arrays(tmp_path: Path, originals: Originals) -> None:
+def test_the_same_images_give_the_same_arrays_however_they_are_packed(tmp_path: Path, originals: Originals) -> None:
     batches = originals()
-    (tmp_path / "batches").mkdir()
-    as_folder(batches, tmp_path / "batches")
-    labelled = {"train": [f"data_batch_{i}" for i in range(1, 6)], "test": ["test_batch"]}
+    as_folder(batches, tmp_path / "original")
     files: Tree = {}
-    for split, names in labelled.items():
-        for name in names:
-            batch = pickle.loads(batches[f"cifar-10-batches-py/{name}"], encoding="bytes")
-            for i, (row, label) in enumerate(zip(batch[b"data"], batch[b"labels"], strict=True)):
-                image = row.reshape(3, 32, 32).transpose(1, 2, 0)
-                files[f"{split}/{CLASSES[label]}/{name}-{9 - i}.png"] = encoded(image, "PNG")
-    as_folder(files, tmp_path / "tree")
-    for name in ("zip", "tar"):
-        (tmp_path / name).mkdir()
-    as_zip(files, tmp_path / "zip" / "cifar10.zip")
-    as_tar(dict(reversed(files.items())), tmp_path / "tar" / "cifar10.tar")
+    for path, content in batches.items():
+        if "batch_" in path or "test_" in path:
+            held = pickle.loads(content)
+            for i, (row, label) in enumerate(zip(held["data"], held["labels"], strict=True)):
+                name = f"{'test' if 'test' in path else 'train'}/{CLASSES[label]}/{Path(path).name}-{9 - i}.png"
+                files[name] = encoded(row.reshape(3, 32, 32).transpose(1, 2, 0), "PNG")
+    for number, pack in enumerate(PACKERS.values()):
+        (tmp_path / f"{number}/cifar10").mkdir(parents=True)
+        pack(dict(reversed(files.items())), tmp_path / str(number))
     for holdout in (0, 2):
-        first, *others = (load(tmp_path / name, holdout=holdout) for name in ("batches", "tree", "zip", "tar"))
-        for other in others:
-            assert (other.variant, other.fingerprint) == (first.variant, first.fingerprint)
-            for field in ("train_images", "train_labels", "test_images", "test_labels"):
-                assert torch.equal(getattr(other, field), getattr(first, field))
+        first = load(tmp_path / "original", holdout=holdout)
+        for number, packing in enumerate(PACKERS):
+            other = load(tmp_path / str(number), holdout=holdout)
+            assert (other.variant, other.fingerprint) == (first.variant, first.fingerprint), packing
+            assert all(torch.equal(getattr(other, field), getattr(first, field)) for field in FIELDS), packing
 
 
 def test_the_holdout_is_the_first_images_of_each_class_by_hash(root: Path) -> None:
     as_folder(tree(train=5), root / "cifar10")
     data = load(root, holdout=2)
-    assert data.sizes == (30, 20)
-    assert data.variant == "cifar10, train 50, holdout 2"
+    assert (data.sizes, data.variant) == ((30, 20), "cifar10, train 50, holdout 2")
     assert data.test_labels.tolist() == [label for label in range(10) for _ in range(2)]
     assert data.train_labels.tolist() == [label for label in range(10) for _ in range(3)]
     every = [by_hash(pixels(seed_of("train", name, i)) for i in range(5)) for name in CLASSES]
     np.testing.assert_array_equal(data.test_images.numpy(), np.concatenate([images[:2] for images in every]))
     np.testing.assert_array_equal(data.train_images.numpy(), np.concatenate([images[2:] for images in every]))
-    tensors = data.train_images, data.train_labels, data.test_images, data.test_labels
-    assert data.fingerprint == datasets.classification.fingerprint(*tensors) != load(root).fingerprint
+    assert data.fingerprint == fingerprint(*(getattr(data, field) for field in FIELDS)) != load(root).fingerprint
+    assert load(root, holdout=0).fingerprint == load(root).fingerprint
 
 
 def test_the_holdout_of_uneven_classes(root: Path) -> None:
@@ -118,7 +112,7 @@ def test_the_holdout_of_uneven_classes(root: Path) -> None:
         load(root, holdout=2)
 
 
-@pytest.mark.parametrize("holdout", [-1, 5, 6, 2.0, True, "2", None])
+@pytest.mark.parametrize("holdout", [-1, 5, 2.0, True, "2", None])
 def test_a_holdout_that_cannot_be_is_one_clear_error(root: Path, holdout: object) -> None:
     if holdout != -1:  # which needs no data to be refused
         as_folder(tree(train=5), root / "cifar10")
@@ -126,48 +120,23 @@ def test_a_holdout_that_cannot_be_is_one_clear_error(root: Path, holdout: object
         load(root, holdout=holdout)
 
 
-def test_no_holdout_is_the_default(root: Path) -> None:
-    as_folder(tree(train=5), root / "cifar10")
-    assert load(root, holdout=0).fingerprint == load(root).fingerprint
-
-
 def test_fingerprint_tells_pixels_and_labels_apart(tmp_path: Path) -> None:
     files = tree()
-    swapped = dict(files)
-    swapped["train/cat/0000.png"], swapped["train/dog/0000.png"] = (
-        files["train/dog/0000.png"],
-        files["train/cat/0000.png"],
-    )
+    cat, dog = "train/cat/0000.png", "train/dog/0000.png"
+    swapped = files | {cat: files[dog], dog: files[cat]}
     found = {load(as_folder(content, tmp_path / str(i))).fingerprint for i, content in enumerate((files, swapped))}
     assert len(found) == 2
 
 
 def test_a_single_jpeg_makes_the_variant_jpeg_whatever_its_name(root: Path) -> None:
-    files = tree()
-    files["test/ship/0000.png"] = encoded(pixels(0), "JPEG")
-    as_zip(files, root / "cifar10.zip")
+    as_zip(tree() | {"test/ship/0000.png": encoded(pixels(0), "JPEG")}, root / "cifar10.zip")
     assert load(root).variant == "cifar10-jpeg, train 20, test 10"
 
 
 def test_other_files_are_passed_over(root: Path) -> None:
-    extra: Tree = {
-        "README.md": b"#",
-        "train/cat/Thumbs.db": b"x",
-        "__MACOSX/train/cat/._0000.png": b"resource fork",
-        "train/labels.csv": b"",
-    }
-    as_zip(tree() | extra, root / "cifar10.zip")
-    assert len(load(root).train_images) == 20
-
-
-def test_grey_and_palette_pngs_are_read_as_rgb(root: Path) -> None:
-    files = tree()
-    grey = pixels(1)[:, :, 0]
-    files["train/airplane/0000.png"] = encoded(grey, "PNG")
-    as_zip(files, root / "cifar10.zip")
-    data = load(root)
-    expected = by_hash([np.repeat(grey[:, :, None], 3, axis=2), pixels(seed_of("train", "airplane", 1))])
-    np.testing.assert_array_equal(data.train_images[:2].numpy(), np.stack(expected))
+    extra = ("README.md", "train/cat/Thumbs.db", "__MACOSX/train/cat/._0000.png", "train/cat/._0.png", "val/cat/0.png")
+    as_zip(tree() | dict.fromkeys(extra, b"x"), root / "cifar10.zip")
+    assert load(root).sizes == (20, 10)
 
 
 def test_the_real_copy_is_lossless(real_cifar10: Classification) -> None:
@@ -195,3 +164,120 @@ def test_the_real_copy_loads_fast_the_second_time(real_cifar10: Classification, 
         datasets.load("cifar10", holdout=holdout)
         seconds.append(time.perf_counter() - start)
     assert min(seconds) < 0.5
+
+
+# The original batches
+
+
+@pytest.mark.parametrize("where", ["cifar10", "."])
+@pytest.mark.parametrize("packed", [False, True])
+def test_the_original_goes_first(root: Path, originals: Originals, where: str, packed: bool) -> None:
+    if packed:
+        as_tar(originals(), root / where / "cifar-10-python.tar.gz", "w:gz")
+    else:
+        as_folder(originals(), root / where)
+    as_folder(tree("jpg"), root / "cifar10")
+    assert datasets.status(root)[1].variant == "cifar10"
+    data = load(root)
+    assert (data.variant, data.sizes) == ("cifar10, train 50, test 10", (50, 10))
+    assert data.train_labels.tolist() == [label for label in range(10) for _ in range(5)]
+
+
+class _Runs:
+    def __reduce__(self) -> tuple[Callable[[str], int], tuple[str]]:
+        return os.system, ("touch pwned",)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_batch_with_another_checksum_is_never_unpickled(
+    root: Path, originals: Originals, packed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(root)
+    files = originals() | {"cifar-10-batches-py/data_batch_3": pickle.dumps(_Runs())}
+    del files["cifar-10-batches-py/data_batch_4"]
+    path = root / "cifar10" / ("cifar-10-python.tar.gz" if packed else "cifar-10-batches-py")
+    if packed:
+        as_tar(files, path, "w:gz")
+    else:
+        as_folder(files, path.parent)
+    with pytest.raises(
+        DatasetError, match=r"data_batch_3, data_batch_4 missing, damaged or altered; .* get it"
+    ) as error:
+        load(root)
+    assert str(error.value).startswith(str(path))
+    assert not (root / "pwned").exists()
+
+
+def test_something_else_than_batches_of_cifar10(root: Path, originals: Originals) -> None:
+    as_folder(originals(data_batch_1=pickle.dumps({})), root / "cifar10")
+    with pytest.raises(DatasetError, match=r"cifar-10-batches-py is damaged .*expected the original batches"):
+        load(root)
+
+
+# Downloads
+
+
+class _Quiet(SimpleHTTPRequestHandler):
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+@pytest.fixture
+def published(tmp_path: Path, originals: Originals, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with an archive that torchvision's checksum matches; its own URL leads nowhere."""
+    archive = tmp_path / "published" / "cifar-10-python.tar.gz"
+    archive.parent.mkdir()
+    as_tar(originals(), archive, "w:gz")
+    monkeypatch.setattr(torchvision.datasets.CIFAR10, "tgz_md5", hashlib.md5(archive.read_bytes()).hexdigest())
+    monkeypatch.setattr(torchvision.datasets.CIFAR10, "url", (tmp_path / "nowhere.tar.gz").as_uri())
+    return archive.parent
+
+
+@pytest.fixture
+def mirror(published: Path) -> Iterator[str]:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(_Quiet, directory=str(published)))
+    Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+
+
+def test_mirrors_are_tried_in_order_until_one_delivers(root: Path, tmp_path: Path, mirror: str) -> None:
+    target = root / "cifar10" / "cifar-10-python.tar.gz"
+    target.write_bytes(b"half")  # which is replaced
+    (tmp_path / "bad").mkdir()
+    (tmp_path / "bad" / target.name).write_bytes(gzip.compress(b"something else"))
+    datasets.fetch("cifar10", root, [f"{mirror}/gone/", (tmp_path / "bad").as_uri(), f"{mirror}/{target.name}"])
+    assert list((root / "cifar10").iterdir()) == [target]
+    assert load(root).sizes == (50, 10)
+    # It is there and intact: no mirror is asked again.
+    datasets.fetch("cifar10", root, ["http://127.0.0.1:9/"])
+
+
+def test_every_failed_mirror_is_listed_and_nothing_is_left(root: Path, tmp_path: Path, published: Path) -> None:
+    bad = tmp_path / "bad"
+    bad.mkdir()
+    (bad / "cifar-10-python.tar.gz").write_bytes(b"half")
+    with pytest.raises(DatasetError) as caught:
+        datasets.fetch("cifar10", root, ["http://127.0.0.1:9", bad.as_uri(), "no url"])
+    for part in ("127.0.0.1:9/cifar-10-python.tar.gz", bad.as_uri(), "4 bytes whose MD5", "no url", "nowhere.tar.gz"):
+        assert part in str(caught.value)
+    assert "RESNOTES_CIFAR10_MIRRORS" in str(caught.value)
+    assert list((root / "cifar10").iterdir()) == []
+
+
+def test_load_downloads_what_is_missing_and_says_so(
+    root: Path, mirror: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("RESNOTES_CIFAR10_MIRRORS", f"http://127.0.0.1:9, {mirror}")
+    with pytest.raises(DatasetError, match=r"found no CIFAR-10; expected cifar-10-batches-py/.*RESNOTES_DATA"):
+        load(root)  # RESNOTES_OFFLINE is set
+    monkeypatch.setenv("RESNOTES_OFFLINE", "0")
+    assert load(root).variant == "cifar10, train 50, test 10"
+    assert f"downloading it to {root / 'cifar10'}" in capsys.readouterr().err
+
+
+def test_a_data_folder_that_cannot_be_written_is_named(tmp_path: Path, published: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(DatasetError, match=r"cannot write .*file/cifar10.*RESNOTES_DATA"):
+        datasets.fetch("cifar10", tmp_path / "file", [published.as_uri()])

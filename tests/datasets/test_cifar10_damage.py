@@ -1,11 +1,11 @@
+"""Damaged, cut and hostile trees and archives of CIFAR-10: one error that names the file, and nothing left behind."""
+
 from __future__ import annotations
 
 import struct
 import tarfile
-import zipfile
 import zlib
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +28,11 @@ from kit.cifar10 import (
 from resnotes.errors import DatasetError
 
 
+def packed(files: Tree, path: Path) -> Path:
+    kind = path.name.partition(".")[2]
+    return as_zip(files, path) if kind == "zip" else as_tar(files, path, "w:" + kind.partition(".")[2])
+
+
 def claims_to_be(width: int, height: int) -> bytes:
     """A PNG of a few bytes whose header claims a huge image."""
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
@@ -39,27 +44,21 @@ def claims_to_be(width: int, height: int) -> bytes:
 
 
 DAMAGES: dict[str, tuple[Callable[[Tree], Tree], str]] = {
-    "wrong size": (
-        lambda f: f | {IMAGE: encoded(pixels(0, (16, 33)), "PNG")},
-        "0001.png' is 16x33 RGB; expected .*32x32",
-    ),
-    "alpha": (lambda f: f | {IMAGE: encoded(np.zeros((32, 32, 4), np.uint8), "PNG")}, "is 32x32 RGBA; expected"),
-    "no image": (lambda f: f | {IMAGE: b"no image"}, "0001.png' is damaged .*expected a complete 32x32"),
-    "empty file": (lambda f: f | {IMAGE: b""}, "0001.png' is damaged"),
-    "cut image": (lambda f: f | {IMAGE: f[IMAGE][:900]}, "0001.png' is damaged .*copy or download it again"),
-    "gif": (lambda f: f | {IMAGE: encoded(pixels(0), "GIF")}, "0001.png' is damaged"),
-    "bomb": (lambda f: f | {IMAGE: claims_to_be(9000, 9000)}, "is 9000x9000 RGB; expected"),
+    "wrong size": (lambda f: f | {IMAGE: encoded(pixels(0, (16, 33)), "PNG")}, f"{IMAGE} is 16x33; expected .*32x32"),
+    "alpha": (lambda f: f | {IMAGE: encoded(np.zeros((32, 32, 4), np.uint8), "PNG")}, f"{IMAGE} has transparent"),
+    "empty file": (lambda f: f | {IMAGE: b""}, f"{IMAGE} is damaged .*expected a complete 32x32"),
+    "cut image": (lambda f: f | {IMAGE: f[IMAGE][:900]}, f"{IMAGE} is damaged .*copy or download it again"),
+    "gif": (lambda f: f | {IMAGE: encoded(pixels(0), "GIF")}, f"{IMAGE} is damaged"),
+    "bomb": (lambda f: f | {IMAGE: claims_to_be(9000, 9000)}, "is 9000x9000; expected"),
     "big bomb": (lambda f: f | {IMAGE: claims_to_be(2**31 - 1, 2**31 - 1)}, "is damaged .*DecompressionBomb"),
-    "large file": (lambda f: f | {IMAGE: bytes(2**20 + 1)}, "has 1048577 bytes; expected at most 1048576"),
+    "large file": (lambda f: f | {"x": bytes(2**26 + 1)}, "'x' has 67108865 bytes; expected at most 67108864"),
     "no images": (lambda f: {"README": b""}, "no images in train/airplane, .*train/truck; expected"),
     "missing class": (lambda f: {k: v for k, v in f.items() if "train/frog" not in k}, "no images in train/frog;"),
     "missing split": (lambda f: {k: v for k, v in f.items() if "test" not in k}, "no images in test/airplane"),
-    "unknown class": (lambda f: f | {"train/lion/1.png": f[IMAGE]}, "'train/lion/1.png' is out of place; .*airplane"),
-    "unknown split": (lambda f: f | {"val/cat/1.png": f[IMAGE]}, "'val/cat/1.png' is out of place"),
-    "too deep": (lambda f: f | {f"a/b/{IMAGE}": f[IMAGE]}, "is out of place"),
-    "two trees": (lambda f: f | {"copy/train/cat/9.png": f[IMAGE]}, "second tree"),
+    "unknown class": (lambda f: f | {"train/lion/1.png": f[IMAGE]}, "train/lion/1.png' is out of place; .*airplane"),
+    "no class": (lambda f: f | {"train/1.png": f[IMAGE]}, "train/1.png' is out of place"),
+    "too deep": (lambda f: f | {"train/cat/more/1.png": f[IMAGE]}, "is out of place"),
     "dots": (lambda f: f | {"train/cat/../../../x.png": f[IMAGE]}, r"'train/cat/../../../x.png' points outside"),
-    "dots, not an image": (lambda f: f | {"../README": b""}, "'../README' points outside"),
     "absolute": (lambda f: f | {"/etc/train/cat/1.png": f[IMAGE]}, "points outside"),
     "windows": (lambda f: f | {"..\\train\\cat\\1.png": f[IMAGE]}, "points outside"),
     "drive": (lambda f: f | {"C:\\train\\cat\\1.png": f[IMAGE]}, "points outside"),
@@ -67,16 +66,17 @@ DAMAGES: dict[str, tuple[Callable[[Tree], Tree], str]] = {
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-@pytest.mark.parametrize("packed", ["zip", "tar.gz"])
-def test_what_is_wrong_with_a_tree_is_named(root: Path, cache: Path, damage: str, packed: str) -> None:
+@pytest.mark.parametrize("suffix", ["zip", "tar.gz"])
+def test_what_is_wrong_with_a_tree_is_named(root: Path, cache: Path, damage: str, suffix: str) -> None:
     change, message = DAMAGES[damage]
-    (as_zip if packed == "zip" else partial(as_tar, mode="w:gz"))(change(tree()), root / f"cifar10.{packed}")
+    path = packed(change(tree()), root / f"cifar10.{suffix}")
     with pytest.raises(DatasetError, match=message) as caught:
         load(root)
-    assert str(root / f"cifar10.{packed}") in str(caught.value)
+    assert str(path) in str(caught.value)
+    assert str(cache) not in str(caught.value)
     assert "\n" not in str(caught.value)
     assert decoded_folders(cache) == []
-    assert sorted(p.name for p in root.rglob("*")) == ["cifar10", f"cifar10.{packed}"]
+    assert sorted(p.name for p in root.rglob("*")) == ["cifar10", path.name]
 
 
 @pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.FIFOTYPE])
@@ -88,33 +88,10 @@ def test_links_and_devices_in_a_tar_are_refused(root: Path, kind: bytes) -> None
         load(root)
 
 
-def test_links_in_a_zip_are_refused(root: Path) -> None:
-    path = as_zip(tree(), root / "cifar10.zip")
-    member = zipfile.ZipInfo("train/cat/link.png")
-    member.external_attr = 0o120777 << 16
-    with zipfile.ZipFile(path, "a") as archive:
-        archive.writestr(member, "/etc/passwd")
-    with pytest.raises(DatasetError, match=r"'train/cat/link.png' is a link or a device"):
-        load(root)
-
-
-@pytest.mark.filterwarnings("ignore:Duplicate name")
-def test_the_same_image_twice_is_refused(root: Path) -> None:
-    path = as_zip(tree(), root / "cifar10.zip")
-    with zipfile.ZipFile(path, "a") as archive:
-        archive.writestr(IMAGE, encoded(pixels(9), "PNG"))
-    with pytest.raises(DatasetError, match="is there twice"):
-        load(root)
-
-
 @pytest.mark.parametrize("suffix", ["zip", "tar", "tar.gz", "tar.bz2", "tar.xz"])
 @pytest.mark.parametrize("kept", [0.0, 0.3, 0.9, 0.999])
 def test_truncated_archive(root: Path, cache: Path, suffix: str, kept: float) -> None:
-    path = root / f"cifar10.{suffix}"
-    if suffix == "zip":
-        as_zip(tree(), path)
-    else:
-        as_tar(tree(), path, "w:" + suffix.partition(".")[2])
+    path = packed(tree(), root / f"cifar10.{suffix}")
     whole = path.read_bytes()
     if suffix == "tar":  # its last part is padding that nobody misses
         whole = whole.rstrip(b"\0")
@@ -124,42 +101,28 @@ def test_truncated_archive(root: Path, cache: Path, suffix: str, kept: float) ->
     assert decoded_folders(cache) == []
 
 
-def test_a_plain_tar_cut_between_two_members_is_not_taken_for_a_smaller_one(root: Path) -> None:
-    path = as_tar(tree(train=3), root / "cifar10.tar")
-    with tarfile.open(path) as archive:
-        last = archive.getmembers()[-1]
-    # Everything but the last member is whole; every class is there but for one image.
-    path.write_bytes(path.read_bytes()[: last.offset])
-    with pytest.raises(DatasetError, match="is damaged"):
-        load(root)
+def cut_before(content: bytearray, last: int) -> None:
+    del content[last:]  # all but the last member is whole; every class is there but for one image
 
 
-def test_a_damaged_tar_header_is_not_taken_for_the_end(root: Path) -> None:
-    path = as_tar(tree("png", train=3), root / "cifar10.tar", top="cifar10/")
-    content = bytearray(path.read_bytes())
-    with tarfile.open(path) as archive:
-        content[archive.getmembers()[-1].offset + 1] ^= 1
-    path.write_bytes(content)
-    with pytest.raises(DatasetError, match="is damaged"):
-        load(root)
+def damage_header(content: bytearray, last: int) -> None:
+    content[last + 1] ^= 1
 
 
-def test_a_hole_of_zeros_is_not_taken_for_the_end(root: Path) -> None:
+def hole_of_zeros(content: bytearray, last: int) -> None:
+    content[last : last + 1024] = bytes(1024)
+
+
+@pytest.mark.parametrize("change", [cut_before, damage_header, hole_of_zeros])
+def test_what_looks_like_the_end_of_a_tar_is_not_taken_for_it(
+    root: Path, change: Callable[[bytearray, int], None]
+) -> None:
     path = as_tar(tree(train=3), root / "cifar10.tar")
     content = bytearray(path.read_bytes())
     with tarfile.open(path) as archive:
-        start = archive.getmembers()[-2].offset
-    content[start : start + 1024] = bytes(1024)
+        change(content, archive.getmembers()[-1].offset)
     path.write_bytes(content)
-    with pytest.raises(DatasetError, match="data after the end-of-archive mark"):
-        load(root)
-
-
-def test_a_tar_header_that_would_fill_the_memory_is_refused(root: Path) -> None:
-    name = tarfile.TarInfo("././@LongLink")
-    name.type, name.size = tarfile.GNUTYPE_LONGNAME, 2**40
-    (root / "cifar10.tar").write_bytes(name.tobuf(tarfile.GNU_FORMAT))
-    with pytest.raises(DatasetError, match="a header of 1099511627776 bytes"):
+    with pytest.raises(DatasetError, match=r"is damaged .*does not end as an archive does"):
         load(root)
 
 
@@ -189,24 +152,11 @@ def test_arbitrary_bytes_as_an_archive(root: Path, cache: Path, content: bytes, 
     assert decoded_folders(cache) == []
 
 
-@fuzzed
-@given(content=st.binary(max_size=500), magic=st.sampled_from([b"", b"\xff\xd8\xff\xe0", b"\x89PNG\r\n\x1a\n"]))
-def test_arbitrary_bytes_as_an_image(root: Path, cache: Path, content: bytes, magic: bytes) -> None:
-    as_tar(tree("jpg", 1) | {"train/cat/0000.jpg": magic + content}, root / "cifar10.tar")
-    with pytest.raises(DatasetError, match=r"'train/cat/0000.jpg'"):
-        load(root)
-    assert decoded_folders(cache) == []
-
-
 @pytest.mark.parametrize("suffix", ["zip", "tar", "tar.gz", "tar.xz"])
 @fuzzed
 @given(data=st.data())
 def test_flipped_and_missing_bytes(root: Path, cache: Path, suffix: str, data: st.DataObject) -> None:
-    path = root / f"cifar10.{suffix}"
-    if suffix == "zip":
-        as_zip(tree("jpg", 1), path)
-    else:
-        as_tar(tree("jpg", 1), path, "w:" + suffix.partition(".")[2])
+    path = packed(tree("jpg", 1), root / f"cifar10.{suffix}")
     content = bytearray(path.read_bytes())
     for _ in range(data.draw(st.integers(1, 4))):
         content[data.draw(st.integers(0, len(content) - 1))] ^= data.draw(st.integers(1, 255))
@@ -223,4 +173,3 @@ def test_flipped_bytes_in_an_image(root: Path, cache: Path, where: int, bits: in
     content[where % len(content)] ^= bits
     as_tar(files | {name: bytes(content)}, root / "cifar10.tar")
     loads_or_reports(root, cache)
-    (root / "cifar10.tar").unlink()

@@ -36,13 +36,6 @@ def uneven(counts: tuple[int, ...]) -> Classification:
     return fingerprinted(images, labels, images[:2], labels[:2], classes=names, variant="made")
 
 
-def test_unknown_name_lists_the_allowed_ones() -> None:
-    with pytest.raises(UsageError, match="unknown data set 'imagenet'; allowed: digits, cifar10"):
-        datasets.load("imagenet")
-    with pytest.raises(UsageError, match="allowed: digits"):
-        datasets.fetch("imagenet")
-
-
 def test_importing_it_is_light() -> None:
     names = ("torchvision", "sklearn", "scipy")
     program = f"import sys, resnotes.datasets; print([m for m in {names} if m in sys.modules])"
@@ -50,36 +43,24 @@ def test_importing_it_is_light() -> None:
     assert printed.strip() == "[]"
 
 
-def test_digits_are_sklearns_pixels_split_without_overlap(digits: Classification) -> None:
-    reference = load_digits()
-    assert digits.train_images.shape == (1437, 1, 8, 8)
-    assert digits.test_images.shape == (360, 1, 8, 8)
-    assert digits.train_images.dtype == digits.test_images.dtype == torch.uint8
-    assert digits.train_labels.dtype == digits.test_labels.dtype == torch.int64
-
-    images = torch.cat([digits.train_images, digits.test_images]).numpy()
-    labels = torch.cat([digits.train_labels, digits.test_labels]).numpy()
-    # 0..16 levels come back exactly, and the multiset of (image, label) is that of scikit-learn: no image is
-    # lost, doubled, or on both sides of the split.
-    levels = np.rint(images.reshape(1797, 64) * (16 / 255))
-    ours = sorted(map(tuple, np.column_stack([levels, labels]).astype(int).tolist()))
-    theirs = sorted(map(tuple, np.column_stack([reference.data, reference.target]).astype(int).tolist()))
-    assert ours == theirs
-    assert images.max() == 255
-
-
-def test_digits_are_stratified_and_fixed(digits: Classification) -> None:
-    train, test = digits.train_labels.bincount(), digits.test_labels.bincount()
-    assert torch.all((test / (train + test) - 0.2).abs() < 0.01)
-    assert digits.classes == tuple("0123456789")
+def test_digits_are_those_of_scikit_learn_split_by_scikit_learn(digits: Classification) -> None:
     assert (digits.variant, digits.in_channels, digits.num_classes) == ("digits", 1, 10)
-    again = datasets.load("digits")
-    assert again.fingerprint == digits.fingerprint
-    assert torch.equal(again.train_images, digits.train_images)
+    assert digits.classes == tuple("0123456789")
+    pixels, target = load_digits(return_X_y=True)
+    train, test = train_test_split(np.arange(len(target)), test_size=0.2, random_state=0, stratify=target)
+    for chosen, images, labels in (
+        (train, digits.train_images, digits.train_labels),
+        (test, digits.test_images, digits.test_labels),
+    ):
+        assert (images.dtype, labels.dtype, images.shape[1:]) == (torch.uint8, torch.int64, (1, 8, 8))
+        assert labels.tolist() == target[chosen].tolist()
+        assert np.array_equal(images.flatten(1).numpy(), np.rint(pixels[chosen] * 255 / 16))
 
 
-def test_fetching_digits_does_nothing(tmp_path: Path) -> None:
-    datasets.fetch("digits", tmp_path)
+@pytest.mark.parametrize("name", ["digits", "scenes"])
+def test_what_needs_no_download_says_so(tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    datasets.fetch(name, tmp_path)
+    assert capsys.readouterr().err == f"{name}: there is nothing to download\n"
     assert list(tmp_path.iterdir()) == []
 
 
@@ -100,10 +81,6 @@ def test_subset_is_stratified_fixed_and_drawn_from_the_training_set(digits: Clas
     assert torch.equal(digits.train_subset(n).train_images, subset.train_images)
     assert subset.test_images is digits.test_images
     assert (subset.variant, subset.fingerprint) == (digits.variant, digits.fingerprint)
-
-
-def test_the_full_subset_is_the_training_set(digits: Classification) -> None:
-    assert torch.equal(digits.train_subset(1437).train_images, digits.train_images)
 
 
 def test_every_class_is_in_the_smallest_subset_however_rare_it_is() -> None:
@@ -168,6 +145,10 @@ def test_status_names_every_set_and_says_how_to_get_a_missing_one(tmp_path: Path
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
+        ("imagenet", {}, "unknown data set 'imagenet'; allowed: digits, cifar10"),
+        ("digits", {"colour": "red"}, "digits takes no option 'colour'; allowed: none"),
+        ("camvid", {"colour": "red"}, "camvid takes no option 'colour'; allowed: size, trainval"),
+        ("scenes", {"colour": "red"}, "takes no option 'colour'; allowed: train, test, seed, size, noise"),
         ("camvid", {"size": 120}, "camvid: size must be .*tuple.*, found 120"),
         ("camvid", {"size": ("a", 1)}, "camvid: size must be"),
         ("camvid", {"size": [120]}, r"CamVid at size \(120,\) is not possible"),
@@ -176,7 +157,7 @@ def test_status_names_every_set_and_says_how_to_get_a_missing_one(tmp_path: Path
         ("scenes", {"noise": {"level": 1}}, "scenes: noise must be"),
     ],
 )
-def test_options_of_another_type_are_refused(name: str, options: dict[str, Any], message: str) -> None:
+def test_names_and_options_that_cannot_be(name: str, options: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         datasets.load(name, **options)
 
@@ -195,6 +176,8 @@ def test_who_needs_one_kind_of_labels_gets_no_other(tmp_path: Path) -> None:
         datasets.load_classification("camvid", tmp_path)
     with pytest.raises(UsageError, match="unknown data set for segmentation 'digits'; allowed: scenes, camvid, ade20k"):
         datasets.load_segmentation("digits", tmp_path)
+    with pytest.raises(UsageError, match="allowed: digits"):
+        datasets.fetch("imagenet")
     assert datasets.load_classification("digits").num_classes == 10
     assert datasets.load_segmentation("scenes", train=2, test=1).num_classes == 25
 
@@ -205,15 +188,6 @@ def test_a_network_and_its_data_have_labels_of_one_kind(tmp_path: Path) -> None:
         spec = RunSpec(model=model, dataset=data, seed=0, recipe=Recipe(iterations=1))
         with pytest.raises(UsageError, match=f"{model} cannot learn {data}, which has one label for"):
             store.get(spec)
-
-
-@pytest.mark.parametrize(
-    ("name", "allowed"),
-    [("digits", "none"), ("camvid", "size, trainval"), ("scenes", "train, test, seed, size, noise")],
-)
-def test_unknown_options_are_refused(tmp_path: Path, name: str, allowed: str) -> None:
-    with pytest.raises(UsageError, match=f"{name} takes no option 'colour'; allowed: {allowed}"):
-        datasets.load(name, tmp_path, colour="red")
 
 
 def test_a_sample_of_the_test_set_holds_every_class_even_if_they_are_sorted() -> None:
@@ -230,19 +204,63 @@ def test_a_sample_of_the_test_set_holds_every_class_even_if_they_are_sorted() ->
         data.test_sample(0)
 
 
-def test_digits_are_those_of_scikit_learn_split_by_scikit_learn() -> None:
-    pixels, target = load_digits(return_X_y=True)
-    train, test = train_test_split(np.arange(len(target)), test_size=0.2, random_state=0, stratify=target)
-    digits = datasets.load("digits")
-    for chosen, images, labels in (
-        (train, digits.train_images, digits.train_labels),
-        (test, digits.test_images, digits.test_labels),
-    ):
-        assert labels.tolist() == target[chosen].tolist()
-        assert np.array_equal(images.flatten(1).numpy(), np.rint(pixels[chosen] * 255 / 16))
-
-
 def test_digits_come_from_scikit_learn_itself_where_its_file_has_moved(monkeypatch: pytest.MonkeyPatch) -> None:
     expected = datasets.load("digits").fingerprint
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
     assert datasets.load("digits").fingerprint == expected
+
+
+# Data sets of one's own
+
+
+@pytest.fixture
+def registered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a test registers is forgotten after it."""
+    monkeypatch.setattr(datasets, "_LOADERS", dict(datasets._LOADERS))
+
+
+@pytest.mark.usefixtures("registered")
+def test_a_registered_data_set_is_one_like_any_other(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def load_mine(root: Path, count: int = 3, kinds: tuple[int, ...] = ()) -> Classification:
+        assert (root, kinds) == (tmp_path, (1, 2))
+        return uneven((count, 2))
+
+    datasets.register("mine", load_mine)
+    datasets.register("streets", lambda: datasets.load("scenes", train=2, test=1), task="segmentation")
+    assert datasets.names()[-2:] == ["mine", "streets"]
+    assert (datasets.task("mine"), datasets.task("streets")) == ("classification", "segmentation")
+    assert datasets.load("mine", tmp_path, count=5, kinds=[1, 2]).sizes == (7, 2)
+    assert datasets.load_classification("mine", tmp_path, kinds=[1, 2]).sizes == (5, 2)
+    assert datasets.load_segmentation("streets").sizes == (2, 1)
+    *_, mine, streets = datasets.status(tmp_path)
+    assert (mine.name, mine.found, streets.name) == ("mine", True, "streets")
+    datasets.fetch("mine")
+    assert capsys.readouterr().err == "mine: there is nothing to download\n"
+    with pytest.raises(UsageError, match="mine takes no option 'colour'; allowed: count, kinds"):
+        datasets.load("mine", colour="red")
+    with pytest.raises(UsageError, match=r"unknown data set for segmentation 'mine'; allowed: scenes, .*streets"):
+        datasets.load_segmentation("mine")
+
+
+@pytest.mark.usefixtures("registered")
+@pytest.mark.parametrize(
+    ("name", "loader", "task", "message"),
+    [
+        ("digits", uneven, "classification", "data set 'digits' is there already; expected a name other than digits,"),
+        ("mine", uneven, "detection", "unknown task .*'detection'; allowed: classification, segmentation"),
+        ("mine", 3, "classification", "loader of data set 'mine' must be a function .*found 3"),
+    ],
+)
+def test_what_cannot_be_registered(name: str, loader: Any, task: Any, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        datasets.register(name, loader, task=task)
+    assert "mine" not in datasets.names()
+
+
+@pytest.mark.usefixtures("registered")
+@pytest.mark.parametrize("value", [None, "images", (1, 2)])
+def test_a_loader_that_returns_something_else_is_named(value: Any) -> None:
+    datasets.register("mine", lambda **options: value, task="segmentation")
+    found = type(value).__name__
+    with pytest.raises(UsageError, match=f"mine is registered for segmentation: .* a Segmentation, found {found}"):
+        datasets.load("mine", anything=1)

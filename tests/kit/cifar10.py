@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
-import struct
+import pickle
 import tarfile
 import zipfile
 import zlib
@@ -81,24 +81,10 @@ def as_tar(files: Tree, path: Path, mode: str = "w", top: str = "", extra: tuple
     return path
 
 
-def python2_batch(images: np.ndarray, labels: list[int]) -> bytes:
-    """A batch as the publisher pickled it: Python 2, protocol 2, byte strings and a NumPy array."""
-
-    def text(value: bytes) -> bytes:
-        return b"U" + bytes([len(value)]) + value
-
-    def integer(value: int) -> bytes:
-        return b"J" + struct.pack("<i", value)
-
-    raw = images.tobytes()
-    array = (
-        b"cnumpy.core.multiarray\n_reconstruct\n" + b"cnumpy\nndarray\n" + b"K\x00\x85" + text(b"b") + b"\x87R"
-        b"(K\x01" + integer(len(images)) + integer(3072) + b"\x86"
-        b"cnumpy\ndtype\n" + text(b"u1") + b"K\x00K\x01\x87R(K\x03" + text(b"|") + b"NNN" + integer(-1) * 2 + b"K\x00tb"
-        b"\x89T" + struct.pack("<i", len(raw)) + raw + b"tb"
-    )
-    listed = b"](" + b"".join(integer(label) for label in labels) + b"e"
-    return b"\x80\x02}(" + text(b"labels") + listed + text(b"data") + array + b"u."
+def batch(seed: int) -> bytes:
+    """Ten images of noise, one of each class, in the form of an original batch."""
+    images = np.random.default_rng(seed).integers(0, 256, (10, 3072), dtype=np.uint8)
+    return pickle.dumps({"data": images, "labels": [(seed + i) % 10 for i in range(10)]}, 2)
 
 
 def load(root: Path, **options: Any) -> Classification:

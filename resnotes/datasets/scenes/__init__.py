@@ -11,19 +11,17 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from resnotes.datasets.availability import Availability
 from resnotes.datasets.classification import Normalization, fingerprint
 from resnotes.datasets.scenes import fleet
 from resnotes.datasets.scenes.canvas import CLASSES, TWINS, Canvas
 from resnotes.datasets.scenes.kinds import BACKDROPS, PLAIN
 from resnotes.datasets.scenes.noise import Noise, annotated
-from resnotes.datasets.segmentation import Sample, Segmentation, Stacked
+from resnotes.datasets.segmentation import IGNORED, Sample, Segmentation, Stacked
 from resnotes.errors import UsageError, unknown
 
 __all__ = [
@@ -33,13 +31,11 @@ __all__ = [
     "TWINS",
     "Noise",
     "annotated",
-    "fetch",
     "generate",
     "load",
     "occlude",
     "paste",
     "same_vehicles",
-    "status",
 ]
 
 KINDS = tuple(BACKDROPS)
@@ -58,22 +54,15 @@ _SMALL = {"harbour": "boat", "street": "car", "city": "car"}
 _LARGE = {"airfield": "airplane", "street": "bus", "city": "bus"}
 _SHARE_OF_SMALL = 0.6  # where there are both
 _SMALLEST, _LARGEST = 64, 512
-_TRAIN, _TEST = 0, 1
 
 
+@functools.lru_cache(maxsize=4)  # a process that trains many runs would spend more time here than on any of them
 def load(
-    root: Path,
-    *,
-    train: int = 600,
-    test: int = 200,
-    seed: int = 0,
-    size: int = 64,
-    noise: Noise | None = None,
+    *, train: int = 600, test: int = 200, seed: int = 0, size: int = 64, noise: Noise | None = None
 ) -> Segmentation:
     """Training and test scenes: the same options give the same pixels, which a process generates once.
 
     Args:
-        root: not read.
         train: number of training scenes.
         test: number of test scenes, of which none is a training scene.
         seed: of everything.
@@ -83,33 +72,18 @@ def load(
     Raises:
         UsageError: a number or size that cannot be generated.
     """
-    return _generated(train, test, seed, size, noise)
-
-
-@functools.lru_cache(maxsize=4)  # a process that trains many runs would spend more time here than on any of them
-def _generated(train: int, test: int, seed: int, size: int, noise: Noise | None) -> Segmentation:
-    splits = [generate(count, (seed, part), size, noise) for count, part in ((train, _TRAIN), (test, _TEST))]
-    variant = "scenes" + (f"-{size}" if size != 64 else "") + ("-noisy" if noise else "")
+    splits = [generate(count, (seed, part), size, noise) for part, count in enumerate((train, test))]
     return Segmentation(
         name="scenes",
-        variant=variant,
+        variant="scenes" + (f"-{size}" if size != 64 else "") + ("-noisy" if noise else ""),
         classes=CLASSES,
-        ignore_index=255,
+        ignore_index=IGNORED,
         train=splits[0],
         test=splits[1],
         val=None,
         normalization=Normalization.by_channel(splits[0].images),
         fingerprint=fingerprint(*(tensor for split in splits for tensor in (split.images, split.labels))),
     )
-
-
-def status(root: Path) -> Availability:
-    """Always at hand."""
-    return Availability("scenes", True, "scenes", "generated when loaded", "nothing to do")
-
-
-def fetch(root: Path, mirrors: Sequence[str]) -> None:
-    """Nothing to fetch."""
 
 
 def generate(
