@@ -46,7 +46,7 @@ def plain_prediction(network: Any, inputs: Tensor) -> Tensor:
 def measure(settings: Settings) -> list[Row]:
     """Images a second, in training and in prediction."""
     height, width = (48, 64) if settings.quick else (120, 160)
-    name, options = ("pspnet-small", {"width": 4}) if settings.quick else ("pspnet-resnet18", {"width": 32})
+    name, options = ("pspnet-small", {"width": 8}) if settings.quick else ("pspnet-resnet18", {"width": 32})
     images = torch.randint(256, (2 if settings.quick else 8, 3, height, width), dtype=torch.uint8)
     labels = torch.randint(CLASSES, (len(images), height, width))
     normalization = Normalization.by_channel(images)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from resnotes.errors import UsageError
 
@@ -39,6 +39,22 @@ def resolve_precision(precision: str, device: torch.device) -> str:
         found: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
         supported = any(found.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
     return "bfloat16" if supported else "float32"
+
+
+def layout(network: nn.Module, device: torch.device) -> torch.memory_format:
+    """How images and weights lie in memory while `network` is trained: channels last, which is faster, where it can be.
+
+    On a CPU with AVX2 and nothing newer, oneDNN has wrong gradients or none for the weights of strided 1x1
+    convolutions of fewer than 8 channels that lie last (https://github.com/uxlfoundation/oneDNN/issues/6035).
+    """
+    wrong = device.type == "cpu" and any(
+        isinstance(module, nn.Conv2d)
+        and module.in_channels < 8
+        and set(module.kernel_size) == {1}
+        and set(module.stride) != {1}
+        for module in network.modules()
+    )
+    return torch.contiguous_format if wrong else torch.channels_last
 
 
 def send(tensor: Tensor, device: torch.device) -> Tensor:

@@ -38,6 +38,7 @@ __all__ = [
     "load_segmentation",
     "names",
     "register",
+    "registered",
     "status",
     "task",
 ]
@@ -71,7 +72,8 @@ def register(
     """Adds a data set of your own, for as long as this process runs: `load(name)` then gives what its loader returns.
 
     Args:
-        name: which no other data set has.
+        name: which no other data set has. A function of the same module and name as before takes its place, as where
+            a cell of a notebook is executed again.
         load: returns a `Classification` (`fingerprinted` makes one of four tensors) or a `Segmentation`, as its task
             demands. Its parameters are options; one called `root` is given the folder of the data sets.
         task: ``"classification"``, one label an image, or ``"segmentation"``, one label a pixel.
@@ -79,13 +81,23 @@ def register(
     Raises:
         UsageError: the name is taken, there is no such task, or the loader cannot be called.
     """
-    if name in _LOADERS:
+    if name in _LOADERS and _written_as(registered(name)) != _written_as(load):
         raise UsageError(f"a data set {name!r} is there already; expected a name other than {', '.join(_LOADERS)}")
     if task not in _RECORDS:
         raise unknown("task of a data set", task, _RECORDS)
     if not callable(load):
         raise UsageError(f"the loader of data set {name!r} must be a function that returns its record, found {load!r}")
     _LOADERS[name] = _Loader(task, load, ours=False)
+
+
+def _written_as(load: Any) -> tuple[str, str]:
+    definition = load if hasattr(load, "__qualname__") else type(load)
+    return definition.__module__, definition.__qualname__
+
+
+def registered(name: str) -> Callable[..., Data] | None:
+    """The loader that was registered under this name, if one was."""
+    return _LOADERS[name].load if name in _LOADERS and not _LOADERS[name].ours else None
 
 
 @overload

@@ -10,7 +10,7 @@ from resnotes.errors import UsageError
 from resnotes.models.deepening import deepen
 from resnotes.models.network import Block, Network, batch_statistics, count_parameters, in_mode
 from resnotes.models.published_networks import Published, from_published, published
-from resnotes.models.registry import build, register, source
+from resnotes.models.registry import build, register, registered, source
 
 __all__ = [
     "Block",
@@ -26,6 +26,7 @@ __all__ = [
     "label",
     "published",
     "register",
+    "registered",
     "source",
 ]
 

@@ -97,6 +97,11 @@ def source(name: str) -> str | None:
     return _registered[name].source if name in _registered else None
 
 
+def registered(name: str) -> Builder | None:
+    """The builder that was registered under this name, if one was."""
+    return _registered[name].build if name in _registered else None
+
+
 def build(name: str, **options: Any) -> Any:
     """Build a network with fresh weights, drawn from PyTorch's global generator.
 

@@ -30,7 +30,6 @@ from safetensors.torch import load as load_tensors
 from resnotes import models
 from resnotes.errors import RunError, UsageError
 from resnotes.files import write_json
-from resnotes.runs import registered
 from resnotes.runs.spec import RunSpec
 from resnotes.training.loop import snapshot_name
 
@@ -176,7 +175,7 @@ def initial_network(spec: RunSpec, dataset: Mapping[str, Any]) -> Any:
         RunError: the network was registered when the run was asked for, and now is not, or is another one.
         UsageError: what `resnotes.models.build` raises.
     """
-    if (source := registered.source(spec.model)) != spec.source:
+    if (source := models.source(spec.model)) != spec.source:
         what = "is not registered here" if source is None else f"is registered with another source ({source}) here"
         raise RunError(
             f"{spec.name}: its network {spec.model} {what}; register the builder with source {spec.source} by"

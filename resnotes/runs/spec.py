@@ -11,7 +11,6 @@ from typing import Annotated, Any
 
 from resnotes import datasets, models, typed
 from resnotes.errors import RunError, UsageError
-from resnotes.runs import registered
 from resnotes.training.recipe import Recipe
 
 # It becomes part of a path.
@@ -55,7 +54,7 @@ class RunSpec:
     def __post_init__(self) -> None:
         typed.check_fields(self, "run")
         if self.source is None:
-            object.__setattr__(self, "source", registered.source(self.model))
+            object.__setattr__(self, "source", models.source(self.model))
         if self.dataset in datasets.names():  # another is refused where it is loaded
             self.recipe.check_task(datasets.task(self.dataset))
         if self.start:

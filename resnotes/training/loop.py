@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from resnotes import distributed, progress
 from resnotes.datasets import Classification, Data
-from resnotes.devices import autocast, resolve_device, resolve_precision
+from resnotes.devices import autocast, layout, resolve_device, resolve_precision
 from resnotes.errors import TrainingDiverged, UsageError
 from resnotes.files import write_atomic
 from resnotes.training import classification, segmentation
@@ -43,6 +43,7 @@ def optimizer_step(
     precision: str,
     objective: Objective = classification.cross_entropy,
     weight: Tensor | float = 1.0,
+    memory_format: torch.memory_format = torch.channels_last,
 ) -> tuple[Tensor, Tensor]:
     """One step of training on normalised images ``[B, C, H, W]``; returns the loss and the logits, detached.
 
@@ -54,9 +55,10 @@ def optimizer_step(
         precision: ``"float32"`` or ``"bfloat16"`` (autocast).
         objective: network, images and labels to loss and logits.
         weight: what the loss is multiplied with.
+        memory_format: that of the network, see `resnotes.devices.layout`.
     """
     with autocast(inputs.device, precision):
-        loss, logits = objective(network, inputs.contiguous(memory_format=torch.channels_last), labels)
+        loss, logits = objective(network, inputs.contiguous(memory_format=memory_format), labels)
         loss = loss * weight
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
@@ -125,7 +127,7 @@ def train(
     where = resolve_device(device)
     precision = resolve_precision(recipe.precision, where)
     task = task_for(data, recipe, seed=seed, device=where, precision=precision)
-    network.to(where).to(memory_format=torch.channels_last)
+    network.to(where).to(memory_format=layout(network, where))
     optimizer, scales = _sgd(network, recipe)
     training = Training(str(where), precision, torch.get_num_threads())
     checkpoint = Checkpoint(folder / "checkpoint.pt" if folder else None, data.fingerprint)
@@ -184,12 +186,13 @@ def _steps(
 ) -> Iterator[Tensor]:
     """Train on the first batches of an epoch; after each, its loss, wrong and labelled images or pixels, float64."""
     parts = thinned(network, task.recipe.blocks, seed=task.seed, epoch=epoch)
+    lies = layout(network, task.device)
     for iteration, (inputs, labels), part in zip(iterations, task.batches(epoch), parts, strict=False):
         for group, scale in zip(optimizer.param_groups, scales, strict=True):
             group["lr"] = task.recipe.lr_at(iteration) * scale
         labelled = task.labelled(labels)
         weight = distributed.weight(labelled)
-        loss, logits = optimizer_step(part, optimizer, inputs, labels, task.precision, task.objective, weight)
+        loss, logits = optimizer_step(part, optimizer, inputs, labels, task.precision, task.objective, weight, lies)
         yield torch.stack([each.double() for each in (loss, task.wrong(logits, labels), labelled)])
 
 

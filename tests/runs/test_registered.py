@@ -37,8 +37,8 @@ def _registry(monkeypatch: pytest.MonkeyPatch) -> None:
         return BUILDERS[name](**options) if name in BUILDERS else build(name, **options)
 
     monkeypatch.setattr(models, "build", building)
-    monkeypatch.setattr(models, "source", SOURCES.get, raising=False)
-    monkeypatch.setattr(models, "registered", BUILDERS.get, raising=False)
+    monkeypatch.setattr(models, "source", SOURCES.get)
+    monkeypatch.setattr(models, "registered", BUILDERS.get)
 
 
 def register(builder: Callable[..., Network], source: str) -> RunSpec:
@@ -116,7 +116,7 @@ def test_a_worker_registers_what_it_is_sent(store: RunStore, monkeypatch: pytest
     spec = register(build_mine, "one")
     data = datasets.load("digits").train_subset(64)
     BUILDERS.clear()  # as in another process
-    monkeypatch.setattr(models, "register", BUILDERS.__setitem__, raising=False)
+    monkeypatch.setattr(models, "register", BUILDERS.__setitem__)
     for _ in range(2):  # which may be sent a second run of the network
         assert store._train_elsewhere(spec, "cpu", data.fingerprint, [("models", ("mine", build_mine))]) is None
     assert store.find(spec) is not None
@@ -126,7 +126,7 @@ def test_a_registered_loader_is_sent_with_its_task(monkeypatch: pytest.MonkeyPat
     from resnotes.runs import registered
 
     loaders = {"mine": calls.until, "cell": lambda: None}
-    monkeypatch.setattr(datasets, "registered", loaders.get, raising=False)
+    monkeypatch.setattr(datasets, "registered", loaders.get)
     monkeypatch.setattr(datasets, "task", lambda name: "classification")
     mine, cell = (dataclasses.replace(SHORT, dataset=name) for name in loaders)
     assert registered.to_send(mine) == [("datasets", ("mine", calls.until, "classification"))]
