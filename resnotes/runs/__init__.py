@@ -3,5 +3,6 @@
 from resnotes.runs.folder import Run, histories
 from resnotes.runs.spec import RunSpec
 from resnotes.runs.store import RunStore, check_same_data, load_data
+from resnotes.training.recipe import Recipe
 
-__all__ = ["Run", "RunSpec", "RunStore", "check_same_data", "histories", "load_data"]
+__all__ = ["Recipe", "Run", "RunSpec", "RunStore", "check_same_data", "histories", "load_data"]

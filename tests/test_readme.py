@@ -1,0 +1,77 @@
+"""What the README shows of Python works as it stands, in at most ten lines each."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torchvision
+
+import resnotes
+from resnotes import datasets, models
+from resnotes.models import registry
+
+TEXT = (Path(resnotes.__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+SNIPPETS = {code.split("\n", 1)[0]: code for code in re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)}
+
+
+@pytest.fixture
+def given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """What a reader brings along."""
+    monkeypatch.setenv("RESNOTES_RUNS", str(tmp_path))
+    monkeypatch.setattr(registry, "_registered", {})
+    monkeypatch.setattr(datasets, "_LOADERS", dict(datasets._LOADERS))
+    generator = torch.Generator().manual_seed(0)
+
+    def drawn(high: int, *shape: int) -> torch.Tensor:
+        return torch.randint(high, shape, generator=generator)
+
+    return {
+        "torchvision": torchvision,
+        "images": torch.randn(4, 3, 64, 64, generator=generator),
+        "labels": drawn(10, 4),
+        "classes": ("a", "b"),
+        **{f"{part}_images": drawn(256, 4, 3, 8, 8).to(torch.uint8) for part in ("train", "test")},
+        **{f"{part}_labels": drawn(2, 4) for part in ("train", "test")},
+    }
+
+
+def run(first_line: str, given: dict[str, Any], tmp_path: Path) -> dict[str, Any]:
+    """What a snippet leaves; its source is a file, as that of a program or of a cell is."""
+    path = tmp_path / "program.py"
+    path.write_text(SNIPPETS[first_line], encoding="utf-8")
+    exec(compile(SNIPPETS[first_line], path, "exec"), given)
+    return given
+
+
+def test_snippets_are_short() -> None:
+    assert len(SNIPPETS) >= 6
+    for code in SNIPPETS.values():
+        assert len([line for line in code.splitlines() if line]) <= 10, code
+
+
+def test_a_network_of_torchvision_is_taken_apart(given: dict[str, Any], tmp_path: Path) -> None:
+    found = run("from resnotes import unravel", given, tmp_path)
+    assert len(found["net"].blocks) == 16
+
+
+def test_a_network_of_ones_own_is_trained(given: dict[str, Any], tmp_path: Path) -> None:
+    trained = run("from resnotes import models, runs", given, tmp_path)["run"]
+    assert trained.spec.source == models.source("myshortcut-20") is not None
+    assert len(trained.model().blocks) == 8
+
+
+def test_a_data_set_of_ones_own_is_loaded(given: dict[str, Any], tmp_path: Path) -> None:
+    run("from resnotes import datasets", given, tmp_path)
+    data = datasets.load_classification("mine")
+    assert torch.equal(data.train_images, given["train_images"]) and datasets.task("mine") == "classification"
+
+
+def test_failures_are_studied(given: dict[str, Any], tmp_path: Path) -> None:
+    maps = torch.zeros(6, 48, 48, dtype=torch.int64)
+    maps[:, 8:24, 8:24] = 1
+    given |= {"labels": maps, "predictions": torch.zeros_like(maps), "training_labels": maps}
+    found = run("from resnotes import failures", given, tmp_path)["found"]
+    assert len(found.failures) == 6
+    assert found.counts.size
