@@ -1,8 +1,7 @@
 """Networks and data sets that somebody registered: runs of their own, which an edited builder never finds."""
 
-from __future__ import annotations
-
 import dataclasses
+import linecache
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,12 +12,11 @@ from kit.runs import SHORT
 
 from resnotes import datasets, models
 from resnotes.errors import RunError
-from resnotes.models import Network
-from resnotes.runs import RunSpec, RunStore
+from resnotes.models import Network, registry
+from resnotes.runs import RunSpec, RunStore, registered
 from resnotes.runs.workers import Workers
 
-BUILDERS: dict[str, Callable[..., Network]] = {}
-SOURCES: dict[str, str] = {}
+MINE = {"model": "mine", "dataset": "digits", "seed": 0, "recipe": SHORT.recipe, "train_images": 64}
 
 
 def build_mine(**options: Any) -> Network:
@@ -26,24 +24,25 @@ def build_mine(**options: Any) -> Network:
     return models.build("plain-8", width=4, **options)
 
 
+def load_mine() -> datasets.Classification:
+    return datasets.load_classification("digits")
+
+
+def in_a_cell(width: int) -> Callable[..., Network]:
+    """What executing a cell of a notebook defines: its source is kept, its module is `__main__`."""
+    code = f"def build(**options):\n    return models.build('plain-8', width={width}, **options)\n"
+    name = f"<cell with width {width}>"
+    linecache.cache[name] = len(code), None, code.splitlines(keepends=True), name
+    defined: dict[str, Any] = {"models": models, "__name__": "__main__"}
+    exec(compile(code, name, "exec"), defined)
+    built: Callable[..., Network] = defined["build"]
+    return built
+
+
 @pytest.fixture(autouse=True)
-def _registry(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A registry of networks, in place of the package's."""
-    build = models.build
-    for held in (BUILDERS, SOURCES):
-        held.clear()
-
-    def building(name: str, **options: Any) -> Network:
-        return BUILDERS[name](**options) if name in BUILDERS else build(name, **options)
-
-    monkeypatch.setattr(models, "build", building)
-    monkeypatch.setattr(models, "source", SOURCES.get)
-    monkeypatch.setattr(models, "registered", BUILDERS.get)
-
-
-def register(builder: Callable[..., Network], source: str) -> RunSpec:
-    BUILDERS["mine"], SOURCES["mine"] = builder, source
-    return RunSpec(model="mine", dataset="digits", seed=0, recipe=SHORT.recipe, train_images=64)
+def _registries(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "_registered", {})
+    monkeypatch.setattr(datasets, "_LOADERS", dict(datasets._LOADERS))
 
 
 @pytest.fixture
@@ -52,32 +51,33 @@ def store(tmp_path: Path) -> RunStore:
 
 
 def test_the_source_is_part_of_the_address(store: RunStore) -> None:
-    first = register(build_mine, "one")
-    run = store.get(first, device="cpu")
-    assert run.spec == first and run.spec.source == "one"
-    assert run.model().options["width"] == 4
-    assert RunSpec.from_json(first.to_json()).name == first.name
-    second = register(build_mine, "two")
-    assert second.name != first.name
-    assert store.find(second) is None
-    assert RunSpec(model="plain-8", dataset="digits", seed=0, recipe=SHORT.recipe).source is None
+    models.register("mine", in_a_cell(4))
+    spec = RunSpec(**MINE)
+    run = store.get(spec, device="cpu")
+    assert run.spec == spec and spec.source == models.source("mine") is not None
+    assert RunSpec.from_json(spec.to_json()) == spec
+    models.register("mine", in_a_cell(6))
+    edited = RunSpec(**MINE)
+    assert edited.name != spec.name and store.find(edited) is None
+    assert RunSpec(**(MINE | {"model": "plain-8"})).source is None
 
 
-def test_runs_of_networks_that_are_not_registered_still_list(store: RunStore) -> None:
-    spec = register(build_mine, "one")
+def test_runs_of_networks_that_are_not_registered_still_list(store: RunStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    models.register("mine", in_a_cell(4))
+    spec = RunSpec(**MINE)
     store.get(spec, device="cpu")
-    register(build_mine, "two")
+    models.register("mine", in_a_cell(6))
     [run] = store.finished()
     assert (run.spec, len(run.history)) == (spec, 1)
-    with pytest.raises(RunError, match=r"mine is registered with another source \(two\).*register.* with source one"):
+    with pytest.raises(RunError, match=rf"registered with another source.*register.* with source {spec.source}"):
         run.model()
-    BUILDERS.clear()
-    SOURCES.clear()
+    monkeypatch.setattr(registry, "_registered", {})
     with pytest.raises(RunError, match=r"mine is not registered here; .*models\.register\('mine', build\)"):
         run.model()
+    other = dataclasses.replace(spec, seed=1)
     with pytest.raises(RunError, match="not registered"):
-        store.get(dataclasses.replace(spec, seed=1), device="cpu")
-    assert not (store.root / dataclasses.replace(spec, seed=1).name).exists()
+        store.get(other, device="cpu")
+    assert not (store.root / other.name).exists()
 
 
 class Noting(Workers):
@@ -90,19 +90,14 @@ class Noting(Workers):
         return super().submit(calls.nothing)
 
 
-@pytest.mark.parametrize("home", ["here", "__main__", "nowhere"])
-def test_what_cannot_be_sent_is_trained_in_this_process(
-    store: RunStore, monkeypatch: pytest.MonkeyPatch, home: str
-) -> None:
-    """A builder of a notebook's cell is one of `__main__`; a closure is nowhere for others."""
-    builders = {"here": build_mine, "__main__": build_mine, "nowhere": lambda **options: build_mine(**options)}
-    if home == "__main__":
-        monkeypatch.setattr(build_mine, "__module__", "__main__")
-        monkeypatch.setattr("__main__.build_mine", build_mine, raising=False)
-    spec = register(builders[home], "one")
+@pytest.mark.parametrize("builder", [build_mine, in_a_cell(4), lambda **options: build_mine(**options)])
+def test_what_cannot_be_sent_is_trained_in_this_process(store: RunStore, builder: Callable[..., Network]) -> None:
+    """A builder of a notebook's cell is one of `__main__`, and a closure is nowhere, for others."""
+    models.register("mine", builder)
+    spec = RunSpec(**MINE)
     executor = Noting(1)
     executor.sent = []
-    if home == "here":
+    if builder is build_mine:
         store.sweep([spec], device="cpu", executor=executor).close()
         [(sent, _, _, needed)] = executor.sent
         assert (sent, needed) == (spec, [("models", ("mine", build_mine))])
@@ -113,22 +108,20 @@ def test_what_cannot_be_sent_is_trained_in_this_process(
 
 
 def test_a_worker_registers_what_it_is_sent(store: RunStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    spec = register(build_mine, "one")
+    models.register("mine", build_mine)
+    spec = RunSpec(**MINE)
     data = datasets.load("digits").train_subset(64)
-    BUILDERS.clear()  # as in another process
-    monkeypatch.setattr(models, "register", BUILDERS.__setitem__)
+    monkeypatch.setattr(registry, "_registered", {})  # as in another process
     for _ in range(2):  # which may be sent a second run of the network
         assert store._train_elsewhere(spec, "cpu", data.fingerprint, [("models", ("mine", build_mine))]) is None
     assert store.find(spec) is not None
 
 
-def test_a_registered_loader_is_sent_with_its_task(monkeypatch: pytest.MonkeyPatch) -> None:
-    from resnotes.runs import registered
-
-    loaders = {"mine": calls.until, "cell": lambda: None}
-    monkeypatch.setattr(datasets, "registered", loaders.get)
-    monkeypatch.setattr(datasets, "task", lambda name: "classification")
-    mine, cell = (dataclasses.replace(SHORT, dataset=name) for name in loaders)
-    assert registered.to_send(mine) == [("datasets", ("mine", calls.until, "classification"))]
-    assert registered.to_send(cell) is None
+def test_a_registered_loader_is_sent_with_its_task() -> None:
+    datasets.register("mine", load_mine, task="classification")
+    datasets.register("cell", lambda: load_mine(), task="classification")
+    assert registered.to_send(dataclasses.replace(SHORT, dataset="mine")) == [
+        ("datasets", ("mine", load_mine, "classification"))
+    ]
+    assert registered.to_send(dataclasses.replace(SHORT, dataset="cell")) is None
     assert registered.to_send(SHORT) == []
