@@ -45,10 +45,11 @@ frozen_bn = true
 load = datasets.load
 
 
-def unequal(name: str, **options: Any) -> Segmentation:
+def unequal(name: str, root: Path | None = None, **options: Any) -> datasets.Data:
     """Scenes of which all but the first have two labelled rows."""
-    data = load(name, **options)
-    assert isinstance(data, Segmentation)
+    data = load(name, root, **options)
+    if not isinstance(data, Segmentation):
+        return data
     for split in (data.train, data.test):
         assert isinstance(split, Stacked)
         split.labels[1:, 2:] = data.ignore_index

@@ -211,7 +211,7 @@ def test_a_batch_is_shared_equally_or_not_at_all() -> None:
 def test_a_process_that_comes_late_still_answers_the_first(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
     """It finds the run finished, which the first did not: without its answer that one would wait for ever."""
     asked: list[bool] = []
-    decisions = iter([True, False])  # not at hand; under the lock, finished
+    decisions = iter([False, False])  # not at hand; under the lock, not missing either
 
     def agreed(decision: bool) -> bool:
         asked.append(decision)
@@ -219,7 +219,7 @@ def test_a_process_that_comes_late_still_answers_the_first(pair: Pair, monkeypat
 
     monkeypatch.setattr(distributed, "agreed", agreed)
     assert pair.store.get(pair.specs[0], device="cpu").name == pair.specs[0].name
-    assert asked == [False, False]
+    assert asked == [True, False]
 
 
 @pytest.mark.usefixtures("two")

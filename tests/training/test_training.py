@@ -102,11 +102,11 @@ def test_poly_is_torchs() -> None:
     [
         ({"iterations": 0}, "iterations must be positive, found 0"),
         ({"batch_size": -1}, "batch_size must be positive"),
-        ({"lr": float("nan")}, "lr must be positive, found nan"),
+        ({"lr": float("nan")}, "lr must be a finite number, found nan"),
         ({"weight_decay": -1e-4}, "weight_decay must not be negative"),
         ({"pad": -1}, "pad must not be negative"),
         ({"recompute": -1}, "recompute must not be negative, found -1"),
-        ({"snapshots": (3, 0)}, "snapshots are taken after iterations, counted from 1; found .3, 0."),
+        ({"snapshots": (3, 0)}, "snapshots must be positive, found .3, 0."),
         ({"schedule": "cosine"}, "unknown schedule 'cosine'; allowed: steps, one-cycle, poly"),
         ({"precision": "float16"}, "unknown precision 'float16'; allowed: auto, float32, bfloat16"),
     ],
