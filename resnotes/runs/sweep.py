@@ -81,6 +81,8 @@ def _in_order(specs: Sequence[RunSpec], outcomes: Outcomes) -> Generator[Any]:
                 arrived.update({other.name: result for other, result in outcomes})
                 raise failure([result for result in arrived.values() if isinstance(result, ResnotesError)])
             yield arrived[spec.name]
+        for _ in outcomes:  # none is left; closed before its end, it would kill the processes, and not let them end
+            pass
 
 
 def failure(errors: Sequence[ResnotesError]) -> ResnotesError:

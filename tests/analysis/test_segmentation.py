@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from kit.networks import randomise_bn
 from matplotlib.patches import FancyBboxPatch
 from matplotlib.text import Text
 from sklearn import metrics
@@ -37,12 +38,7 @@ def _seed() -> None:
 def small(name: str, **options: object) -> SegmentationNetwork:
     """In eval mode, with BN that is not the identity."""
     network = segmentation_network(name, **{"num_classes": 5, "width": 4, **options})  # type: ignore[arg-type]
-    for layer in network.modules():
-        if isinstance(layer, nn.BatchNorm2d):
-            for positive in (layer.weight, layer.running_var):
-                nn.init.uniform_(positive, 0.5, 1.5)
-            for signed in (layer.bias, layer.running_mean):
-                nn.init.normal_(signed, std=0.3)
+    randomise_bn(network)
     return network.eval()
 
 

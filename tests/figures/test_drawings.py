@@ -1,4 +1,3 @@
-import matplotlib as mpl
 import matplotlib.pyplot as plt
 import pytest
 import torch
@@ -6,7 +5,6 @@ from kit.drawings import fits
 from matplotlib.patches import Circle, FancyBboxPatch
 from torch import nn
 
-from resnotes import figures
 from resnotes.errors import UsageError
 from resnotes.figures import drawings
 from resnotes.models import Block, build
@@ -34,14 +32,6 @@ FIG_2 = {
 }
 TITLES = {*FIG_4, *FIG_2, "building block", "bottleneck"}
 DRAWN = (drawings.building_block, drawings.activation_orders, drawings.shortcut_variants)
-
-
-@pytest.fixture(autouse=True)
-def style():
-    with mpl.rc_context({"backend": "agg"}):
-        figures.use_style()
-        yield
-    plt.close("all")
 
 
 def laid_out(fig):

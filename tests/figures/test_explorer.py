@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import IPython
-import matplotlib as mpl
 import pytest
 import torch
 from ipywidgets import Widget
@@ -15,7 +14,7 @@ from kit.networks import randomise_bn
 from kit.notebooks import Lab, executed, request
 from nbclient import NotebookClient
 
-from resnotes import datasets, figures, models
+from resnotes import datasets, models
 from resnotes.datasets import Classification
 from resnotes.errors import UsageError
 from resnotes.figures import explorer
@@ -34,13 +33,6 @@ def data() -> Classification:
     """Digits, with 24 test images."""
     digits = datasets.load("digits")
     return dataclasses.replace(digits, test_images=digits.test_images[:24], test_labels=digits.test_labels[:24])
-
-
-@pytest.fixture(autouse=True)
-def _style() -> Iterator[None]:
-    with mpl.rc_context({"backend": "agg"}):
-        figures.use_style()
-        yield
 
 
 def build(name: str, **options: object) -> Network:

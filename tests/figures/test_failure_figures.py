@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
@@ -17,7 +14,6 @@ from matplotlib.colors import to_rgb, to_rgba
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from resnotes import figures
 from resnotes.analysis.cooccurrence import Cooccurrence, presence
 from resnotes.datasets import scenes
 from resnotes.errors import UsageError
@@ -41,14 +37,6 @@ VISIONS = [  # linear sRGB as seen normally, with protanopia and with deuteranop
     [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]],
     [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]],
 ]
-
-
-@pytest.fixture(autouse=True)
-def _style() -> Iterator[None]:
-    with mpl.rc_context({"backend": "agg"}):
-        figures.use_style()
-        yield
-    plt.close("all")
 
 
 @pytest.fixture(scope="module")

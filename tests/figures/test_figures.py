@@ -4,7 +4,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -18,10 +17,7 @@ from resnotes.errors import UsageError
 @pytest.fixture(autouse=True)
 def out(tmp_path, monkeypatch):
     monkeypatch.setenv("RESNOTES_OUT", str(tmp_path / "out"))
-    with mpl.rc_context({"backend": "agg"}):
-        figures.use_style()
-        yield tmp_path / "out"
-    plt.close("all")
+    return tmp_path / "out"
 
 
 def curve():

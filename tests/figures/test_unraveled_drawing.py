@@ -1,7 +1,6 @@
 import itertools
 from collections import Counter
 
-import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
@@ -10,7 +9,6 @@ from kit.drawings import fits
 from matplotlib.colors import same_color
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Rectangle
 
-from resnotes import figures
 from resnotes.errors import UsageError
 from resnotes.figures import unraveled
 from resnotes.figures.style import FADED_TEXT
@@ -19,14 +17,6 @@ from resnotes.unravel import enumeration, gradients_along
 
 PATHS_OF_3 = ["", "1", "2", "3", "12", "13", "23", "123"]
 ROWS = ["shortcuts", "f1", "f2", "f2·f1", "f3", "f3·f1", "f3·f2", "f3·f2·f1"]  # from top to bottom
-
-
-@pytest.fixture(autouse=True)
-def style():
-    with mpl.rc_context({"backend": "agg"}):
-        figures.use_style()
-        yield
-    plt.close("all")
 
 
 def boxes(ax):
