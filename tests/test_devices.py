@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from resnotes import datasets, models
 from resnotes.datasets import Classification, Segmentation
-from resnotes.devices import send
+from resnotes.devices import layout, send
 from resnotes.training.loop import task_for
 from resnotes.training.recipe import Recipe
 
@@ -105,3 +105,17 @@ def test_what_is_sent_arrives() -> None:
     tensor = torch.arange(4)
     assert send(tensor, torch.device("cpu")) is tensor
     assert send(tensor, torch.device("meta")).device.type == "meta"
+
+
+@pytest.mark.parametrize(("channels", "expected"), [(4, torch.contiguous_format), (8, torch.channels_last)])
+def test_weights_lie_where_their_gradients_are_right(channels: int, expected: torch.memory_format) -> None:
+    """On some processors oneDNN gets those of strided 1x1 convolutions of few channels wrong, channels last."""
+    layer = nn.Conv2d(channels, 8, 1, stride=2, bias=False)
+    found = layout(layer, torch.device("cpu"))
+    assert found == expected
+    images = torch.randn(2, channels, 24, 32)
+    layer.to(memory_format=found)(images.contiguous(memory_format=found)).square().sum().backward()
+    exact = nn.Conv2d(channels, 8, 1, stride=2, bias=False).double()
+    exact.load_state_dict(layer.state_dict())
+    exact(images.double()).square().sum().backward()
+    torch.testing.assert_close(layer.weight.grad, exact.weight.grad, check_dtype=False, rtol=1e-4, atol=1e-3)

@@ -215,6 +215,13 @@ def test_weights_that_do_not_fit_are_refused(change: str) -> None:
         from_published(damaged(change))
 
 
+def test_foreign_weights_are_refused() -> None:
+    with pytest.raises(UsageError, match=r"expected keys like layer1.0.conv1.weight, found \['0.weight', '0.bias'\]"):
+        from_published(nn.Sequential(nn.Linear(2, 2)).state_dict())
+    with pytest.raises(UsageError, match="no residual network"):
+        from_published({})
+
+
 def test_the_networks_that_there_are() -> None:
     expected = [f"wooyeolBaek/{family}-{depth}" for family in ("plain", "resnet") for depth in DEPTHS]
     assert names() == [*expected, *(f"akamaster/resnet-{depth}" for depth in (*DEPTHS, 110))]

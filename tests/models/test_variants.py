@@ -578,3 +578,8 @@ def test_a_shortcut_is_refused_or_its_label_comes_back(shortcut: str) -> None:
     except UsageError:
         return
     assert models.from_label(models.label(network.name, network.options)) == (network.name, network.options)
+
+
+def test_an_empty_name_is_unknown() -> None:
+    with pytest.raises(UsageError, match="unknown network ''; allowed: plain-N"):
+        models.build(*models.from_label("")[:1])
