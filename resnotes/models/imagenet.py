@@ -18,7 +18,7 @@ OUTPUT_STRIDES = (8, 16, 32)
 
 
 class Layout(NamedTuple):
-    """A column of He et al. 2015, Table 1: a class of `torchvision.models.resnet`, and blocks in each stage."""
+    """A column of He et al. 2015, Table 1: a class of `resnotes.models.imagenet_blocks`, and blocks in each stage."""
 
     block: str
     stages: tuple[int, ...]
@@ -82,10 +82,10 @@ class Trunk(nn.Module):
     def __init__(
         self, layout: Layout, *, in_channels: int, width: int, output_stride: int, small: bool = False
     ) -> None:
-        from torchvision.models import resnet  # seconds of import
+        from resnotes.models import imagenet_blocks  # seconds of import
 
         super().__init__()
-        block = getattr(resnet, layout.block)
+        block = getattr(imagenet_blocks, layout.block)
         kernel, reached = (3, 2) if small else (7, 4)
         self.stages = layout.stages
         self.channels = tuple(block.expansion * width * 2**i for i in range(len(layout.stages)))
