@@ -16,7 +16,7 @@ from resnotes.models.imagenet import as_block
 
 def _forward(block: Any, x: Tensor) -> Tensor:
     parts = as_block(block)
-    shortcut = parts.shortcut(x)
+    shortcut = parts.shortcut(x)  # type: ignore[misc]
     out: Tensor = parts.after(shortcut + parts.residual(x))
     return out
 
