@@ -93,12 +93,15 @@ def shaped(model: nn.Module) -> Network:
 
 def _network(parts: Any, name: str) -> Network:
     """Stem, blocks and head of a model with the parts of a ResNet."""
-    from torchvision.models.resnet import BasicBlock, Bottleneck
+    from torchvision.models import resnet
 
+    from resnotes.models import imagenet_blocks as ours
+
+    known = (resnet.BasicBlock, resnet.Bottleneck, ours.BasicBlock, ours.Bottleneck)
     stages = [parts.layer1, parts.layer2, parts.layer3, parts.layer4]
     for k, stage in enumerate(stages, 1):
         for i, block in enumerate(stage):
-            if type(block) not in (BasicBlock, Bottleneck):
+            if type(block) not in known:
                 raise UsageError(
                     f"cannot adapt {name}.layer{k}.{i}, a {type(block).__name__}; known are BasicBlock and Bottleneck"
                 )

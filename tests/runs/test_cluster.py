@@ -56,7 +56,7 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
             host="127.0.0.1",
             dashboard_address="127.0.0.1:0",
             local_directory=str(tmp_path_factory.mktemp("dask")),
-            preload="from resnotes import training; training.CHECKPOINT_SECONDS = 0.0",
+            preload="from resnotes.training import loop; loop.CHECKPOINT_SECONDS = 0.0",
         ) as started,
     ):
         yield started
