@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from resnotes.errors import UsageError
 
@@ -55,13 +55,6 @@ def layout(network: nn.Module, device: torch.device) -> torch.memory_format:
         for module in network.modules()
     )
     return torch.contiguous_format if wrong else torch.channels_last
-
-
-def send(tensor: Tensor, device: torch.device) -> Tensor:
-    """`tensor` on `device`, without the host waiting for a GPU, as it does for a copy from pageable memory."""
-    if device.type == "cuda" and tensor.device.type == "cpu":
-        return tensor.pin_memory().to(device, non_blocking=True)
-    return tensor.to(device)
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:

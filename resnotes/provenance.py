@@ -2,78 +2,54 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import platform
+import re
 import subprocess
 from importlib import metadata
 from pathlib import Path
-from typing import TypedDict
+from typing import Any
 
 import resnotes
 from resnotes import paths
 
 
-class CodeVersion(TypedDict):
-    """The commit checked out, and whether the code differs from it."""
+def code_version() -> dict[str, Any]:
+    """``commit`` of the checkout, and whether the code differs from it: ``dirty``.
 
-    commit: str | None
-    dirty: bool
-
-
-def code_version() -> CodeVersion:
-    """Commit of the checkout; `None` where the package does not lie in a git checkout of its own.
-
-    `dirty` looks at package and notebooks only: a result just written must not mark the code as changed.
+    The commit is `None` where the package does not lie in a git checkout of its own. `dirty` looks at package and
+    notebooks only: a result just written must not mark the code as changed.
     """
-    top = _git("rev-parse", "--show-cdup")
-    commit = _git("rev-parse", "--verify", "HEAD")
+    top = _said("git", "rev-parse", "--show-cdup")
+    commit = _said("git", "rev-parse", "--verify", "HEAD")
     if top != "" or commit is None:  # a non-empty way up means that the repository is somebody else's
         return {"commit": None, "dirty": False}
-    return {"commit": commit, "dirty": bool(_git("status", "--porcelain", "--", "resnotes", "notebooks"))}
+    return {"commit": commit, "dirty": bool(_said("git", "status", "--porcelain", "--", "resnotes", "notebooks"))}
 
 
 def processor() -> str:
     """The processor in words, with its number of cores."""
-    name = platform.processor() or platform.machine()
-    with contextlib.suppress(OSError):  # Linux knows more than Python tells
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), name)
-    return f"{name}, {os.cpu_count()} cores"
+    listed = Path("/proc/cpuinfo")  # Linux knows more than Python tells
+    found = re.search(r"^model name\s*: (.*)", listed.read_text() if listed.exists() else "", re.MULTILINE)
+    return f"{found[1] if found else platform.processor() or platform.machine()}, {os.cpu_count()} cores"
 
 
 def machine() -> str:
     """The processor, and the GPUs that NVIDIA's driver knows, without importing torch."""
-    try:
-        command = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
-        found = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True).stdout.splitlines()
-    except (OSError, subprocess.SubprocessError):
-        found = []
-    return "; ".join([processor(), *found])
+    gpus = _said("nvidia-smi", "--query-gpu=name", "--format=csv,noheader") or ""
+    return "; ".join([processor(), *gpus.splitlines()])
 
 
 def versions() -> dict[str, str]:
-    """Versions of what results depend on, without importing any of it; what is not installed is left out."""
-    found = {"resnotes": resnotes.__version__, "python": platform.python_version()}
-    for package in ("torch", "torchvision", "numpy"):
-        try:
-            found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
+    """Versions of what results depend on, without importing any of it."""
+    others = {package: metadata.version(package) for package in ("torch", "torchvision", "numpy")}
+    return {"resnotes": resnotes.__version__, "python": platform.python_version(), **others}
 
 
-def _git(*arguments: str) -> str | None:
-    """Output of a git command in the checkout, or `None` where git or the repository is missing."""
+def _said(*command: str) -> str | None:
+    """What a command prints in the checkout, or `None` where there is no such command, or it fails."""
     try:
-        done = subprocess.run(
-            ["git", *arguments],
-            cwd=paths.project_root(),
-            capture_output=True,
-            text=True,
-            timeout=30,
-            check=True,
-        )
+        done = subprocess.run(command, cwd=paths.project_root(), capture_output=True, text=True, timeout=30, check=True)
     except (OSError, subprocess.SubprocessError):
         return None
     return done.stdout.strip()

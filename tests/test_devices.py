@@ -1,117 +1,60 @@
-"""What a training step asks of a GPU, which need not be there: fake tensors go through it, and copies are noted."""
-
-import warnings
-from collections.abc import Iterator
-from typing import Any
+"""Where networks compute, in which precision, and how weights lie in memory."""
 
 import pytest
 import torch
-from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch import nn
 
-from resnotes import datasets, models
-from resnotes.datasets import Classification, Segmentation
-from resnotes.devices import layout, send
-from resnotes.training.loop import task_for
-from resnotes.training.recipe import Recipe
+from resnotes.devices import layout, resolve_device, resolve_precision
+from resnotes.errors import UsageError
 
-GPU = torch.device("cuda", 0)
-
-with_cuda = pytest.mark.skipif(not torch.backends.cuda.is_built(), reason="this PyTorch knows no GPU")
+CPU = torch.device("cpu")
 
 
-class Transfers(TorchDispatchMode):
-    """Notes every operation between the host and the GPU, and whether the host waits for it.
-
-    A fake tensor has no values: where one is read (`item`, a boolean index), PyTorch itself raises an error.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.waits: list[str] = []
-        self.sent = 0
-
-    def __torch_dispatch__(
-        self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        out = function(*args, **kwargs)
-        tensors = [each for each in (*args, out) if isinstance(each, Tensor)]
-        if {each.device.type for each in tensors} == {"cpu", "cuda"} and "copy" in str(function):
-            if kwargs.get("non_blocking"):
-                self.sent += 1
-            else:
-                self.waits.append(f"{function} {[tuple(each.shape) for each in tensors]}")
-        return out
+@pytest.mark.parametrize(
+    ("capabilities", "expected"),
+    [
+        ({"avx512_bf16": True}, "bfloat16"),
+        ({"amx_bf16": True, "avx512_bf16": False}, "bfloat16"),
+        ({"bf16": True}, "bfloat16"),  # ARM
+        ({"avx2": True, "avx512_f": True, "avx512_bf16": False}, "float32"),
+        ({}, "float32"),
+    ],
+)
+def test_precision_follows_the_processor(
+    monkeypatch: pytest.MonkeyPatch, capabilities: dict[str, bool], expected: str
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
+    assert resolve_precision("auto", CPU) == expected
+    assert [resolve_precision(asked, CPU) for asked in ("float32", "bfloat16")] == ["float32", "bfloat16"]
 
 
-@pytest.fixture
-def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(Tensor, "pin_memory", lambda tensor: tensor)  # which needs a driver
-    with FakeTensorMode(allow_non_fake_inputs=True), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "CUDA is not available", UserWarning)  # autocast says so
-        yield
+@pytest.mark.parametrize("supported", [True, False])
+def test_precision_follows_the_gpu(monkeypatch: pytest.MonkeyPatch, supported: bool) -> None:
+    # With emulation, which is slow, every GPU says yes.
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: including_emulation or supported)
+    assert resolve_precision("auto", torch.device("cuda")) == ("bfloat16" if supported else "float32")
 
 
-def data_of(name: str) -> tuple[Classification | Segmentation, str, Recipe]:
-    if name == "digits":
-        data: Any = datasets.load("digits")
-        return data, "resnet-8", Recipe(iterations=9, pad=1)
-    data = datasets.load("scenes", train=16, test=4)
-    recipe = Recipe(iterations=9, batch_size=4, crop=(48, 64), scale=(0.5, 2.0), rotate=10.0, blur=True)
-    return data, "pspnet-small", recipe
-
-
-@pytest.fixture(params=["digits", "scenes"])
-def loaded(request: pytest.FixtureRequest) -> tuple[Any, str, Recipe]:
-    data, model, recipe = data_of(request.param)
-    _ = data.normalization  # measured once, on images with values
-    return data, model, recipe
-
-
-@with_cuda
-def test_in_a_step_on_a_gpu_the_host_never_waits(loaded: tuple[Any, str, Recipe], fake: None) -> None:
-    data, model, recipe = loaded
-    with GPU:
-        network = models.build(model, num_classes=data.num_classes, in_channels=data.in_channels)
-    task = task_for(data, recipe, seed=0, device=GPU, precision="bfloat16")
-    batches = task.batches(1)
-    next(batches)  # what an epoch begins with may take its time
-    noted = Transfers()
-    with noted, torch.no_grad():  # going back needs a driver, and is PyTorch's
-        inputs, labels = next(batches)
-        loss, logits = task.objective(network, inputs, labels)
-        found = [inputs, labels, loss, task.wrong(logits, labels), task.labelled(labels)]
-    assert noted.waits == []
-    assert {each.device for each in found} == {GPU}
-    assert noted.sent == (0 if isinstance(data, Classification) else 3), "indices, points, and what is blurred"
-
-
-@with_cuda
-def test_waits_are_noted(fake: None) -> None:
-    """The test above can fail."""
-    with Transfers() as noted:
-        torch.ones(3).to(GPU)
-        torch.tensor(3, device=GPU)
-        send(torch.ones(3), GPU)
-    assert len(noted.waits) == 2
-    assert noted.sent == 1
-    with pytest.raises(Exception, match="_local_scalar_dense"):
-        torch.ones(3, device=GPU).sum().item()
-
-
-def test_what_is_sent_arrives() -> None:
-    tensor = torch.arange(4)
-    assert send(tensor, torch.device("cpu")) is tensor
-    assert send(tensor, torch.device("meta")).device.type == "meta"
+@pytest.mark.parametrize(
+    ("gpus", "auto", "there", "not_there"),
+    [(0, "cpu", ["cpu"], ["gpu", "meta", "cuda"]), (2, "cuda", ["cpu", "cuda", "cuda:1"], ["gpu", "meta", "cuda:2"])],
+)
+def test_devices(monkeypatch: pytest.MonkeyPatch, gpus: int, auto: str, there: list[str], not_there: list[str]) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    assert resolve_device().type == auto
+    for device in there:
+        assert resolve_device(device) == torch.device(device)
+    for device in not_there:
+        with pytest.raises(UsageError, match=f"unknown device '{device}'; expected .* with {gpus} GPUs"):
+            resolve_device(device)
 
 
 @pytest.mark.parametrize(("channels", "expected"), [(4, torch.contiguous_format), (8, torch.channels_last)])
 def test_weights_lie_where_their_gradients_are_right(channels: int, expected: torch.memory_format) -> None:
     """On some processors oneDNN gets those of strided 1x1 convolutions of few channels wrong, channels last."""
     layer = nn.Conv2d(channels, 8, 1, stride=2, bias=False)
-    found = layout(layer, torch.device("cpu"))
+    found = layout(layer, CPU)
     assert found == expected
     images = torch.randn(2, channels, 24, 32)
     layer.to(memory_format=found)(images.contiguous(memory_format=found)).square().sum().backward()

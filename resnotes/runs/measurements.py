@@ -16,7 +16,6 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, TypeVar
 
-import numpy as np
 import pandas as pd
 import torch
 from IPython.core.getipython import get_ipython
@@ -31,7 +30,7 @@ from resnotes.runs.folder import Run
 
 KEPT = 8  # measurements of one name: notebooks are executed with several parameters, and before and after changes
 _DIGITS = 16  # of the hash in a file name
-_TABLE = "columns of a table"  # marks a dictionary that is one
+_TABLE = "a table"  # marks a dictionary that is one
 
 Measurement = TypeVar("Measurement")
 
@@ -125,23 +124,12 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Tensor):
         return value.detach().cpu().clone()  # of a view, not all that it is a view of
     if isinstance(value, pd.DataFrame):
-        return {_TABLE: [_column(value[name]) for name in value], "index": _column(value.index.to_series())}
+        return {_TABLE: value.to_dict("tight"), "types": value.dtypes.astype(str).to_list()}
     return value
-
-
-def _column(column: pd.Series[Any]) -> tuple[Any, ...]:
-    numbers = isinstance(column.dtype, np.dtype) and column.dtype.kind in "bif"
-    values = torch.from_numpy(column.to_numpy(copy=True)) if numbers else column.astype(object).tolist()
-    return column.name, str(column.dtype), values
 
 
 def _built(value: Any) -> Any:
     if not (isinstance(value, dict) and _TABLE in value):
         return value
-    index = pd.Index(_series(*value["index"]))
-    columns = [_series(*column).set_axis(index) for column in value[_TABLE]]
-    return pd.concat(columns, axis=1) if columns else pd.DataFrame(index=index)
-
-
-def _series(name: Any, dtype: str, values: Any) -> pd.Series[Any]:
-    return pd.Series(values.numpy() if isinstance(values, Tensor) else values, dtype=dtype, name=name)
+    table = pd.DataFrame.from_dict(value[_TABLE], orient="tight", dtype=object)
+    return table.astype(dict(zip(table.columns, value["types"], strict=True)))

@@ -57,25 +57,15 @@ class RunSpec:
             object.__setattr__(self, "source", models.source(self.model))
         if self.dataset in datasets.names():  # another is refused where it is loaded
             self.recipe.check_task(datasets.task(self.dataset))
-        if self.start:
-            self._check_start(self.start)
-
-    def _check_start(self, start: RunSpec) -> None:
-        depths = re.fullmatch(r"(plain|resnet)-(\d+) \1-(\d+)", f"{start.model} {self.model}")
-        if self.pretrained:
-            raise UsageError(f"{self.model} cannot start both from {start.model} and from {self.pretrained}")
-        if not depths or int(depths[2]) >= int(depths[3]):
-            raise UsageError(
-                f"{self.model} cannot start from {start.model}: expected plain-N or resnet-N, and to start from, a"
-                " smaller N of the same family"
-            )
-        # A run that starts from another must not have been trained on this one's test images.
-        kinds = [(spec.dataset, spec.data, spec.options) for spec in (self, start)]
-        if kinds[0] != kinds[1]:
-            raise UsageError(
-                f"{self.model} cannot start from {start.model}: data set and options must be the same, found"
-                f" {kinds[0]} and {kinds[1]}"
-            )
+        if self.start:  # deepened it is of the same family; and it must not have learned from this one's test images
+            kinds = [
+                (spec.model.partition("-")[0], spec.dataset, spec.data, spec.options) for spec in (self, self.start)
+            ]
+            if kinds[0] != kinds[1]:
+                raise UsageError(
+                    f"{self.model} cannot start from {self.start.model}: family, data set and options must be the"
+                    f" same, found {kinds[0]} and {kinds[1]}"
+                )
 
     @property
     def training_data(self) -> str:

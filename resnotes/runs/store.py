@@ -7,7 +7,6 @@ get the others: `_trained` holds a run's lock, and `_train` makes its folder wit
 from __future__ import annotations
 
 import contextlib
-import platform
 import time
 from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import CancelledError, Executor, Future
@@ -18,10 +17,9 @@ import torch
 
 from resnotes import datasets, distributed, models, paths, progress, provenance
 from resnotes.datasets import Classification, Data
-from resnotes.errors import ResnotesError, RunError, TrainingDiverged, UsageError
+from resnotes.errors import ResnotesError, RunError
 from resnotes.files import TEMPORARY, lock, write_atomic
 from resnotes.models.pretrained import load_pretrained
-from resnotes.runs import registered
 from resnotes.runs.folder import FORMAT, NO_WEIGHTS, Run, finish, histories, initial_network
 from resnotes.runs.spec import RunSpec
 from resnotes.runs.sweep import Outcomes, as_completed, in_order, outcome
@@ -115,8 +113,8 @@ class RunStore:
 
         Other processes train them, also between one run taken and the next. In this one, training would draw from
         the random generator that everything else here draws from. Only where processes train together
-        (`resnotes.distributed`), or what was registered cannot be sent to another, they are trained here, each when
-        it is taken. Training ends when the iterator is closed.
+        (`resnotes.distributed`), and of networks and data sets that were registered, which other processes do not
+        know, they are trained here, each when it is taken. Training ends when the iterator is closed.
         """
         specs = list(specs)
         executor = local_workers(device, workers) or (Workers(1) if distributed.size() == 1 else None)
@@ -129,7 +127,8 @@ class RunStore:
             specs: what is asked for.
             device: where missing runs are trained.
             executor: trains them from now on, in processes that share this store's folder and the data; shut down in
-                the end, or when the iterator is closed. None for this process: each run when it is taken.
+                the end, or when the iterator is closed. None for this process: each run when it is taken, as are
+                those of networks and data sets that were registered, which other processes do not know.
         """
         outcomes = self._sweep({spec.name: spec for spec in specs}, device, executor)
         next(outcomes)  # to its first `yield`: one that has not begun could be closed without ending the executor
@@ -142,7 +141,12 @@ class RunStore:
             data = {name: loaded[spec.training_data] for name, spec in asked.items()}
             found = {name: outcome(spec, self._at_hand, data[name]) for name, spec in asked.items()}
             missing = [asked[name] for name, each in found.items() if each is None]
-            training = {} if executor is None else self._submitted(missing, device, data, executor)
+            store = RunStore(self.root.absolute(), self.recorded.absolute())  # wherever others work
+            training = {
+                spec.name: executor.submit(store.get, spec, device=device)
+                for spec in missing
+                if executor and spec.source is None and datasets.registered(spec.dataset) is None
+            }
             yield
             yield from filter(None, found.values())
             with progress.bar(total=len(missing), desc="runs", unit="run") as bar:
@@ -168,47 +172,16 @@ class RunStore:
         check_same_data(run, data)
         return run
 
-    def _submitted(
-        self, specs: Iterable[RunSpec], device: str, data: dict[str, Data], executor: Executor
-    ) -> dict[str, Future[ResnotesError | None]]:
-        """The trainings of `specs` by name, but for those that other processes could not build or load."""
-        store = RunStore(self.root.absolute(), self.recorded.absolute())  # wherever the others work
-        return {
-            spec.name: executor.submit(store._train_elsewhere, spec, device, data[spec.name].fingerprint, needed)
-            for spec in specs
-            if (needed := registered.to_send(spec)) is not None
-        }
-
-    def _train_elsewhere(
-        self, spec: RunSpec, device: str, fingerprint: str, needed: registered.Registrations
-    ) -> ResnotesError | None:
-        """What another process is sent to do. An error that another attempt would end in as well is returned."""
-        try:
-            registered.register(needed)
-            data = load_data(spec)
-            if data.fingerprint != fingerprint:
-                raise RunError(
-                    f"{paths.data_root()} on {platform.node()} holds {data.variant} ({data.fingerprint}), expected the"
-                    f" data with fingerprint {fingerprint}; set RESNOTES_DATA to a folder that all machines share"
-                )
-            if self._at_hand(spec, data) is None:
-                self._trained(spec, data, device)
-        except (TrainingDiverged, UsageError) as error:
-            return error
-        return None
-
-    def _awaited(self, spec: RunSpec, data: Data, training: Future[ResnotesError | None]) -> Run:
+    def _awaited(self, spec: RunSpec, data: Data, training: Future[Run]) -> Run:
         """A run that another process has finished: a network file system may show it somewhat later."""
         try:
-            error = training.result()
+            training.result()
         except ResnotesError:
             raise
         except CancelledError as gone:
             raise RunError("not trained, as the connection to the scheduler broke") from gone
         except Exception as unexpected:
             raise RunError(f"{type(unexpected).__name__}: {unexpected}") from unexpected
-        if error:
-            raise error
         patience = time.monotonic() + VISIBLE_SECONDS
         while (run := self._at_hand(spec, data)) is None:
             if time.monotonic() > patience:

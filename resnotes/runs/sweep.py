@@ -59,28 +59,21 @@ def as_completed(training: Mapping[str, Future[Any]], bar: tqdm[Any]) -> Iterato
         yield from sorted(ended)
 
 
-def in_order(specs: Sequence[RunSpec], outcomes: Outcomes) -> Iterator[Run]:
+def in_order(specs: Sequence[RunSpec], outcomes: Outcomes) -> Generator[Run]:
     """The runs in the order of `specs`, each as soon as it and those before it are there; closes `outcomes`.
 
     Raises:
         ResnotesError: in place of the first run that failed, after all others have been trained.
     """
-    runs = _in_order(specs, outcomes)
-    next(runs)  # to its first `yield`: one that has not begun could be closed without closing `outcomes`
-    return runs
-
-
-def _in_order(specs: Sequence[RunSpec], outcomes: Outcomes) -> Generator[Any]:
     arrived: dict[str, Run | ResnotesError] = {}
     with closing(outcomes):
-        yield
         for spec in specs:
             while spec.name not in arrived:
                 other, arrived[other.name] = next(outcomes)
-            if isinstance(arrived[spec.name], ResnotesError):
+            if isinstance(run := arrived[spec.name], ResnotesError):
                 arrived.update({other.name: result for other, result in outcomes})
                 raise failure([result for result in arrived.values() if isinstance(result, ResnotesError)])
-            yield arrived[spec.name]
+            yield run
         for _ in outcomes:  # none is left; closed before its end, it would kill the processes, and not let them end
             pass
 

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from resnotes.devices import send
 from resnotes.errors import UsageError
 from resnotes.models.segmentation import IGNORED
 
@@ -99,11 +98,10 @@ def augment(
     points = _points(size, crop, torch.stack(places), scales, angles)
     if mirror:
         points[..., 0] *= torch.where(mirrored < 0.5, -1, 1)[:, None, None]
-    points = send(points, images.device)
 
     # Samples beyond the edge repeat the outermost pixel; they are overwritten below.
     pixels = images if images.is_floating_point() else images.float()
-    points = points.to(pixels.dtype)
+    points = points.to(images.device, pixels.dtype)
     new_images = F.grid_sample(pixels, points, mode="bilinear", padding_mode="border", align_corners=False)
     new_labels = F.grid_sample(
         labels[:, None].to(pixels.dtype), points, mode="nearest", padding_mode="border", align_corners=False
@@ -117,7 +115,7 @@ def augment(
 
         side, deviation = BLUR
         smooth = gaussian_blur(new_images, [side, side], [deviation, deviation])
-        new_images = torch.where(send(blurred < 0.5, images.device)[:, None, None, None], smooth, new_images)
+        new_images = torch.where((blurred < 0.5).to(images.device)[:, None, None, None], smooth, new_images)
     if not images.is_floating_point():
         new_images = new_images.round().clamp(0, 255).to(images.dtype)
     return new_images, new_labels

@@ -92,16 +92,15 @@ def evaluate(
     return Scores(F.cross_entropy(logits, labels).item(), 100 * wrong / len(labels))
 
 
-def cross_entropy(network: nn.Module, inputs: Tensor, labels: Tensor, recompute: int = 0) -> tuple[Tensor, Tensor]:
+def cross_entropy(network: nn.Module, inputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """The loss that classifiers are trained with, and the logits ``[B, num_classes]``.
 
     Args:
         network: in train mode.
         inputs: normalised images ``[B, C, H, W]``.
         labels: int64 ``[B]``.
-        recompute: see `resnotes.training.recomputation.forward`.
     """
-    logits = forward(network, inputs, recompute)
+    logits = network(inputs)
     return F.cross_entropy(logits, labels), logits
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Annotated, Literal
 
 from resnotes import typed
@@ -74,11 +73,6 @@ class Recipe:
     def __post_init__(self) -> None:
         typed.check_fields(self, "recipe")
         parse_blocks(self.blocks)
-
-    @cached_property
-    def trained_blocks(self) -> tuple[str, float]:
-        """Name and number of `blocks`, see `resnotes.training.thinning.parse`."""
-        return parse_blocks(self.blocks)
 
     def check_task(self, task: str) -> None:
         """Refuse a field that a task would ignore, and that would be part of a run's address nevertheless.

@@ -6,27 +6,14 @@ between once more. On the CPU, outputs, gradients and BN statistics are bit-iden
 
 from __future__ import annotations
 
-import ctypes
 import functools
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import AbstractContextManager, nullcontext
 
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from resnotes.errors import UsageError
 from resnotes.models.network import kept_statistics
-
-
-@functools.cache
-def _give_back_freed_memory() -> None:
-    """Let glibc return freed blocks of 1 MiB and more to the system, from here on in this process.
-
-    Left alone, it raises that limit to 32 MiB and serves activations from its heap, where the inputs that are kept
-    lie between those that are freed: the heap then grows to several times what is in use.
-    """
-    m_mmap_threshold = -3
-    with suppress(AttributeError, OSError, TypeError):  # another C library
-        ctypes.CDLL(None).mallopt(m_mmap_threshold, 1 << 20)
 
 
 def forward(network: nn.Module, inputs: Tensor, recompute: int = 0) -> Tensor:
@@ -46,8 +33,6 @@ def forward(network: nn.Module, inputs: Tensor, recompute: int = 0) -> Tensor:
         return logits
     if not all(hasattr(network, part) for part in ("stem", "blocks", "head")):
         raise UsageError(f"recompute needs a network with stem, blocks and head, found {type(network).__name__}")
-    if inputs.device.type == "cpu":
-        _give_back_freed_memory()
     blocks = list(network.blocks)  # type: ignore[arg-type]
     x = network.stem(inputs)  # type: ignore[operator]
     for start in range(0, len(blocks), recompute):

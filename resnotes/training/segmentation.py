@@ -16,7 +16,7 @@ from resnotes import distributed
 from resnotes.analysis.scores import confusion_matrix, mean_iou, pixel_accuracy
 from resnotes.datasets import Segmentation, Split
 from resnotes.datasets.segmentation import Stacked
-from resnotes.devices import autocast, send
+from resnotes.devices import autocast
 from resnotes.errors import DatasetError, UsageError
 from resnotes.models import in_mode
 from resnotes.models.segmentation import Outputs, SegmentationNetwork
@@ -26,26 +26,17 @@ from resnotes.training.task import Scores, Task
 _BATCH = 32  # images per forward pass in evaluation
 
 
-class _Read(Dataset[tuple[Tensor, Tensor] | DatasetError]):
-    """Batches of samples of various sizes, each read and augmented on its own, by a generator of its own.
-
-    A batch that cannot be read is given as the error: raised here, it would arrive with another process's traceback.
-    """
+class _Read(Dataset[tuple[Tensor, Tensor]]):
+    """Samples of various sizes, each read and augmented on its own, by a generator of its own."""
 
     def __init__(self, split: Split, augmented: Callable[..., tuple[Tensor, Tensor]], seed: int) -> None:
         self.split, self.augmented, self.seed = split, augmented, seed
 
-    def __getitem__(self, batch: list[int]) -> tuple[Tensor, Tensor] | DatasetError:
-        samples = []
-        try:
-            for index in batch:
-                image, label, *_ = self.split[index]
-                generator = torch.Generator().manual_seed(self.seed + index)
-                samples.append(self.augmented(image[None], label[None], generator))
-        except DatasetError as error:
-            return error
-        images, labels = zip(*samples, strict=True)
-        return torch.cat(images), torch.cat(labels)
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        image, label, *_ = self.split[index]
+        generator = torch.Generator().manual_seed(self.seed + index)
+        images, labels = self.augmented(image[None], label[None], generator)
+        return images[0], labels[0]
 
 
 @torch.inference_mode()
@@ -126,22 +117,21 @@ class SegmentationTask(Task[Segmentation]):
 
     def _stacked(self, chosen: Iterable[Tensor], generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
         for batch in chosen:
-            indices = send(batch, self.device)
+            indices = batch.to(self.device)
             images, labels = self._augmented(self._images[indices], self._labels[indices], generator)
             yield distributed.part(images), distributed.part(labels)
 
     def _read(self, chosen: Iterable[Tensor], seed: int) -> Iterator[tuple[Tensor, Tensor]]:
         loader = DataLoader(
             _Read(self.data.train, self._augmented, seed * len(self.data.train)),
-            batch_size=None,
-            sampler=[distributed.part(batch).tolist() for batch in chosen],
+            batch_sampler=[distributed.part(batch).tolist() for batch in chosen],
             num_workers=min(8, os.cpu_count() or 1),
         )
-        for batch in loader:
-            if isinstance(batch, DatasetError):
-                raise batch
-            images, labels = batch
-            yield send(images, self.device), send(labels, self.device)
+        try:
+            for images, labels in loader:
+                yield images.to(self.device), labels.to(self.device)
+        except DatasetError as error:  # whose words come after the traceback of the process that read
+            raise DatasetError(str(error).rpartition("DatasetError: ")[2].strip()) from None
 
     def objective(self, network: nn.Module, inputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Mean cross-entropy per labelled pixel, of both heads where there are two, and the logits."""

@@ -2,20 +2,19 @@
 
 import os
 import signal
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 
-def hasty(function: Callable[..., Any], spec: Any, *args: Any) -> Any:
+def traced(folder: Path, function: Callable[..., Any], spec: Any, **options: Any) -> Any:
     """A call that trains `spec`, with a checkpoint after every epoch; the process leaves its number under its name."""
     from resnotes.training import loop
 
     loop.CHECKPOINT_SECONDS = 0.0
-    Path(os.environ["PIDS"], spec.name).write_text(str(os.getpid()))
-    return function(spec, *args)
+    (folder / spec.name).write_text(str(os.getpid()))
+    return function(spec, **options)
 
 
 def killed_at_first(mark: Path) -> str:
@@ -51,15 +50,3 @@ def begun(root: Path, names: list[str], epochs: int) -> str | None:
         if (root / name / "checkpoint.pt").exists() and len(history.read_text().splitlines()) <= epochs:
             return name
     return None
-
-
-BEFORE = sorted(sys.modules)
-
-
-def imported_before() -> list[str]:
-    """What the process had imported when it was first asked for something of this module."""
-    return BEFORE
-
-
-def nothing() -> None:
-    """What takes no time."""

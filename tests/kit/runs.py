@@ -3,9 +3,6 @@
 import contextlib
 import dataclasses
 import itertools
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -32,20 +29,21 @@ SPEC = RunSpec(
 )
 
 
-def start_training(spec: RunSpec, root: Path) -> "subprocess.Popen[str]":
-    """A process that gets `spec` from the store at `root`, with one thread."""
-    program = (
-        "import sys; from pathlib import Path;"
-        "from resnotes.training import loop; from resnotes.runs import RunSpec, RunStore;"
-        "loop.CHECKPOINT_SECONDS = 0;"
-        "RunStore(Path(sys.argv[1]), Path('none')).get(RunSpec.from_json(sys.argv[2]), device='cpu')"
-    )
-    return subprocess.Popen(
-        [sys.executable, "-c", program, str(root), spec.to_json()],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+# The same for segmentation.
+SCENES = RunSpec(
+    model="pspnet-small",
+    dataset="scenes",
+    seed=0,
+    recipe=Recipe(iterations=4, batch_size=8, snapshots=(1,), precision="float32"),
+    options={"width": 4, "depths": (1, 1), "head_width": 4, "dropout": 0.0},
+    data={"train": 24, "test": 10},
+)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> RunStore:
+    """An empty store, without recorded runs."""
+    return RunStore(tmp_path / "runs", tmp_path / "recorded")
 
 
 @pytest.fixture(scope="module")
@@ -57,6 +55,13 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 def content(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def assert_same_run(run: Run, other: Run) -> None:
+    """Weights and snapshots bit by bit, and the history but for the wall time."""
+    pd.testing.assert_frame_equal(timeless(run.history), timeless(other.history), check_exact=True)
+    weights = [{path.name: path.read_bytes() for path in each.folder.glob("*.safetensors")} for each in (run, other)]
+    assert weights[0] == weights[1]
 
 
 def timeless(history: pd.DataFrame) -> pd.DataFrame:

@@ -3,29 +3,21 @@
 import dataclasses
 import linecache
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
-from kit import calls
+from kit import runs as kit_runs
 from kit.runs import SHORT
 
 from resnotes import datasets, models
 from resnotes.errors import RunError
 from resnotes.models import Network, registry
-from resnotes.runs import RunSpec, RunStore, registered
+from resnotes.runs import RunSpec, RunStore
 from resnotes.runs.workers import Workers
 
 MINE = {"model": "mine", "dataset": "digits", "seed": 0, "recipe": SHORT.recipe, "train_images": 64}
 
-
-def build_mine(**options: Any) -> Network:
-    """A network that another process can import."""
-    return models.build("plain-8", width=4, **options)
-
-
-def load_mine() -> datasets.Classification:
-    return datasets.load_classification("digits")
+store = kit_runs.store
 
 
 def in_a_cell(width: int) -> Callable[..., Network]:
@@ -43,11 +35,6 @@ def in_a_cell(width: int) -> Callable[..., Network]:
 def _registries(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(registry, "_registered", {})
     monkeypatch.setattr(datasets, "_LOADERS", dict(datasets._LOADERS))
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> RunStore:
-    return RunStore(tmp_path / "runs", tmp_path / "recorded")
 
 
 def test_the_source_is_part_of_the_address(store: RunStore) -> None:
@@ -80,48 +67,15 @@ def test_runs_of_networks_that_are_not_registered_still_list(store: RunStore, mo
     assert not (store.root / other.name).exists()
 
 
-class Noting(Workers):
-    """They note what they are sent, and train nothing."""
+def test_what_is_registered_is_trained_in_this_process(store: RunStore) -> None:
+    """Others do not know it."""
 
-    sent: list[Any]
+    class Refusing(Workers):
+        def submit(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
+            raise AssertionError("sent to another process")
 
-    def submit(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
-        self.sent.append(args)
-        return super().submit(calls.nothing)
-
-
-@pytest.mark.parametrize("builder", [build_mine, in_a_cell(4), lambda **options: build_mine(**options)])
-def test_what_cannot_be_sent_is_trained_in_this_process(store: RunStore, builder: Callable[..., Network]) -> None:
-    """A builder of a notebook's cell is one of `__main__`, and a closure is nowhere, for others."""
-    models.register("mine", builder)
-    spec = RunSpec(**MINE)
-    executor = Noting(1)
-    executor.sent = []
-    if builder is build_mine:
-        store.sweep([spec], device="cpu", executor=executor).close()
-        [(sent, _, _, needed)] = executor.sent
-        assert (sent, needed) == (spec, [("models", ("mine", build_mine))])
-    else:
-        [(_, run)] = store.sweep([spec], device="cpu", executor=executor)
-        assert executor.sent == []
-        assert run == store.find(spec)
-
-
-def test_a_worker_registers_what_it_is_sent(store: RunStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    models.register("mine", build_mine)
-    spec = RunSpec(**MINE)
-    data = datasets.load("digits").train_subset(64)
-    monkeypatch.setattr(registry, "_registered", {})  # as in another process
-    for _ in range(2):  # which may be sent a second run of the network
-        assert store._train_elsewhere(spec, "cpu", data.fingerprint, [("models", ("mine", build_mine))]) is None
-    assert store.find(spec) is not None
-
-
-def test_a_registered_loader_is_sent_with_its_task() -> None:
-    datasets.register("mine", load_mine, task="classification")
-    datasets.register("cell", lambda: load_mine(), task="classification")
-    assert registered.to_send(dataclasses.replace(SHORT, dataset="mine")) == [
-        ("datasets", ("mine", load_mine, "classification"))
-    ]
-    assert registered.to_send(dataclasses.replace(SHORT, dataset="cell")) is None
-    assert registered.to_send(SHORT) == []
+    models.register("mine", in_a_cell(4))
+    datasets.register("own", lambda: datasets.load_classification("digits"), task="classification")
+    specs = [RunSpec(**MINE), dataclasses.replace(SHORT, dataset="own")]
+    outcomes = dict(store.sweep(specs, device="cpu", executor=Refusing(1)))
+    assert [run.spec for run in outcomes.values()] == specs

@@ -1,33 +1,30 @@
 """The training loop against torch.optim, torchvision and itself, interrupted in every way."""
 
-import copy
 import dataclasses
 import io
 import itertools
 import math
-import random
-import time
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from kit.runs import RECIPE, assert_same, interrupted, start_training, timeless
+from kit.runs import assert_same, interrupted, timeless
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.optim.lr_scheduler import MultiStepLR, PolynomialLR
 from torchvision.transforms import functional as vision
 
 from resnotes import datasets, models
 from resnotes.datasets import Classification
-from resnotes.devices import resolve_device, resolve_precision
 from resnotes.errors import RunError, TrainingDiverged, UsageError
 from resnotes.files import sealed, unsealed
 from resnotes.models import Network
-from resnotes.runs.store import Run, RunSpec, RunStore
-from resnotes.training import classification
+from resnotes.training import classification, loop
 from resnotes.training.classification import augment, evaluate
 from resnotes.training.loop import Training, train
 from resnotes.training.recipe import Recipe
@@ -56,20 +53,26 @@ def fit(data: Classification, recipe: Recipe = SHORT, *, seed: int = 0, **where:
     return trained, train(trained, data, recipe, seed=seed, device="cpu", **where)
 
 
-# Learning rate
+# Recipes
 
 
-@pytest.mark.parametrize("warmup", [0, 400])
-def test_the_papers_schedule_is_torchs(warmup: int) -> None:
-    recipe = Recipe(iterations=64_000, milestones=(32_000, 48_000), warmup_iterations=warmup)
+@pytest.mark.parametrize(
+    ("change", "scheduler", "options"),
+    [
+        ({"milestones": (320, 480)}, MultiStepLR, {"milestones": [320, 480]}),
+        ({"milestones": (320, 480), "warmup_iterations": 40}, MultiStepLR, {"milestones": [320, 480]}),
+        ({"schedule": "poly", "warmup_iterations": 3}, PolynomialLR, {"total_iters": 640, "power": 0.9}),
+    ],
+)
+def test_schedules_are_torchs(change: dict[str, Any], scheduler: Any, options: dict[str, Any]) -> None:
+    recipe = Recipe(iterations=640, **change)
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.1)
-    steps = torch.optim.lr_scheduler.MultiStepLR(optimizer, [32_000, 48_000], gamma=0.1)
-    for iteration in range(64_000):
-        expected = 0.01 if iteration < warmup else optimizer.param_groups[0]["lr"]
-        assert math.isclose(recipe.lr_at(iteration), expected)
+    expected = scheduler(optimizer, **options)
+    for iteration in range(640):
+        warm = iteration >= recipe.warmup_iterations
+        assert math.isclose(recipe.lr_at(iteration), expected.get_last_lr()[0] if warm else 0.01)
         optimizer.step()
-        steps.step()
-    assert math.isclose(recipe.lr_at(63_999), 0.001)
+        expected.step()
 
 
 @given(st.integers(1, 3000), st.floats(1e-3, 10))
@@ -85,30 +88,20 @@ def test_one_cycle_rises_for_three_tenths_and_falls_to_nothing(iterations: int, 
     assert all(abs(b - a) <= slope * (1 + 1e-6) for a, b in itertools.pairwise([0, *rates, 0]))
 
 
-def test_poly_is_torchs() -> None:
-    recipe = Recipe(iterations=150, schedule="poly", lr=0.01, warmup_iterations=3, warmup_lr=0.002)
-    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.01)
-    poly = torch.optim.lr_scheduler.PolynomialLR(optimizer, total_iters=150, power=0.9)
-    for iteration in range(150):
-        expected = 0.002 if iteration < 3 else optimizer.param_groups[0]["lr"]
-        assert math.isclose(recipe.lr_at(iteration), expected)
-        optimizer.step()
-        poly.step()
-    assert recipe.lr_at(150) == 0
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"iterations": 0}, "iterations must be positive, found 0"),
-        ({"batch_size": -1}, "batch_size must be positive"),
         ({"lr": float("nan")}, "lr must be a finite number, found nan"),
         ({"weight_decay": -1e-4}, "weight_decay must not be negative"),
-        ({"pad": -1}, "pad must not be negative"),
-        ({"recompute": -1}, "recompute must not be negative, found -1"),
         ({"snapshots": (3, 0)}, "snapshots must be positive, found .3, 0."),
-        ({"schedule": "cosine"}, "unknown schedule 'cosine'; allowed: steps, one-cycle, poly"),
-        ({"precision": "float16"}, "unknown precision 'float16'; allowed: auto, float32, bfloat16"),
+        ({"schedule": "cosine"}, "schedule must be one of steps, one-cycle, poly, found 'cosine'"),
+        ({"flip": 1}, "flip must be True or False, found 1"),
+        ({"crop": (32,)}, r"crop must be a height and a width in whole pixels, found \(32,\)"),
+        ({"crop": (0, 32)}, "crop must be a height and a width"),
+        ({"crop": (32.0, 32.0)}, "crop must be a whole number"),
+        ({"scale": (2, 1)}, "scale must be two positive factors in order"),
+        ({"scale": (1, float("nan"))}, "scale must be a finite number"),
     ],
 )
 def test_a_recipe_that_cannot_be_is_refused(change: dict[str, object], message: str) -> None:
@@ -162,13 +155,6 @@ def test_every_epoch_draws_anew_from_all_images(data: Classification, monkeypatc
         assert not torch.equal(first, second)
 
 
-def test_without_augmentation_images_are_as_they_are(data: Classification, monkeypatch: pytest.MonkeyPatch) -> None:
-    for _, dy, dx, flip in draws(data, dataclasses.replace(SHORT, pad=0, flip=False), 0, monkeypatch):
-        assert not dy.any()
-        assert not dx.any()
-        assert not flip.any()
-
-
 # Steps
 
 
@@ -191,16 +177,6 @@ def test_training_is_torchs_sgd_on_the_whole_data(data: Classification) -> None:
     assert [row.train_loss for row in record.history] == pytest.approx(losses, rel=1e-4)
     assert [row.iteration for row in record.history] == [1, 2, 3, 4]
     assert [row.lr for row in record.history] == pytest.approx([0.1, 0.1, 0.01, 0.001])
-
-
-def test_weight_decay_acts_on_every_parameter(data: Classification) -> None:
-    """After one step, decay is all that tells the networks apart: lr times decay times the first weights."""
-    recipe = Recipe(iterations=1, batch_size=200, weight_decay=0.0, precision="float32")
-    without, with_decay = fit(data, recipe)[0], fit(data, dataclasses.replace(recipe, weight_decay=0.5))[0]
-    for (name, start), a, b in zip(
-        network().named_parameters(), without.parameters(), with_decay.parameters(), strict=True
-    ):
-        torch.testing.assert_close(a - b, 0.1 * 0.5 * start, rtol=0, atol=1e-6, msg=name)
 
 
 def test_epochs_leave_out_what_fills_no_batch(data: Classification, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -236,19 +212,6 @@ def test_evaluation_is_a_loop_over_images(data: Classification) -> None:
     assert (record.history[-1].test_loss, record.history[-1].test_error) == (pytest.approx(loss), error)
 
 
-def test_running_and_clean_errors_are_of_what_they_say(data: Classification) -> None:
-    """At lr near zero the weights stay: the loss before is the loss in training mode, the clean one in eval mode."""
-    start = network()
-    _, record = fit(data, Recipe(iterations=1, batch_size=200, lr=1e-12, pad=0, flip=False, precision="float32"))
-    logits = start.train()(data.normalization(data.train_images))
-    [row] = record.history
-    assert row.train_loss == pytest.approx(F.cross_entropy(logits, data.train_labels).item(), rel=1e-4)
-    assert row.running_error == pytest.approx(100 * (logits.argmax(1) != data.train_labels).float().mean().item())
-    clean = evaluate(start, data.train_images, data.train_labels, data.normalization)  # the forward pass moved BN
-    assert (row.clean_loss, row.clean_error) == (pytest.approx(clean[0], rel=1e-4), clean[1])
-    assert abs(row.train_loss - row.clean_loss) > 1e-3
-
-
 def test_nothing_to_evaluate_on_is_refused(data: Classification) -> None:
     with pytest.raises(UsageError, match="empty set of images"):
         evaluate(network(), data.test_images[:0], data.test_labels[:0], data.normalization)
@@ -278,38 +241,51 @@ def test_probes_are_used_between_epochs_and_all_images_at_the_end(
 
 def test_a_seed_decides_everything(data: Classification) -> None:
     once = fit(data)
-    torch.manual_seed(123)  # the global generator has no say
+    torch.manual_seed(123)  # the global generator has no say, and is left alone
+    expected = torch.rand(1)
+    torch.manual_seed(123)
     again, other = fit(data), fit(data, seed=1)
+    assert torch.equal(torch.rand(1), expected)
     assert_same(once, again)
     assert not torch.equal(once[0].head.fc.weight, other[0].head.fc.weight)
     assert once[1].history[0].train_loss != other[1].history[0].train_loss
 
 
-def test_training_leaves_the_global_generator_alone(data: Classification) -> None:
-    torch.manual_seed(3)
-    expected = torch.rand(1)
-    torch.manual_seed(3)
-    fit(data)
-    assert torch.equal(torch.rand(1), expected)
+AUGMENTED = dataclasses.replace(SHORT, batch_size=6, crop=(48, 48), scale=(0.5, 2.0), rotate=10, blur=True)
+SEGMENTATION = {"num_classes": 25, "width": 4, "depths": (1, 1), "head_width": 4, "dropout": 0.3}
 
 
 @pytest.mark.parametrize("iteration", [0, 4, 6, 13])
-def test_going_on_after_an_interruption_changes_nothing(data: Classification, tmp_path: Path, iteration: int) -> None:
-    def started() -> nn.Module:
-        return nn.Sequential(nn.Dropout(0.2), network())  # draws random numbers in its forward pass too
+@pytest.mark.parametrize(
+    ("name", "options", "recipe"),
+    [
+        ("resnet-8", {"shortcut": "dropout:0.5"}, SHORT),
+        ("preresnet-14", {}, dataclasses.replace(SHORT, blocks="exactly:2")),
+        ("preresnet-14", {}, dataclasses.replace(SHORT, blocks="stochastic-depth:0.3")),
+        ("pspnet-small", SEGMENTATION, AUGMENTED),
+    ],
+    ids=["classification", "exactly", "stochastic depth", "segmentation"],
+)
+def test_going_on_after_an_interruption_changes_nothing(
+    data: Classification, tmp_path: Path, name: str, options: dict[str, Any], recipe: Recipe, iteration: int
+) -> None:
+    used: Any = datasets.load("scenes", train=24, test=6) if options is SEGMENTATION else data
 
-    with interrupted(classification, "augment", iteration):
-        train(started(), data, SHORT, seed=0, device="cpu", folder=tmp_path)
-    goes_on, straight = started(), started()
-    torch.manual_seed(iteration)
-    resumed = train(goes_on, data, SHORT, seed=0, device="cpu", folder=tmp_path)
-    reference = train(straight, data, SHORT, seed=0, device="cpu")
-    assert (resumed.resumed, reference.resumed) == (int(iteration >= 4), 0)
-    assert_same((goes_on, resumed), (straight, reference))
-    pd.testing.assert_frame_equal(timeless(pd.read_csv(tmp_path / "history.csv")), timeless(reference.frame()))
+    def fitted(**where: Path) -> tuple[Network, Training]:
+        torch.manual_seed(0)
+        trained = models.build(name, in_channels=used.in_channels, **{"width": 4, **options})
+        torch.manual_seed(iteration)  # has no say
+        return trained, train(trained, used, recipe, seed=0, device="cpu", **where)
+
+    with interrupted(loop, "optimizer_step", iteration):
+        fitted(folder=tmp_path)
+    resumed, straight = fitted(folder=tmp_path), fitted()
+    assert (resumed[1].resumed, straight[1].resumed) == (int(iteration >= 4), 0)
+    assert_same(resumed, straight)
+    pd.testing.assert_frame_equal(timeless(pd.read_csv(tmp_path / "history.csv")), timeless(straight[1].frame()))
 
 
-@pytest.mark.parametrize("damage", ["cut", "text", "empty", "foreign", "flipped"])
+@pytest.mark.parametrize("damage", ["cut", "empty", "flipped"])
 def test_a_damaged_checkpoint_is_named_and_left_alone(
     data: Classification, tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -317,30 +293,28 @@ def test_a_damaged_checkpoint_is_named_and_left_alone(
     whole = fit(data, folder=tmp_path)
     checkpoint = tmp_path / "checkpoint.pt"
     content = checkpoint.read_bytes()
-    if damage == "foreign":
-        torch.save({"network": {}}, checkpoint)
-    elif damage == "flipped":
-        weights = whole[0].state_dict()["head.fc.weight"].numpy().tobytes()
-        at = content.index(weights) + 3
-        checkpoint.write_bytes(content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :])
-        torch.load(checkpoint, weights_only=True)
-    else:
-        checkpoint.write_bytes({"cut": content[: len(content) // 2], "text": b"no checkpoint", "empty": b""}[damage])
+    at = content.index(whole[0].state_dict()["head.fc.weight"].numpy().tobytes()) + 3
+    flipped = content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :]
+    checkpoint.write_bytes({"cut": content[: len(content) // 2], "empty": b"", "flipped": flipped}[damage])
     again = fit(data, folder=tmp_path)
     assert f"{checkpoint} is damaged; the run is trained from its start" in caplog.text
     assert again[1].resumed == 0
     assert_same(again, whole)
 
 
-@pytest.mark.parametrize("part", ["network", "optimizer", "history"])
-def test_a_checkpoint_of_another_version_is_named(data: Classification, tmp_path: Path, part: str) -> None:
-    """Whole and of this data, but with weights, groups or columns that are not ours."""
+@pytest.mark.parametrize(
+    "change",
+    [{"network": {}}, {"optimizer": {"state": {}, "param_groups": []}}, {"history": [{"epochs": 1}]}],
+    ids=["weights", "groups", "columns"],
+)
+def test_a_checkpoint_of_another_version_is_named(
+    data: Classification, tmp_path: Path, change: dict[str, object]
+) -> None:
     fit(data, folder=tmp_path)
     path = tmp_path / "checkpoint.pt"
     state = torch.load(io.BytesIO(unsealed(path.read_bytes()) or b""), weights_only=True)
-    state[part] = {"network": {}, "optimizer": {"state": {}, "param_groups": []}, "history": [{"epochs": 1}]}[part]
     buffer = io.BytesIO()
-    torch.save(state, buffer)
+    torch.save(state | change, buffer)
     path.write_bytes(sealed(buffer.getvalue()))
     with pytest.raises(RunError, match=r"is no checkpoint .*; delete it to train the run from its start"):
         fit(data, folder=tmp_path)
@@ -350,29 +324,6 @@ def test_a_run_does_not_go_on_with_other_data(data: Classification, tmp_path: Pa
     fit(data, folder=tmp_path)
     with pytest.raises(RunError, match=f"belongs to data with fingerprint {data.fingerprint}, .* has 0123"):
         fit(dataclasses.replace(data, fingerprint="0123"), folder=tmp_path)
-
-
-def test_a_killed_process_goes_on_to_the_same_bits(tmp_path: Path) -> None:
-    """SIGKILL at a random moment of a real training process; then the same command again."""
-    spec = RunSpec(model="resnet-8", dataset="digits", seed=0, recipe=RECIPE, options={"width": 4})
-    folder = tmp_path / "killed" / spec.name
-    victim = start_training(spec, folder.parent)
-    while not (folder / "history.csv").exists() or len(pd.read_csv(folder / "history.csv")) < 2:
-        assert victim.poll() is None, victim.communicate()
-        time.sleep(0.005)
-    time.sleep(random.uniform(0, 0.3))
-    victim.kill()
-    assert victim.wait() < 0
-    assert not (folder / "run.json").exists()
-    assert RunStore(folder.parent).find(spec) is None
-
-    processes = [start_training(spec, root) for root in (folder.parent, tmp_path / "straight")]
-    for process in processes:
-        assert process.wait() == 0, process.communicate()
-    resumed, straight = Run(folder), Run(tmp_path / "straight" / spec.name)
-    assert (resumed.facts["resumed"], straight.facts["resumed"]) == (1, 0)
-    pd.testing.assert_frame_equal(timeless(resumed.history), timeless(straight.history), check_exact=True)
-    assert (folder / "model.safetensors").read_bytes() == (straight.folder / "model.safetensors").read_bytes()
 
 
 def test_snapshots_are_the_weights_after_their_iterations(data: Classification, tmp_path: Path) -> None:
@@ -400,59 +351,7 @@ def test_a_loss_that_is_no_number_ends_the_run(data: Classification, tmp_path: P
     assert not math.isfinite(history.train_loss[1])
 
 
-def test_the_last_step_can_diverge_too(data: Classification) -> None:
-    """Its loss is computed before it: only the evaluation shows what it did."""
-    with pytest.raises(TrainingDiverged, match="in epoch 1 at lr"):
-        fit(data, Recipe(iterations=1, batch_size=200, lr=1e20, precision="float32"))
-
-
-# Precision and device
-
-
-@pytest.mark.parametrize(
-    ("capabilities", "expected"),
-    [
-        ({"avx512_bf16": True}, "bfloat16"),
-        ({"amx_bf16": True, "avx512_bf16": False}, "bfloat16"),
-        ({"bf16": True}, "bfloat16"),  # ARM
-        ({"avx2": True, "avx512_f": True, "avx512_bf16": False}, "float32"),
-        ({}, "float32"),
-        (None, "float32"),  # a PyTorch that cannot say
-    ],
-)
-def test_precision_follows_the_processor(
-    monkeypatch: pytest.MonkeyPatch, capabilities: dict[str, bool] | None, expected: str
-) -> None:
-    if capabilities is None:
-        monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
-    else:
-        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
-    cpu = torch.device("cpu")
-    assert resolve_precision("auto", cpu) == expected
-    assert [resolve_precision(asked, cpu) for asked in ("float32", "bfloat16")] == ["float32", "bfloat16"]
-
-
-@pytest.mark.parametrize("supported", [True, False])
-def test_precision_follows_the_gpu(monkeypatch: pytest.MonkeyPatch, supported: bool) -> None:
-    # With emulation, which is slow, every GPU says yes.
-    monkeypatch.setattr(
-        torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation or supported
-    )
-    assert resolve_precision("auto", torch.device("cuda")) == ("bfloat16" if supported else "float32")
-
-
-@pytest.mark.parametrize(("gpus", "auto"), [(0, "cpu"), (2, "cuda")])
-def test_devices(monkeypatch: pytest.MonkeyPatch, gpus: int, auto: str) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
-    assert resolve_device().type == auto
-    assert resolve_device("cpu") == torch.device("cpu")
-    for device in ("cuda", "cuda:1"):
-        if gpus:
-            assert resolve_device(device) == torch.device(device)
-    for device in ("gpu", "meta", "cuda:2", *(() if gpus else ("cuda",))):
-        with pytest.raises(UsageError, match=f"unknown device '{device}'; expected .* with {gpus} GPUs"):
-            resolve_device(device)
+# Precision
 
 
 def test_bfloat16_trains_like_float32(data: Classification) -> None:
@@ -462,18 +361,3 @@ def test_bfloat16_trains_like_float32(data: Classification) -> None:
     assert rounded == pytest.approx(exact, rel=0.02)
     assert rounded != exact
     assert all(parameter.dtype == torch.float32 for parameter in runs[1][0].parameters())
-
-
-def test_a_network_in_eval_mode_trains_all_the_same(data: Classification) -> None:
-    """As a deepened one is."""
-    trained = network().eval()
-    assert_same((trained, train(trained, data, SHORT, seed=0, device="cpu")), fit(data))
-
-
-def test_training_is_in_place_and_ends_in_eval_mode(data: Classification) -> None:
-    start = copy.deepcopy(network())
-    trained, record = fit(data)
-    assert not trained.training
-    assert not torch.equal(trained.stem.conv.weight, start.stem.conv.weight)
-    assert (record.device, record.threads) == ("cpu", torch.get_num_threads())
-    assert len(record.frame()) == len(record.history) == 4
