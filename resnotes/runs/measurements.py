@@ -124,7 +124,8 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Tensor):
         return value.detach().cpu().clone()  # of a view, not all that it is a view of
     if isinstance(value, pd.DataFrame):
-        return {_TABLE: value.to_dict("tight"), "types": value.dtypes.astype(str).to_list()}
+        types = [str(value.index.dtype), *value.dtypes.astype(str)]
+        return {_TABLE: value.to_dict("tight"), "types": types}
     return value
 
 
@@ -132,4 +133,5 @@ def _built(value: Any) -> Any:
     if not (isinstance(value, dict) and _TABLE in value):
         return value
     table = pd.DataFrame.from_dict(value[_TABLE], orient="tight", dtype=object)
-    return table.astype(dict(zip(table.columns, value["types"], strict=True)))
+    index, *columns = value["types"]
+    return table.set_axis(table.index.astype(index)).astype(dict(zip(table.columns, columns, strict=True)))
