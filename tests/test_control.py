@@ -1,6 +1,7 @@
 """The control of refactorings notices what it is there for."""
 
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,16 +10,11 @@ import pytest
 from benchmarks.control import ROOT, differences, probe
 
 
-@pytest.fixture(autouse=True)
-def _digits(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("RESNOTES_DATA", str(tmp_path / "none"))
-
-
 @pytest.fixture(scope="module")
-def before() -> dict[str, Any]:
+def before() -> Iterator[dict[str, Any]]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RESNOTES_DATA", "none")
-        return probe(ROOT, 2)
+        patch.setenv("RESNOTES_DATA", "none")  # digits will do
+        yield probe(ROOT, 2)
 
 
 def changed(tree: Path, file: str, old: str, new: str) -> Path:

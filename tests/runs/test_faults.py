@@ -77,12 +77,12 @@ def wait_until(reached: Callable[[], object], process: Any) -> None:
 # Killed
 
 
-def test_twenty_kills_at_random_moments_change_nothing(tmp_path: Path, whole: dict[str, Run]) -> None:
+def test_ten_kills_at_random_moments_change_nothing(tmp_path: Path, whole: dict[str, Run]) -> None:
     """Each process is killed within some epochs of where the last one was, as often as not before its first one."""
     draw = random.Random(0)
     moments: list[int] = []  # epochs that were behind a process when it was killed
     finished: list[Run] = []
-    while len(moments) < 20:
+    while len(moments) < 10:
         folder = tmp_path / str(len(finished)) / LONG.name
         process = crashes.start(LONG, folder.parent)
         goal = epochs(folder) + draw.choice([0, 0, 1, 2, 4])
@@ -97,8 +97,8 @@ def test_twenty_kills_at_random_moments_change_nothing(tmp_path: Path, whole: di
     finished.append(RunStore(tmp_path / str(len(finished))).get(LONG, device="cpu"))
     for run in finished:
         assert_whole(run, whole)
-    assert sum(run.facts["resumed"] for run in finished) >= 5
-    assert len(set(moments)) >= 8, "they are spread over the run"
+    assert sum(run.facts["resumed"] for run in finished) >= 3
+    assert len(set(moments)) >= 4, "they are spread over the run"
 
 
 def test_killed_before_any_change_of_a_file_a_run_goes_on(tmp_path: Path, whole: dict[str, Run]) -> None:

@@ -77,5 +77,5 @@ def test_what_is_registered_is_trained_in_this_process(store: RunStore) -> None:
     models.register("mine", in_a_cell(4))
     datasets.register("own", lambda: datasets.load_classification("digits"), task="classification")
     specs = [RunSpec(**MINE), dataclasses.replace(SHORT, dataset="own")]
-    outcomes = dict(store.sweep(specs, device="cpu", executor=Refusing(1)))
-    assert [run.spec for run in outcomes.values()] == specs
+    found = [run for _, run in store.sweep(specs, device="cpu", executor=Refusing(1))]
+    assert found == store.find_all(specs)

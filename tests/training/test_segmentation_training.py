@@ -254,7 +254,9 @@ def test_frozen_bn_keeps_its_statistics_and_learns_its_weights(data: Segmentatio
                 layer.running_mean.normal_()
                 layer.running_var.uniform_(0.5, 2)
     trained = copy.deepcopy(start)
-    train(trained, data, dataclasses.replace(SHORT, frozen_bn=frozen), seed=0, device="cpu")  # over three epochs
+    train(
+        trained, data, dataclasses.replace(SHORT, lr=1e-3, frozen_bn=frozen), seed=0, device="cpu"
+    )  # over three epochs
     layers = [
         (before, after)
         for before, after in zip(start.modules(), trained.modules(), strict=True)
