@@ -68,7 +68,7 @@ def _fitted(value: Any, hint: Any) -> Any:
     if kind is Mapping and isinstance(value, Mapping):
         return {key: _fitted(each, parts[1]) for key, each in value.items()}
     if kind is Literal and value not in parts:
-        raise TypeError(f"must be one of {', '.join(parts)}")
+        raise TypeError(f"must be one of {', '.join(map(str, parts))}")
     if kind is float and type(value) in (int, float) and abs(value) <= sys.float_info.max:
         return float(value)
     whole = kind is int and type(value) is int and abs(value) < 2**31

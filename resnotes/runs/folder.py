@@ -55,14 +55,15 @@ class Run:
         Raises:
             RunError: it is missing or damaged.
         """
-        path = self.folder / "run.json"
         try:
-            facts: dict[str, Any] = json.loads(path.read_bytes())
-            missing = {"dataset", "files", "precision", "weights"} - set(facts)
-            missing |= {"variant", "fingerprint", "channels", "classes"} - set(facts["dataset"])
-            missing |= {"spec.json"} - set(facts["files"])
-            if facts["format"] != FORMAT or missing:
-                raise ValueError(f"format {facts['format']}, expected {FORMAT}; lacks {missing or 'nothing'}")
+            facts: dict[str, Any] = json.loads((self.folder / "run.json").read_bytes())
+            dataset, files = facts["dataset"], facts["files"]
+            counts = [dataset["channels"], dataset["classes"]]
+            complete = {"precision", "weights"} <= set(facts) and {"variant", "fingerprint"} <= set(dataset)
+            if facts["format"] != FORMAT or "spec.json" not in files or not complete:
+                raise ValueError(f"format {facts['format']}, expected {FORMAT} with all its entries")
+            if not all(type(count) is int and 0 < count < 2**15 for count in counts):
+                raise ValueError(f"channels and classes {counts}")
         except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise RunError(
                 f"run {self.folder} is damaged (run.json: {error!r}); delete the folder to redo it"
@@ -104,7 +105,15 @@ class Run:
         Raises:
             RunError: it is damaged.
         """
-        return pd.read_csv(io.BytesIO(self.read("history.csv")))
+        content = self.read("history.csv")
+        try:
+            history = pd.read_csv(io.BytesIO(content))
+            _ = history[["clean_error", "test_error"]].astype(float).iloc[-1]
+        except (ValueError, LookupError) as error:
+            raise RunError(
+                f"{self.folder / 'history.csv'} is no history ({error}); delete the folder to redo it"
+            ) from error
+        return history
 
     @property
     def final(self) -> pd.Series[Any]:
@@ -145,7 +154,7 @@ class Run:
             if iteration == 0 and self.spec.start is None and self.spec.pretrained is None:
                 return network.eval()
             network.load_state_dict(load_tensors(self.read(file)))
-        except (SafetensorError, ArithmeticError, RuntimeError, TypeError, UsageError) as error:
+        except (SafetensorError, RuntimeError, UsageError) as error:
             raise RunError(f"{self.folder / file} does not fit {self.spec.model}: {error}") from error
         return network.eval()
 
