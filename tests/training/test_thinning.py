@@ -22,7 +22,7 @@ from resnotes.models import Network
 from resnotes.training.classification import batches, evaluate
 from resnotes.training.loop import Training, train
 from resnotes.training.recipe import Recipe
-from resnotes.training.thinning import draws, survival, thin, thinned, whole
+from resnotes.training.thinning import draws, survival, thin, whole
 
 IMAGES = torch.randn(8, 1, 8, 8, generator=torch.Generator().manual_seed(1))
 # Two epochs of four batches, and one of three.
@@ -139,17 +139,6 @@ def test_evaluated_branches_are_those_expected_in_training(name: str, options: d
     torch.testing.assert_close(whole(network, blocks)(images), network.head(x))
     torch.testing.assert_close(network.state_dict(), before, rtol=0, atol=0)
     assert whole(network, "all") is network
-
-
-def test_thinning_shares_the_weights_and_leaves_the_network_alone() -> None:
-    network = build()
-    keys = list(network.state_dict())
-    blocks = list(network.blocks)
-    part = next(thinned(network, "exactly:2", seed=0, epoch=1))
-    assert {id(p) for p in part.parameters()} < {id(p) for p in network.parameters()}
-    assert list(network.state_dict()) == keys
-    assert all(a is b for a, b in zip(network.blocks, blocks, strict=True))
-    assert next(thinned(network, "all", seed=0, epoch=1)) is network
 
 
 # Training
