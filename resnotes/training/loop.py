@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from resnotes import distributed, progress
 from resnotes.datasets import Classification, Data
 from resnotes.devices import autocast, layout, resolve_device, resolve_precision
-from resnotes.errors import TrainingDiverged
+from resnotes.errors import TrainingDiverged, UsageError
 from resnotes.files import write_atomic
 from resnotes.training import classification, segmentation
 from resnotes.training.checkpoint import Checkpoint, Epoch, Training
@@ -70,8 +70,14 @@ def task_for(data: Data, recipe: Recipe, *, seed: int, device: torch.device, pre
     """Classification or segmentation, as the data has one label an image or one a pixel.
 
     Raises:
-        UsageError: a recipe with fields that the task or the schedule ignores; or see the tasks.
+        UsageError: a recipe with fields that the task or the schedule ignores, or that is for one process alone; or
+            see the tasks.
     """
+    if distributed.size() > 1 and (recipe.blocks != "all" or recipe.recompute):
+        raise UsageError(
+            f"{distributed.size()} processes cannot train together with blocks={recipe.blocks!r} and"
+            f" recompute={recipe.recompute}; allowed: all and 0, or a single process"
+        )
     recipe.check_schedule()
     recipe.check_task("classification" if isinstance(data, Classification) else "segmentation")
     if isinstance(data, Classification):

@@ -18,13 +18,14 @@ from kit.runs import timeless
 from torch import Tensor
 
 import resnotes
-from resnotes import datasets, distributed
+from resnotes import datasets, distributed, models
 from resnotes.errors import UsageError
 from resnotes.runs import profiles
 from resnotes.runs.folder import initial_network
 from resnotes.runs.spec import RunSpec
 from resnotes.runs.store import Run, RunStore, load_data
 from resnotes.training.loop import train
+from resnotes.training.recipe import Recipe
 
 
 @dataclass
@@ -181,3 +182,11 @@ def test_a_process_that_comes_late_still_answers_the_first(pair: Pair, monkeypat
     monkeypatch.setattr(distributed, "agreed", agreed)
     assert pair.store.get(pair.specs[0], device="cpu").name == pair.specs[0].name
     assert asked == [True, False]
+
+
+@pytest.mark.usefixtures("two")
+@pytest.mark.parametrize("change", [{"blocks": "exactly:1"}, {"recompute": 1}])
+def test_what_a_single_process_alone_can_train_is_refused(change: dict[str, Any]) -> None:
+    data, recipe = datasets.load_classification("digits"), Recipe(iterations=1, **change)
+    with pytest.raises(UsageError, match=r"2 processes cannot train together with blocks=.*; allowed: all and 0"):
+        train(models.build("resnet-8"), data, recipe, seed=0)
