@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -44,18 +43,14 @@ def made() -> Any:
     return scenes.generate(120, 3)
 
 
-def written(fig: Figure) -> list[Any]:
-    """Extents of all that is written around the axes and in legends."""
+def readable(fig: Figure) -> None:
+    """All that is written around the axes and in legends is in the figure, and apart."""
     fig.draw_without_rendering()
-    texts = [*fig.texts, *(text for legend in fig.legends for text in legend.get_texts())]
-    for ax in (ax for ax in fig.axes if ax.axison):
+    texts = [text for legend in fig.legends for text in legend.get_texts()]
+    for ax in fig.axes:
         texts += [*ax.get_xticklabels(), *ax.get_yticklabels(), ax.xaxis.label, ax.yaxis.label]
         texts += legend.get_texts() if (legend := ax.get_legend()) else []
-    return [text.get_window_extent() for text in texts if text.get_text()]
-
-
-def apart_and_inside(fig: Figure, boxes: list[Any]) -> None:
-    frame = fig.bbox.padded(1)
+    boxes, frame = [text.get_window_extent() for text in texts if text.get_text()], fig.bbox.padded(1)
     assert all(frame.x0 <= box.x0 < box.x1 <= frame.x1 and frame.y0 <= box.y0 < box.y1 <= frame.y1 for box in boxes)
     assert not [(a, b) for a, b in itertools.combinations(boxes, 2) if a.overlaps(b)]
 
@@ -96,7 +91,7 @@ def failing(**changes: Any) -> dict[str, Any]:
 def test_panels_show_the_data() -> None:
     shown = failing()
     fig = panels(**shown)
-    assert fig.get_figwidth() == 7 and len(fig.axes) == 8
+    readable(fig)
     colors = np.vstack([palette(4), [1, 1, 1]])
     maps = shown["labels"], *shown["predictions"].values()
     for image, row in enumerate((fig.axes[:4], fig.axes[4:])):
@@ -107,22 +102,10 @@ def test_panels_show_the_data() -> None:
         for ax in row:
             [box] = [patch for patch in ax.patches if isinstance(patch, Rectangle)]
             assert (*box.get_xy(), box.get_width(), box.get_height()) == (7.5, 5.5, 8, 12)
-    texts = [text.get_text() for text in fig.texts]
-    assert [text for text in texts if "→" in text] == [
-        f"{kind}: boat → car, 96 of 96 pixels" for kind in ("relationship", "other")
-    ]
-    assert {"image", "label", "FCN", "PSPNet"} <= set(texts)
+        kind = shown["failures"].kind[image]
+        assert row[0].get_title(loc="left") == f"{kind}: boat → car, 96 of 96 pixels"
+    assert [ax.get_xlabel() for ax in fig.axes[4:]] == ["image", "label", "FCN", "PSPNet"]
     assert [text.get_text() for text in fig.legends[0].get_texts()] == ["water", "boat", "car"]
-
-
-@pytest.mark.parametrize("rows", [1, 2])
-def test_nothing_in_the_panels_overlaps_or_moves_when_saved(rows: int, tmp_path: Path) -> None:
-    fig = panels(**failing(failures=failing()["failures"].head(rows)))
-    fig.savefig(tmp_path / "once.png")
-    places = [ax.get_position().bounds for ax in fig.axes]
-    fig.savefig(tmp_path / "twice.png")
-    assert places == [ax.get_position().bounds for ax in fig.axes]
-    apart_and_inside(fig, [*written(fig), *(ax.get_window_extent() for ax in fig.axes)])
 
 
 def test_panels_refuse_what_does_not_fit() -> None:
@@ -131,11 +114,9 @@ def test_panels_refuse_what_does_not_fit() -> None:
     for wrong in (
         {"failures": fine["failures"].head(0)},
         {"predictions": {}},
-        {"images": fine["images"].float()},
         {"labels": fine["labels"][:, 1:]},
         {"predictions": {"FCN": fcn[:, :, 1:]}},
         {"predictions": {"FCN": fcn, "PSPNet": fcn + 2}},
-        {"failures": fine["failures"].assign(image=2)},
     ):
         with pytest.raises(UsageError, match="expected"):
             panels(**{**fine, **wrong})
@@ -148,17 +129,12 @@ def test_the_confusion_figure_shows_shares_in_order() -> None:
     np.testing.assert_allclose(np.reshape(ax.collections[0].get_array(), (4, 4)), expected)
     for labels in (ax.get_xticklabels(), ax.get_yticklabels()):
         assert [text.get_text() for text in labels] == ["car", "water", "sky", "boat"]
-    usual = confusion_figure(confusion, CLASSES).axes[0]
-    assert [text.get_text() for text in usual.get_xticklabels()] == list(CLASSES)
     with pytest.raises(UsageError, match=r"\[4, 4\], found \[3, 4\]"):
         confusion_figure(confusion[:3], CLASSES)
-    with pytest.raises(UsageError, match="order of the classes 0 to 3"):
-        confusion_figure(confusion, CLASSES, [0, 1, 2, 2])
 
 
-def test_names_of_25_classes_do_not_touch() -> None:
-    fig = confusion_figure(torch.eye(25), scenes.CLASSES)
-    apart_and_inside(fig, written(fig))
+def test_names_of_25_classes_can_be_read() -> None:
+    readable(confusion_figure(torch.eye(25), scenes.CLASSES))
 
 
 def counted(made: Any, *, by_scene: bool) -> Cooccurrence:
@@ -198,7 +174,7 @@ def test_every_cell_of_a_heat_map_shows_its_pair(made: Any, values: str, by_scen
 def test_a_heat_map_can_be_read(made: Any, by_scene: bool) -> None:
     fig = heat_map(counted(made, by_scene=by_scene))
     assert fig.get_figwidth() <= 7
-    apart_and_inside(fig, written(fig))
+    readable(fig)
 
 
 def test_alike_classes_are_neighbours(made: Any) -> None:
