@@ -326,17 +326,6 @@ def test_a_pair_is_confused_if_nothing_beside_it_explains_it() -> None:
     assert torch.equal(confused_pairs(predictions, labels, 4, least=0.04), pair(BOAT, CAR))
 
 
-def test_chance_is_the_share_of_the_outline() -> None:
-    predictions, labels = ponds()
-    labels[:, :, :12] = torch.where(labels[:, :, :12] == WATER, CAR, labels[:, :, :12])
-    predictions = labels.clone()
-    half = predictions.clone()
-    half[:, 6:18, 8:12], half[:, 6:18, 12:16] = CAR, WATER  # as much as each has of the outline
-    assert not confused_pairs(half, labels, 4).any()
-    predictions[:, 6:18, 8:16] = CAR
-    assert torch.equal(confused_pairs(predictions, labels, 4), pair(BOAT, CAR))
-
-
 def confusing(seed: int) -> tuple[Tensor, Tensor]:
     """Ten random images in which each class is now and then taken for each other one, some far more often."""
     generator = torch.Generator().manual_seed(seed)
@@ -463,35 +452,13 @@ def test_comparison_is_a_paired_bootstrap_over_images() -> None:
     assert (single.mean, single.low, single.high) == (pixels[0], None, None)
 
 
-def test_intervals_cover_the_truth() -> None:
-    rng = np.random.default_rng(0)
-    covered = 0
-    for _ in range(150):
-        pixels = rng.exponential(20, (2, 40))
-        interval = compare(table_of(pixels[0]), table_of(pixels[1] + 5)).loc["other"].difference
-        covered += interval.low <= 5 <= interval.high
-    assert 0.88 <= covered / 150 <= 0.99
-
-
 def test_comparison_refuses_other_images() -> None:
     with pytest.raises(UsageError, match="3 and 2 images"):
         compare(table_of(np.ones(3)), table_of(np.ones(2)))
 
 
-def test_confused_classes_stand_together() -> None:
-    groups = [0, 1, 2, 0, 1, 2, 0, 1, 2]
-    confusion = torch.tensor([[100 * (i == j) + 20 * (groups[i] == groups[j]) for j in range(9)] for i in range(9)])
-    order = clustered(confusion)
-    assert sorted(order.tolist()) == list(range(9))
-    in_order = [groups[i] for i in order]
-    assert sum(a != b for a, b in itertools.pairwise(in_order)) == 2
-    one_sided = torch.tensor([[90, 0, 10], [0, 100, 0], [0, 0, 95]])
-    assert clustered(one_sided).tolist().index(1) != 1, "the other two are alike"
-    assert clustered(torch.ones(2, 2)).tolist() == [0, 1]
-
-
 @settings(max_examples=30, derandomize=True)
-@given(st.integers(0, 2**32), st.integers(4, 8))
+@given(st.integers(0, 2**32), st.integers(2, 8))
 def test_the_order_is_that_of_average_linkage_over_rates(seed: int, count: int) -> None:
     rng = np.random.default_rng(seed)
     confusion = rng.integers(0, 50, (count, count)) * (rng.random((count, count)) < 0.5)
