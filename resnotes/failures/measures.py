@@ -13,11 +13,11 @@ from torch import Tensor
 from resnotes.analysis.cooccurrence import Cooccurrence, presence
 from resnotes.analysis.intervals import Interval
 from resnotes.datasets.segmentation import Sample
-from resnotes.errors import UsageError, unknown
+from resnotes.errors import UsageError
 from resnotes.failures.mining import KINDS, check, labelled_pieces, mine, piece_numbers
 from resnotes.models.segmentation import IGNORED
 
-MEASURES = ("pixels", "objects")
+DRAWS = 2000  # bootstrap samples
 CAUSES = {
     "relationship": "relationship",
     "confusion": "confusion",
@@ -98,33 +98,28 @@ def counts(failures: pd.DataFrame, images: int) -> pd.DataFrame:
     return found.reindex(every, fill_value=0).astype(int).reset_index()
 
 
-def compare(
-    before: pd.DataFrame, after: pd.DataFrame, *, measure: str = "pixels", draws: int = 2000, seed: int = 0
-) -> pd.DataFrame:
+def compare(before: pd.DataFrame, after: pd.DataFrame, *, measure: str = "pixels") -> pd.DataFrame:
     """Failures of each kind per image before and after, such as without and with pyramid pooling.
 
     Args:
         before: as `counts` returns it.
         after: that of other predictions for the same images.
-        measure: of `MEASURES`.
-        draws: bootstrap samples of the images, with replacement; the same images for both sides and all kinds.
-        seed: of the draws.
+        measure: ``"pixels"`` or ``"objects"``.
 
     Returns:
         `Interval` by kind: ``before``, ``after``, and ``difference``, after less before, paired by image. Bounds are
-        the 2.5th and 97.5th percentile, None for a single image.
+        the 2.5th and 97.5th percentile of `DRAWS` bootstrap samples of the images, the same for both sides and all
+        kinds; None for a single image.
 
     Raises:
-        UsageError: an unknown measure, or counts of different images.
+        UsageError: counts of different images.
     """
-    if measure not in MEASURES:
-        raise unknown("measure", measure, MEASURES)
     tables = [table.pivot_table(index="image", columns="kind", values=measure) for table in (before, after)]
     if not tables[0].index.equals(tables[1].index) or tables[0].empty:
         raise UsageError(f"expected counts of the same images, found {len(tables[0])} and {len(tables[1])} images")
     one, other = (table[list(KINDS)].to_numpy(np.float64) for table in tables)  # [images, kinds]
     n = len(one)
-    drawn = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), draws)  # how often each image is in each
+    drawn = np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), DRAWS)  # how often each image is in each
     intervals: dict[str, list[Interval]] = {}
     for name, values in (("before", one), ("after", other), ("difference", other - one)):
         bounds: Any = np.quantile(drawn @ values / n, (0.025, 0.975), axis=0).T.tolist()
@@ -155,15 +150,9 @@ def recall_by_size(
     """
     maps = check(predictions, labels, len(classes), ignore_index)
     objects = labelled_pieces(maps, 0, ignore_index).drop_duplicates(["image", "object"])
-    return pd.DataFrame(
-        {
-            "image": objects["image"],
-            "object": objects["object"],
-            "labelled": [classes[i] for i in objects["labelled"]],
-            "pixels": objects["object_pixels"],
-            "recovered": 1 - objects["wrong"],
-        }
-    ).reset_index(drop=True)
+    objects = objects.assign(labelled=[classes[i] for i in objects["labelled"]], recovered=1 - objects["wrong"])
+    found = objects[["image", "object", "labelled", "object_pixels", "recovered"]]
+    return found.rename(columns={"object_pixels": "pixels"}).reset_index(drop=True)
 
 
 def octaves(pixels: pd.Series[int]) -> pd.Series[int]:
@@ -178,21 +167,14 @@ def clustered(confusion: Tensor) -> Tensor:
     order is that of the leaves of average linkage, turned such that neighbours are as alike as possible.
 
     Args:
-        confusion: ``[C, C]``, as `confusion_matrix` has it. A class without pixels has rates of 0.
+        confusion: ``[C, C]`` of two classes or more, as `confusion_matrix` has it. Without pixels, all rates are 0.
 
     Returns:
         int64 ``[C]``, a permutation: ``confusion[order][:, order]`` is the matrix in this order.
-
-    Raises:
-        UsageError: no square matrix.
     """
     from scipy.cluster.hierarchy import leaves_list, linkage
     from scipy.spatial.distance import squareform
 
-    if confusion.ndim != 2 or confusion.shape[0] != confusion.shape[1]:
-        raise UsageError(f"expected a square confusion matrix [C, C], found {list(confusion.shape)}")
-    if len(confusion) < 3:
-        return torch.arange(len(confusion))  # nothing to order
     confusion = confusion.cpu()
     rates = confusion.double() / confusion.sum(1, keepdim=True).clamp(min=1)
     distances = 1 - (rates + rates.T) / 2
@@ -201,7 +183,7 @@ def clustered(confusion: Tensor) -> Tensor:
 
 
 def validate(
-    failures: pd.DataFrame, predictions: Tensor, samples: Sequence[Sample], *, measure: str = "failures"
+    failures: pd.DataFrame, predictions: Tensor, samples: Sequence[Sample]
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """How well the kinds agree with what made the objects ambiguous, in images that were made (see `scenes`).
 
@@ -213,29 +195,26 @@ def validate(
         failures: as `mine` returns them.
         predictions: those that they were mined from.
         samples: with instances and objects; their labels are those that the failures were mined from.
-        measure: what is counted, ``"failures"`` or ``"pixels"``.
 
     Returns:
         By kind: ``precision``, the share of what has this kind whose true cause it is; ``recall``, the share of what
-        has this cause that was found; NaN where there is none; ``found`` and ``true``, how much has this kind, and
-        how much has this cause. And how much of each true cause (rows) was given which kind (columns).
+        has this cause that was found; NaN where there is none; ``found`` and ``true``, how many pixels have this
+        kind, and how many have this cause. And how many of each true cause (rows) were given which kind (columns).
 
     Raises:
-        UsageError: samples that know no objects, another number of them than of predictions, or an unknown measure.
+        UsageError: samples that know no objects, or another number of them than of predictions.
     """
-    if measure not in ("failures", "pixels"):
-        raise unknown("measure", measure, ("failures", "pixels"))
     if len(samples) != len(predictions):
         raise UsageError(f"expected a sample for each of {len(predictions)} predictions, found {len(samples)}")
     true = pd.Series(index=failures.index, dtype=object)
     for i, (prediction, sample) in enumerate(zip(predictions, samples, strict=True)):
         here = failures.loc[failures["image"] == i, "piece"]
         true.update(pd.Series(_causes(prediction, sample, here), index=here.index, dtype=object))
-    weights = failures["pixels"] if measure == "pixels" else pd.Series(1, index=failures.index)
-    table = pd.crosstab(true, failures["kind"], weights, rownames=["true"], colnames=["found"], aggfunc="sum")
-    table = table.reindex(index=list(CAUSES.values()), columns=list(KINDS)).fillna(0).astype(int)
-
     kinds = list(CAUSES.values())
+    names: Any = {"rownames": ["true"], "colnames": ["found"]}
+    table = pd.crosstab(true, failures["kind"], failures["pixels"], aggfunc="sum", **names)
+    table = table.reindex(index=kinds, columns=list(KINDS)).fillna(0).astype(int)
+
     square = table.loc[kinds, kinds]
     hits, found, causes = np.diag(square), square.sum(), square.sum(axis=1)
     scores = pd.DataFrame({"precision": hits / found, "recall": hits / causes, "found": found, "true": causes})

@@ -31,11 +31,6 @@ KINDS = ("relationship", "confusion", "inconspicuous", "boundary", "other")
 MISSED = 0.5  # an object is missed if more than this share of it is wrong
 PART = 0.25  # an object is split between two classes if each has at least this share of it
 BROKEN = 3  # an object is broken up if it comes out in so many pieces or more: two are a split
-_STEPS = tuple(  # pixels and their neighbours on each side
-    (here, there)
-    for one, other in ((np.s_[1:], np.s_[:-1]), (np.s_[:, 1:], np.s_[:, :-1]))
-    for here, there in ((one, other), (other, one))
-)
 COLUMNS = (  # of what `mine` returns
     *("rank", "kind", "image", "labelled", "predicted", "pixels", "object_pixels", "share", "wrong"),
     *("top", "left", "bottom", "right", "object", "piece"),
@@ -79,10 +74,8 @@ def connected(values: NDArray[Any]) -> Numbers:
     start = np.concatenate([pixel[:-1][down], pixel[:, :-1][across]])
     end = np.concatenate([pixel[1:][down], pixel[:, 1:][across]])
     graph = coo_array((np.ones(len(start), np.int8), (start, end)), shape=(values.size, values.size))
-    component = connected_components(graph, directed=False)[1]
-    _, first, inverse = np.unique(component, return_index=True, return_inverse=True)
-    numbers: Numbers = first.argsort().argsort()[inverse].reshape(values.shape)
-    return numbers
+    components = connected_components(graph, directed=False)[1]
+    return pd.factorize(components)[0].reshape(values.shape)
 
 
 def piece_numbers(prediction: NDArray[Any], label: NDArray[Any]) -> Numbers:
@@ -107,8 +100,9 @@ def image_pieces(prediction: NDArray[Any], label: NDArray[Any], margin: int) -> 
     window = 2 * margin + 1
     inside = minimum_filter(objects, window, mode="nearest") == maximum_filter(objects, window, mode="nearest")
     spread = np.zeros(pieces.shape, bool)
-    for here, there in _STEPS:
-        spread[here] |= label[there] == prediction[here]
+    for one, other in ((np.s_[1:], np.s_[:-1]), (np.s_[:, 1:], np.s_[:, :-1])):  # neighbours, below and beside
+        spread[one] |= label[other] == prediction[one]
+        spread[other] |= label[one] == prediction[other]
     first = np.unique(pieces, return_index=True)[1]
     of = objects.flat[first]
     found = filter(None, find_objects(pieces + 1))  # every number is there; the types do not know
@@ -283,10 +277,7 @@ def mine(
         if list(given.shape) != shape or given.dtype != torch.bool:
             raise UsageError(f"expected {name} to be bool {shape}, found {given.dtype} {list(given.shape)}")
     if not (field > 0 and 0 <= small <= 1 and stride >= 1):
-        raise UsageError(
-            "expected a field above 0, a quantile small of 0 to 1 and a stride of 1 or more, found"
-            f" {field!r}, {small!r} and {stride!r}"
-        )
+        raise UsageError(f"expected field > 0, 0 <= small <= 1 and stride >= 1, found {field}, {small} and {stride}")
     pieces = labelled_pieces(maps, stride // 2, ignore_index)
     pieces["kind"] = _kinds(pieces, contradicting, confused, field, small, stride)
     failures = pieces[pieces["labelled"] != pieces["predicted"]].copy()

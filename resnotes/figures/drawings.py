@@ -6,17 +6,15 @@ and whatever stands on the shortcut are shown; channels, strides and biases are 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import nn
 
 from resnotes.errors import UsageError
-from resnotes.figures.canvas import Canvas, Point, arrange, canvases
-from resnotes.figures.style import FONT
+from resnotes.figures.canvas import Canvas, Point, blank
 from resnotes.models import Block, build
 from resnotes.models.shortcuts import Gate, Gated, GatedShortcut, Scale, ZeroPadShortcut
 
@@ -37,12 +35,10 @@ SHORTCUTS = {
     "(f) dropout shortcut": "dropout:0.5",
 }
 
-# In inches; rows are counted downwards from the first box of the residual branch.
+# In inches. The origin of a unit is the middle of the first box of its residual branch; rows are counted downwards.
 BOX_WIDTH, BOX_HEIGHT, RADIUS, ROW = 0.72, 0.2, 0.085, 0.335
 COLUMN, BESIDE = 0.84, 0.56  # from the middle of a column of boxes to the next one, and to a bare line
-LABEL = 0.09  # half the height of a label
-INPUT_ROW, SPLIT_ROW = -1.45, -0.9  # where the input is written, and where the shortcut leaves
-WORDS = FONT + 1  # points, of what is not in a box
+ABOVE, SPLIT, LABEL = 0.49, 0.3, 0.09  # where the input is written, where the shortcut leaves; half the height of words
 
 
 class Node(NamedTuple):
@@ -57,13 +53,13 @@ class Unit(NamedTuple):
 
     Attributes:
         residual: the branch with the weights.
-        shortcut: the branch around it; empty for an identity, None where there is none.
+        shortcut: the branch around it; empty for an identity.
         gate: what makes g out of x, where a path is multiplied by g or 1 - g; otherwise empty.
         after: what follows the addition.
     """
 
     residual: list[Node]
-    shortcut: list[Node] | None
+    shortcut: list[Node]
     gate: list[Node]
     after: list[Node]
 
@@ -105,36 +101,28 @@ def read_unit(block: Block) -> Unit:
     """What a drawing of `block` shows.
 
     Raises:
-        UsageError: a module that no drawing shows, or gates elsewhere than at the end of the shortcut or of both paths.
+        UsageError: no shortcut, or a module that no drawing shows.
     """
+    if block.shortcut is None:
+        raise UsageError("expected a residual unit to draw, found one without a shortcut")
     gates = {path.gate for path in block.modules() if isinstance(path, Gated | GatedShortcut)}
-    unit = Unit(
+    return Unit(
         residual=read_nodes(block.residual),
-        shortcut=None if block.shortcut is None else read_nodes(block.shortcut),
+        shortcut=read_nodes(block.shortcut),
         gate=[node for gate in gates for node in read_nodes(gate)],
         after=read_nodes(block.after),
     )
-    shortcut = unit.shortcut or []
-    elsewhere = TIMES in [*unit.residual[:-1], *shortcut[:-1], *unit.after]
-    if gates and (len(gates) > 1 or elsewhere or TIMES not in shortcut):
-        raise UsageError("cannot draw these gates: expected one, at the end of the shortcut or of both paths")
-    return unit
-
-
-def _y(row: float) -> float:
-    return -row * ROW
 
 
 def _column(
     canvas: Canvas, x: float, entry: Sequence[Point], nodes: Sequence[tuple[Node, float]], leave: Sequence[Point]
 ) -> None:
-    """Draw `nodes`, each with its height, in the column at `x`, and arrows from `entry` through them to `leave`."""
-    for node, y in nodes:
+    """Draw `nodes`, each with its row, in the column at `x`, and arrows from `entry` through them to `leave`."""
+    for node, row in nodes:
+        y, half = -row * ROW, RADIUS if node.kind == "circle" else BOX_HEIGHT / 2
         if node.kind == "circle":
-            half = RADIUS
-            canvas.circle(x, y, RADIUS, node.text, size=FONT + 2)
+            canvas.circle(x, y, RADIUS, node.text)
         else:
-            half = BOX_HEIGHT / 2
             canvas.box(x, y, BOX_WIDTH, BOX_HEIGHT, node.text, node.kind)
         canvas.arrow(*entry, (x, y + half))
         entry = [(x, y - half)]
@@ -142,57 +130,46 @@ def _column(
 
 
 def _centred(nodes: Sequence[Node], rows: int) -> list[tuple[Node, float]]:
-    """`nodes` with their heights, in the middle of so many rows."""
-    return [(node, _y((rows - 1 - len(nodes)) / 2 + row)) for row, node in enumerate(nodes)]
+    """`nodes` with their rows, in the middle of so many."""
+    return [(node, (rows - 1 - len(nodes)) / 2 + i) for i, node in enumerate(nodes)]
 
 
 def _draw_shortcut(canvas: Canvas, unit: Unit, rows: int) -> None:
-    """Draw the way around the residual branch, whose last row is ``rows - 1``, and the gate between the two."""
-    split, meeting, addition = _y(SPLIT_ROW), _y(rows - 1), _y(rows)
-    boxes = [node for node in unit.shortcut or () if node != TIMES]
-    side = (COLUMN if unit.gate else 0) + (COLUMN if boxes else BESIDE)
+    """Draw the way around a residual branch of so many rows, and the gate between the two."""
+    boxes = [node for node in unit.shortcut if node != TIMES]
     nodes = _centred(boxes, rows)
+    side = COLUMN if boxes else BESIDE
     if unit.gate:  # in a column of its own; what it puts out turns to the paths above the addition
-        nodes = [*nodes, (TIMES, meeting)]
+        side += COLUMN
+        nodes.append((TIMES, rows - 1))
+        meeting = -(rows - 1) * ROW
         gate = _centred(unit.gate, rows)
-        _column(canvas, COLUMN, [(0, split), (COLUMN, split)], gate, [(COLUMN, meeting), (side - RADIUS, meeting)])
-        canvas.write((COLUMN + side - RADIUS) / 2, meeting + LABEL, "$1-g$", size=WORDS)
+        _column(canvas, COLUMN, [(0, SPLIT), (COLUMN, SPLIT)], gate, [(COLUMN, meeting), (side - RADIUS, meeting)])
+        canvas.write((COLUMN + side - RADIUS) / 2, meeting + LABEL, "$1-g$")
         if TIMES in unit.residual:
-            canvas.arrow((COLUMN, gate[-1][1] - BOX_HEIGHT / 2), (COLUMN, meeting), (RADIUS, meeting))
-            canvas.write((COLUMN + RADIUS) / 2, meeting + LABEL, "$g$", size=WORDS)
-    _column(canvas, side, [(0, split), (side, split)], nodes, [(side, addition), (RADIUS, addition)])
+            canvas.arrow((COLUMN, meeting), (RADIUS, meeting))
+            canvas.write((COLUMN + RADIUS) / 2, meeting + LABEL, "$g$")
+    addition = -rows * ROW
+    _column(canvas, side, [(0, SPLIT), (side, SPLIT)], nodes, [(side, addition), (RADIUS, addition)])
 
 
-def draw_unit(
-    ax: Axes, block: Block | Unit, *, rows: int = 0, ends: tuple[str, str] = ("$x_l$", "$x_{l+1}$")
-) -> Canvas:
+def draw_unit(canvas: Canvas, unit: Unit, rows: int, ends: tuple[str, str] = ("$x_l$", "$x_{l+1}$")) -> None:
     """Draw one unit, downwards: the residual branch, the shortcut at its right, the addition and what follows it.
 
     Args:
-        ax: where to draw; its limits become those of the drawing, in inches.
-        block: the unit, or what `read_unit` makes of it.
-        rows: nodes to leave room for above the addition, where units are to be aligned.
+        canvas: where to draw.
+        unit: what `read_unit` found.
+        rows: nodes that there is room for above the addition, so that units can be aligned.
         ends: what is written at the input and at the output.
-
-    Raises:
-        UsageError: see `read_unit`.
     """
-    canvas, unit = Canvas(ax), block if isinstance(block, Unit) else read_unit(block)
-    rows = max(rows, len(unit.residual))
-    main = [(node, _y(rows - 1) if node == TIMES else _y(row)) for row, node in enumerate(unit.residual)]
-    if unit.shortcut is not None:
-        _draw_shortcut(canvas, unit, rows)
-        main.append((PLUS, _y(rows)))
-    start = rows + (unit.shortcut is not None)
-    main += [(node, _y(start + row)) for row, node in enumerate(unit.after)]
-    top, bottom = _y(INPUT_ROW), _y(start + len(unit.after)) - 0.02
-    _column(canvas, 0, [(0, top - LABEL)], main, [(0, bottom + LABEL)])
-    for y, text in zip((top, bottom), ends, strict=True):
-        if text:
-            canvas.write(0, y, text, size=WORDS)
-    canvas.fit()
-    ax.set_aspect("equal", anchor="N")
-    return canvas
+    _draw_shortcut(canvas, unit, rows)
+    below = [PLUS, *unit.after]
+    end = -(rows + len(below)) * ROW
+    main = [(node, rows - 1 if node == TIMES else row) for row, node in enumerate(unit.residual)]
+    main += [(node, rows + row) for row, node in enumerate(below)]
+    _column(canvas, 0, [(0, ABOVE - LABEL)], main, [(0, end + LABEL)])
+    canvas.write(0, ABOVE, ends[0])
+    canvas.write(0, end, ends[1])
 
 
 def _block(name: str, **options: Any) -> Block:
@@ -203,38 +180,31 @@ def _block(name: str, **options: Any) -> Block:
     return block
 
 
-def _panels(units: Mapping[str, Unit], **options: Any) -> tuple[Figure, list[Canvas]]:
-    """A drawing of each unit, its title below; see `draw_unit`."""
-    fig, drawn = canvases(len(units))
-    for canvas, unit in zip(drawn, units.values(), strict=True):
-        draw_unit(canvas.ax, unit, **options)
-    lowest = min(canvas.bounds.y0 for canvas in drawn) - LABEL
-    for canvas, title in zip(drawn, units, strict=True):
-        canvas.write(sum(canvas.ax.get_xlim()) / 2, lowest, title, size=WORDS, va="top")
-        canvas.fit()
-    return fig, drawn
+def _title(canvas: Canvas, row: float, text: str) -> None:
+    canvas.write(0, -row * ROW + 0.17, text, va="top")
 
 
 def building_block() -> Figure:
-    """Two weight layers, and a bottleneck, without their BN (He et al. 2015, Figs. 2 and 5); 4.6 inches wide."""
-    unit, bottleneck = (read_unit(_block(name, batch_norm=False)) for name in ("resnet-14", "bottleneck-20"))
-    layers = [node._replace(text="weight layer") if node.kind == "conv" else node for node in unit.residual]
-    units = {"building block": unit._replace(residual=layers), "bottleneck": bottleneck}
-    rows = len(bottleneck.residual)
-    fig, drawn = _panels(units, rows=rows, ends=("$x$", ""))
-    for canvas, panel in zip(drawn, units.values(), strict=True):
-        middle = _y((len(panel.residual) - 1) / 2)
-        canvas.write(-BOX_WIDTH / 2 - 0.08, middle, r"$\mathcal{F}(x)$", size=WORDS, ha="right")
-        canvas.write(-RADIUS - 0.06, _y(rows), r"$\mathcal{F}(x)+x$", size=WORDS, ha="right")
-        canvas.write(BESIDE + 0.06, _y((rows - 1) / 2), "$x$\nidentity", size=WORDS, ha="left")
-        canvas.fit()
-    return arrange(fig, 4.6)
+    """Two layers and their shortcut, and a bottleneck, without BN (He et al. 2015, Figs. 2 and 5); 4.6 inches wide."""
+    figure = blank(3.2, 4.6)
+    for x, title, name in ((1.05, "building block", "resnet-14"), (3.25, "bottleneck", "bottleneck-20")):
+        unit, canvas, rows = read_unit(_block(name, batch_norm=False)), Canvas(figure, x, 0.6), 5
+        draw_unit(canvas, unit, rows, ends=("$x$", ""))
+        canvas.write(-BOX_WIDTH / 2 - 0.08, -(len(unit.residual) - 1) / 2 * ROW, r"$\mathcal{F}(x)$", ha="right")
+        canvas.write(-RADIUS - 0.06, -rows * ROW, r"$\mathcal{F}(x)+x$", ha="right")
+        canvas.write(BESIDE + 0.06, -(rows - 1) / 2 * ROW, "$x$\nidentity", ha="left")
+        _title(canvas, rows + 2.6, title)
+    return figure
 
 
 def activation_orders() -> Figure:
     """Where BN and ReLU stand in a unit (He et al. 2016, Fig. 4): a panel for each of `ORDERS`; 7 inches wide."""
-    fig, _ = _panels({title: read_unit(_block("resnet-14", order=order)) for title, order in ORDERS.items()})
-    return arrange(fig)
+    figure = blank(3.4)
+    for place, (title, order) in enumerate(ORDERS.items()):
+        unit, canvas = read_unit(_block("resnet-14", order=order)), Canvas(figure, 0.6 + 1.4 * place, 0.6)
+        draw_unit(canvas, unit, len(unit.residual))
+        _title(canvas, 8, title)
+    return figure
 
 
 def shortcut_variants() -> Figure:
@@ -242,6 +212,13 @@ def shortcut_variants() -> Figure:
 
     The paper leaves out the BN layers; they are drawn here.
     """
-    units = {title: read_unit(_block("resnet-14", shortcut=shortcut)) for title, shortcut in SHORTCUTS.items()}
-    fig, _ = _panels(units, rows=max(len(unit.residual) for unit in units.values()))
-    return arrange(fig)
+    figure = blank(7.25)
+    for place, (title, shortcut) in enumerate(SHORTCUTS.items()):
+        row, column = divmod(place, 3)
+        unit, canvas = (
+            read_unit(_block("resnet-14", shortcut=shortcut)),
+            Canvas(figure, 0.8 + 2.25 * column, 0.6 + 3.6 * row),
+        )
+        draw_unit(canvas, unit, 6)  # so many nodes are on the longest branch
+        _title(canvas, 9, title)
+    return figure

@@ -13,41 +13,41 @@ from __future__ import annotations
 import base64
 import html
 import io
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from itertools import islice
 from typing import Any
 
 import ipywidgets as widgets
-import numpy as np
 import torch
 from IPython.display import display
 from matplotlib.axes import Axes
-from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 from matplotlib.ticker import MaxNLocator
 
 from resnotes.datasets import Classification
 from resnotes.errors import UsageError
-from resnotes.figures.examination import IMAGES, TRACED, Outcome, Subject, swapped
-from resnotes.figures.style import ORANGE, VERMILION, style_for
+from resnotes.figures.examination import Finding, Subject, swapped
+from resnotes.figures.style import BLUE, ORANGE, VERMILION
 from resnotes.models import Network
 from resnotes.progress import attended
 from resnotes.unravel import Lesion, length_distribution, mean_length, random_deletions
 
 ROWS, COLUMNS = 2, 6  # of thumbnails
 
-INTACT, GONE, MOVED, WRONG, RIGHT = "#BDBDBD", "#8A8A8A", ORANGE, VERMILION, "#00795A"
+INTACT, NOW, GONE, MOVED, WRONG, RIGHT = "#BDBDBD", BLUE, "#8A8A8A", ORANGE, VERMILION, "#00795A"
 WIDTH, HEIGHT, DPI = 10.0, 3.8, 160
 
 
-def draw(subject: Subject, outcome: Outcome, title: str) -> Figure:
+def draw(subject: Subject, finding: Finding, title: str) -> Figure:
     """The blocks as they stand, the error, predictions that changed, and the gradient by path length.
 
-    Grey is the intact network, and the network's own colour is what became of it.
+    Grey is the intact network, and blue is what became of it.
 
     Args:
         subject: the network.
-        outcome: of a lesion to it.
+        finding: of a lesion to it.
         title: name of the network.
 
     Returns:
@@ -56,105 +56,79 @@ def draw(subject: Subject, outcome: Outcome, title: str) -> Figure:
     # Places are fixed, so that nothing jumps from one update to the next; a layout engine would take longer, too.
     fig = Figure(figsize=(WIDTH, HEIGHT))
     fig.set_layout_engine("none")
-    color = style_for(subject.network.name)["color"]
-    _draw_blocks(fig.add_axes((0.01, 0.775, 0.98, 0.14)), subject, outcome.lesion, color)
-    name = fig.text(0.01, 0.955, title, fontsize=10, fontweight="bold", va="center")
-    beside: dict[str, Any] = {"xycoords": name, "xytext": (8, 0), "textcoords": "offset points", "va": "center"}
-    fig.axes[0].annotate(subject.structure(outcome.lesion), (1, 0.5), **beside)
-    _draw_error(fig.add_axes((0.04, 0.115, 0.11, 0.53)), subject, outcome, color)
-    _draw_changes(fig.add_axes((0.20, 0.015, 0.44, 0.63)), subject, outcome)
-    _draw_spectrum(fig.add_axes((0.69, 0.115, 0.295, 0.53)), subject, outcome, color)
+    fig.text(0.01, 0.955, f"{title}: {subject.structure(finding.lesion)}", fontsize=9, va="center")
+    _draw_blocks(fig.add_axes((0.01, 0.775, 0.98, 0.14)), subject.network.stages, finding.lesion)
+    _draw_error(fig.add_axes((0.04, 0.115, 0.11, 0.53)), subject.intact.error, finding.error)
+    _draw_spectrum(fig.add_axes((0.69, 0.115, 0.295, 0.53)), subject, finding)
+    _draw_changes(fig, subject, finding)
     return fig
 
 
-def _draw_blocks(ax: Axes, subject: Subject, lesion: Lesion, color: str) -> None:
+def _draw_blocks(ax: Axes, stages: Iterable[int], lesion: Lesion) -> None:
     """A box for each position, with the number of the block that stands there; gaps between stages."""
-    stages = subject.network.stages
-    gaps = [stage for stage, count in enumerate(stages) for _ in range(count)]
+    gaps = [0.6 * stage for stage, count in enumerate(stages) for _ in range(count)]
     size = min(6.5, 6.5 * 60 / len(gaps))
-    dark = np.dot(to_rgb(color), (0.299, 0.587, 0.114)) < 0.55
     for position, (block, gap) in enumerate(zip(lesion.order or range(len(gaps)), gaps, strict=True)):
-        deleted, moved = block in lesion.deleted, block != position
-        edge, fill, text = (GONE, "white", GONE) if deleted else (color, color, "white" if dark else "black")
-        x = position + 0.6 * gap
-        ax.add_patch(Rectangle((x + 0.06, 0.1), 0.88, 0.8, facecolor=fill, edgecolor=edge, linewidth=0.7))
-        if deleted:
-            ax.plot([x + 0.06, x + 0.94], [0.1, 0.9], color=GONE, linewidth=0.6)
-        if moved:
-            ax.add_patch(Rectangle((x + 0.06, -0.16), 0.88, 0.16, color=MOVED, linewidth=0))
-        behind = {"facecolor": "white", "edgecolor": "none", "pad": 0.6} if deleted else None
-        ax.text(x + 0.5, 0.48, str(block), color=text, fontsize=size, ha="center", va="center", bbox=behind)
-    ax.set(xlim=(0, max(30, len(gaps) + 0.6 * (len(stages) - 1))), ylim=(-0.2, 1))
+        fill, text = ("white", GONE) if block in lesion.deleted else (NOW, "white")
+        edge = MOVED if block != position else GONE
+        box = Rectangle((position + gap, 0), 0.84, 0.84, facecolor=fill, edgecolor=edge, linewidth=1.5)
+        ax.add_patch(box)
+        ax.text(position + gap + 0.42, 0.4, str(block), color=text, fontsize=size, ha="center", va="center")
+    ax.set(xlim=(-0.1, max(30, len(gaps) + gaps[-1])), ylim=(-0.1, 1))
     ax.axis("off")
-    gone = Patch(facecolor="white", edgecolor=GONE, linewidth=0.7, label="deleted")
-    handles = [Patch(facecolor=color, label="block"), gone, Patch(facecolor=MOVED, label="elsewhere than built")]
+    keys = {"block": (NOW, GONE), "deleted": ("white", GONE), "elsewhere than built": ("white", MOVED)}
+    handles = [Patch(facecolor=fill, edgecolor=edge, label=text) for text, (fill, edge) in keys.items()]
     ax.legend(handles=handles, loc="lower right", bbox_to_anchor=(1, 1), ncols=3, borderaxespad=0, handlelength=1)
 
 
-def _title(ax: Axes, text: str) -> None:
-    ax.set_title(text, loc="left", fontsize=8)
-
-
-def _draw_error(ax: Axes, subject: Subject, outcome: Outcome, color: str) -> None:
-    errors = [subject.intact.error, outcome.error]
-    bars = ax.bar(["intact", "now"], errors, color=[INTACT, color], width=0.7)
+def _draw_error(ax: Axes, intact: float, now: float) -> None:
+    bars = ax.bar(["intact", "now"], [intact, now], color=[INTACT, NOW], width=0.7)
     ax.bar_label(bars, fmt="%.1f", fontsize=7, padding=1)
-    ax.set(ylim=(0, max(10, 1.15 * max(errors))), xlim=(-0.6, 1.6))
-    ax.tick_params(axis="x", length=0)
+    ax.set(ylim=(0, max(10, 1.15 * intact, 1.15 * now)))
     ax.grid(False, axis="x")
-    _title(ax, "error, %")
+    ax.set_title("error, %", loc="left")
 
 
-def _draw_changes(ax: Axes, subject: Subject, outcome: Outcome) -> None:
+def _draw_changes(fig: Figure, subject: Subject, finding: Finding) -> None:
     """Images whose prediction changed, each below its class; what it was and now is taken for stands under it."""
-    box = ax.get_position()
-    width, height = box.width * WIDTH, box.height * HEIGHT  # the axes' units are inches
-    side = 0.62  # of an image
-    changed = subject.changed(outcome)
-    before, after, truth = subject.intact.predictions, outcome.predictions, subject.labels
-    arrow, size = ("\n→", 6.5) if max(map(len, subject.classes)) > 3 else (" →", 7.5)
-    for place, i in enumerate(changed[: ROWS * COLUMNS]):
-        row, column = divmod(place, COLUMNS)
-        x, y = (column + 0.5) * width / COLUMNS, height - row * height / ROWS - 0.16
-        extent = (x - side / 2, x + side / 2, y - side, y)
-        raw = subject.raw[i].permute(1, 2, 0).numpy()
-        ax.imshow(raw, cmap="gray_r", vmin=0, vmax=255, extent=extent, interpolation="nearest")
-        ax.add_patch(Rectangle((x - side / 2, y - side), side, side, fill=False, edgecolor=INTACT, linewidth=0.5))
-        ax.text(x, y + 0.03, subject.classes[truth[i]], fontsize=7, ha="center", va="bottom")
-        mark, color = ("✓", RIGHT) if after[i] == truth[i] else ("✗", WRONG)
-        text = f"{subject.classes[before[i]]}{arrow} {subject.classes[after[i]]} {mark}"
-        ax.text(x, y - side - 0.04, text, fontsize=size, color=color, ha="center", va="top")
-    if not changed:
-        ax.text(width / 2, height / 2, "every prediction as before", color=GONE, ha="center", va="center")
-    ax.set(xlim=(0, width), ylim=(0, height), aspect="auto")
-    ax.axis("off")
+    changed, all_labels = subject.changed(finding), (subject.labels, subject.intact.predictions, finding.predictions)
     shown = f"; the first {ROWS * COLUMNS}" if len(changed) > ROWS * COLUMNS else ""
-    _title(ax, f"{len(changed)} of {len(truth)} predictions changed{shown}")
+    title = f"{len(changed)} of {len(subject.labels)} predictions changed{shown}"
+    fig.text(0.2, 0.69, title, fontsize=8, va="center")
+    grid = fig.add_gridspec(ROWS, COLUMNS, left=0.2, right=0.65, bottom=0.1, top=0.61, hspace=0.75)
+    for place, i in enumerate(changed[: ROWS * COLUMNS]):
+        ax = fig.add_subplot(grid[place])
+        ax.imshow(subject.raw[i].permute(1, 2, 0).numpy(), cmap="gray_r", vmin=0, vmax=255, interpolation="nearest")
+        truth, before, after = (subject.classes[labels[i]] for labels in all_labels)
+        mark, color = ("✓", RIGHT) if after == truth else ("✗", WRONG)
+        ax.set_title(truth, fontsize=7, pad=2)
+        ax.set_xlabel(f"{before}\n→ {after} {mark}", fontsize=6.5, color=color, labelpad=2)
+        ax.set(xticks=[], yticks=[])
 
 
-def _draw_spectrum(ax: Axes, subject: Subject, outcome: Outcome, color: str) -> None:
+def _draw_spectrum(ax: Axes, subject: Subject, finding: Finding) -> None:
     """How much of the gradient comes by paths of each length, and how many of all paths have that length."""
-    blocks, left = len(subject.network.blocks), len(subject.network.blocks) - len(outcome.lesion.deleted)
+    blocks, left = len(subject.network.blocks), len(subject.network.blocks) - len(finding.lesion.deleted)
     if subject.intact.shares is not None:
         mean = mean_length(subject.intact.shares)
         ax.bar(range(blocks + 1), subject.intact.shares, color=INTACT, width=0.9, label=f"intact, mean {mean:.1f}")
-    if outcome.shares is None:
-        ax.plot([], [], color=color, label="now: the gradient is zero or not finite")
+    if finding.shares is None:
+        ax.plot([], [], color=NOW, label="now: the gradient is zero or not finite")
     else:
-        shares = outcome.shares[: left + 1]  # no path is longer than the blocks that are left
-        look: dict[str, Any] = {"color": color, "marker": "o", "markersize": 2.2, "linewidth": 1}
-        ax.plot(range(left + 1), shares, **look, label=f"now, mean {mean_length(shares):.1f}")
-    if ways := subject.ways(outcome.lesion):
+        shares = finding.shares[: left + 1]  # no path is longer than the blocks that are left
+        ax.plot(
+            shares, color=NOW, marker="o", markersize=2.2, linewidth=1, label=f"now, mean {mean_length(shares):.1f}"
+        )
+    if ways := subject.ways(finding.lesion):
         lengths = range(left - ways, left + 1)  # blocks without a shortcut are on every path
         paths = [float(share) for share in length_distribution(ways)]
         ax.plot(lengths, paths, ":", color="black", linewidth=1, label=f"paths now, mean {left - ways / 2:.1f}")
-    ax.set(xlim=(-0.9, blocks + 0.9))
+    ax.set(xlim=(-0.9, blocks + 0.9), xlabel="path length: residual branches on the way")
     ax.xaxis.set_major_locator(MaxNLocator(8, integer=True))
     ax.axhline(0, color="black", linewidth=0.6)
     ax.set_ylim(top=1.35 * ax.get_ylim()[1])  # room for the legend, where nothing is drawn
     ax.legend(loc="upper right")
-    ax.set_xlabel("path length: residual branches on the way", labelpad=2)
-    _title(ax, f"share of the gradient ({len(subject.traced)} images), and of all paths")
+    ax.set_title(f"share of the gradient ({len(subject.traced)} images), and of all paths", loc="left")
 
 
 def _png(figure: Figure) -> bytes:
@@ -168,112 +142,66 @@ def _row(*children: Any) -> Any:
     return widgets.HBox(children, layout=widgets.Layout(flex_flow="row wrap"))
 
 
-def _block_button(i: int, can_go: bool) -> Any:
-    """To delete block `i`, and to restore it."""
-    why_not = "cannot be deleted: without it, the maps have another shape than what follows expects"
-    button = widgets.ToggleButton(
-        description=str(i),
-        disabled=not can_go,
-        tooltip="" if can_go else f"block {i} {why_not}",
-        layout=widgets.Layout(width="36px", height="26px", padding="0", margin="1px"),
-    )
-    button.add_class(f"resnotes-block-{i}")
+def _button(text: str, act: Callable[[], None], **options: Any) -> Any:
+    button = widgets.Button(description=text, **options)
+    button.on_click(lambda _: act())
     return button
 
 
 class Explorer:
-    """Controls for lesions, and the figure of what they do.
+    """Controls for lesions to a network, and the figure of what they do.
 
-    Every part has a CSS class of its own, ``resnotes-explorer-<part>`` or ``resnotes-block-<number>``. What the
-    controls show follows `lesion`; one that differs from it was moved by somebody.
+    Every part has a CSS class of its own, ``resnotes-explorer-<part>`` or ``resnotes-block-<number>``.
 
     Args:
-        subjects: trained networks by name, at least one.
+        name: of the network.
+        subject: the network.
 
     Attributes:
-        lesion: as the controls have it.
-        outcome: of that lesion.
+        lesion: as the figure shows it.
         widget: all of it, to be displayed.
     """
 
-    def __init__(self, subjects: Mapping[str, Subject]) -> None:
-        self._subjects = subjects
+    def __init__(self, name: str, subject: Subject) -> None:
+        self.name, self.subject = name, subject
         self._generator = torch.Generator().manual_seed(0)
 
-        wide = {"description_width": "initial"}
-        number = {"style": wide, "layout": widgets.Layout(width="150px")}
-        self.network = widgets.Dropdown(options=list(subjects), description="network", style=wide)
-        self.count = widgets.IntSlider(
-            description="deleted blocks",
-            tooltip="moved, so many blocks are drawn at random",
-            continuous_update=False,
-            style=wide,
-            layout=widgets.Layout(width="340px"),
-        )
-        self.again = widgets.Button(description="draw again", tooltip="delete as many blocks, drawn at random")
-        self.first = widgets.BoundedIntText(description="swap block", **number)
-        self.second = widgets.BoundedIntText(description="with block", **number)
-        self.swap = widgets.Button(description="swap", tooltip="let the two blocks change places")
-        self.reset = widgets.Button(description="reset", tooltip="restore every block, in the original order")
+        wide, small = {"description_width": "initial"}, widgets.Layout(width="36px", padding="0")
+        count = len(subject.network.blocks)
+        self.blocks = [_button(str(i), partial(self._toggle, i), layout=small) for i in range(count)]
+        for i, button in enumerate(self.blocks):
+            button.add_class(f"resnotes-block-{i}")
+            button.disabled = i not in subject.deletable
+        self.count = widgets.IntSlider(description="blocks", max=len(subject.deletable), style=wide)
+        self.again = _button("delete at random", self._delete_at_random, tooltip="delete so many blocks")
+        self.reset = _button("reset", lambda: self._show(Lesion()), tooltip="restore every block and the order")
+        largest = max(subject.groups, key=len)
+        ends = {"max": count - 1, "style": wide, "layout": widgets.Layout(width="150px")}
+        self.first = widgets.BoundedIntText(description="swap block", value=largest[0], **ends)
+        self.second = widgets.BoundedIntText(description="with block", value=largest[-1], **ends)
+        self.swap = _button("swap", self._swap, tooltip="let the two blocks change places")
         self.status = widgets.HTML()
         self.image = widgets.Image(format="png", layout=widgets.Layout(width="100%", max_width=f"{WIDTH * 100:.0f}px"))
-        for part in ("network", "count", "again", "first", "second", "swap", "reset", "status", "image"):
+        for part in ("count", "again", "reset", "first", "second", "swap", "status", "image"):
             getattr(self, part).add_class(f"resnotes-explorer-{part}")
-        self.blocks: list[Any] = []
-        self._stages = widgets.VBox()
-        controls = _row(self.network, self.count, self.again, self.reset)
-        swapping = _row(self.first, self.second, self.swap)
-        self.widget = widgets.VBox([controls, self._stages, swapping, self.status, self.image])
-        self.widget.add_class("resnotes-explorer")
 
-        self._on_network()
-        self.network.observe(self._on_network, "value")
-        self.count.observe(self._on_count, "value")
-        self.again.on_click(self._on_again)
-        self.swap.on_click(self._on_swap)
-        self.reset.on_click(lambda _: self._show(Lesion()))
+        buttons = iter(self.blocks)
+        stages = [
+            _row(widgets.Label(f"stage {stage}"), *islice(buttons, size))
+            for stage, size in enumerate(subject.network.stages, start=1)
+        ]
+        controls, swapping = _row(self.count, self.again, self.reset), _row(self.first, self.second, self.swap)
+        self.widget = widgets.VBox([controls, *stages, swapping, self.status, self.image])
+        self._show(subject.example())
 
-    @property
-    def subject(self) -> Subject:
-        """The network that is chosen."""
-        return self._subjects[self.network.value]
+    def _toggle(self, block: int) -> None:
+        self._show(Lesion(self.lesion.deleted ^ {block}, self.lesion.order))
 
-    def _on_network(self, _: object = None) -> None:
-        """Controls that fit the network."""
-        subject = self.subject
-        for widget in (*self.blocks, *self._stages.children):
-            widget.close()
-        self.blocks = [_block_button(i, i in subject.deletable) for i in range(len(subject.network.blocks))]
-        rows, rest = [], iter(self.blocks)
-        for stage, count in enumerate(subject.network.stages, start=1):
-            label = widgets.Label(f"stage {stage}", layout=widgets.Layout(width="52px"))
-            rows.append(widgets.HBox([label, _row(*(next(rest) for _ in range(count)))]))
-        self._stages.children = rows
-        self.lesion = subject.example()
-        with self.count.hold_trait_notifications():
-            self.count.max, self.count.value = len(subject.deletable), len(self.lesion.deleted)
-        largest = max(subject.groups, key=len)
-        for control, block in ((self.first, largest[0]), (self.second, largest[-1])):
-            control.max = len(self.blocks) - 1
-            control.value = block
-        self._show(self.lesion)
-        for button in self.blocks:
-            button.observe(self._on_block, "value")
-
-    def _on_block(self, change: Any) -> None:
-        block = int(change.owner.description)
-        if change.new != (block in self.lesion.deleted):
-            self._show(Lesion(self.lesion.deleted ^ {block}, self.lesion.order))
-
-    def _on_count(self, change: Any) -> None:
-        if change.new != len(self.lesion.deleted):
-            self._on_again()
-
-    def _on_again(self, _: object = None) -> None:
+    def _delete_at_random(self) -> None:
         (drawn,) = random_deletions(self.subject.deletable, self.count.value, 1, self._generator)
         self._show(Lesion(drawn.deleted, self.lesion.order))
 
-    def _on_swap(self, _: object) -> None:
+    def _swap(self) -> None:
         try:
             lesion = swapped(self.lesion, self.first.value, self.second.value, self.subject.groups)
         except UsageError as error:
@@ -284,15 +212,14 @@ class Explorer:
     def _show(self, lesion: Lesion) -> None:
         """Carry out `lesion`, and let controls, status and figure show it."""
         self.lesion = lesion
-        for i in self.subject.deletable:
-            button, gone = self.blocks[i], i in lesion.deleted
-            button.value = gone
-            button.button_style = "danger" if gone else ""
-            button.tooltip = f"restore block {i}" if gone else f"delete block {i}"
+        for i, button in enumerate(self.blocks):
+            button.button_style = "danger" if i in lesion.deleted else ""
+            action = "restore" if i in lesion.deleted else "cannot delete" if button.disabled else "delete"
+            button.tooltip = f"{action} block {i}"
         self.count.value = len(lesion.deleted)
-        self.outcome = self.subject.examine(lesion)
-        self.image.value = _png(draw(self.subject, self.outcome, self.network.value))
-        self._say(self.subject.summary(self.outcome))
+        finding = self.subject.examine(lesion)
+        self.image.value = _png(draw(self.subject, finding, self.name))
+        self._say(self.subject.summary(finding))
 
     def _say(self, text: str, role: str = "status") -> None:
         """Roles are for screen readers, which read out what changes."""
@@ -300,32 +227,32 @@ class Explorer:
         self.status.value = f'<span role="{role}"{color}>{html.escape(text)}</span>'
 
 
-def explore(
-    networks: Mapping[str, Network], data: Classification, *, images: int = IMAGES, traced: int = TRACED
-) -> None:
+def choice(subjects: Mapping[str, Subject]) -> Any:
+    """A widget: an `Explorer` for each of these, of which one is seen."""
+    network = widgets.Dropdown(options=list(subjects), description="network").add_class("resnotes-explorer-network")
+    explorers = widgets.Stack([Explorer(name, subject).widget for name, subject in subjects.items()], selected_index=0)
+    widgets.link((network, "index"), (explorers, "selected_index"))
+    return widgets.VBox([network, explorers]).add_class("resnotes-explorer")
+
+
+def explore(networks: Mapping[str, Network], data: Classification) -> None:
     """Show an `Explorer`; where nobody can use it, the figure of the first network without three of its blocks.
 
     The explorer carries its first figure with it, for pages that cannot show controls.
 
     Args:
         networks: trained networks by name, at least one.
-        data: see `Subject`.
-        images: see `Subject`.
-        traced: see `Subject`.
+        data: on whose training images they were trained.
 
     Raises:
         UsageError: no networks; or see `Subject`.
     """
     if not networks:
         raise UsageError("expected at least one network to explore, found none")
-    seen = attended()
-    subjects = {
-        name: Subject(network, data, images=images, traced=traced)
-        for name, network in (networks if seen else dict([next(iter(networks.items()))])).items()
-    }
-    name, subject = next(iter(subjects.items()))
-    outcome = subject.examine(subject.example())
-    picture = base64.b64encode(_png(draw(subject, outcome, name))).decode()
-    view = Explorer(subjects).widget._repr_mimebundle_() if seen else {}
-    bundle = {**view, "image/png": picture, "text/plain": f"{name}: {subject.summary(outcome)}"}
+    first, seen = next(iter(networks)), attended()
+    subjects = {name: Subject(network, data) for name, network in networks.items() if seen or name == first}
+    finding = subjects[first].examine(subjects[first].example())
+    picture = base64.b64encode(_png(draw(subjects[first], finding, first))).decode()
+    view = choice(subjects)._repr_mimebundle_() if seen else {}
+    bundle = {**view, "image/png": picture, "text/plain": f"{first}: {subjects[first].summary(finding)}"}
     display(bundle, metadata={"image/png": {"width": int(WIDTH * 100)}}, raw=True)

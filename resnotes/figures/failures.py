@@ -18,19 +18,13 @@ from matplotlib.patheffects import Normal, withStroke
 from numpy.typing import NDArray
 from torch import Tensor
 
-from resnotes.analysis.cooccurrence import LEVEL, Cooccurrence
+from resnotes.analysis.cooccurrence import Cooccurrence
 from resnotes.errors import UsageError, unknown
 from resnotes.failures.mining import check
-from resnotes.figures.canvas import blank
 from resnotes.figures.style import BLUE, FONT, VERMILION, WIDTH, palette
 from resnotes.models.segmentation import IGNORED
 
-# In inches.
-MARGIN, GAP = 0.05, 0.06  # around panels, and between them
-HEADER, TITLE, LINE = 0.2, 0.24, 0.155  # above all columns, above a row, and of the legend
-SIDE = 1.75  # of a panel at most
-LEGEND_COLUMNS = 6
-TIGHT: dict[str, Any] = {"borderpad": 0, "borderaxespad": 0, "labelspacing": 0.35, "handlelength": 1.4}
+SIDE, LINE, LEGEND_COLUMNS = 1.75, 0.155, 6  # of a panel at most, of a line of words, in inches
 UNNAMED = (1.0, 1.0, 1.0)  # of pixels that have no class
 SHARES = [0, 0.001, 0.01, 0.1, 0.3, 1]  # written at a confusion matrix
 
@@ -40,19 +34,6 @@ SMALL = 0.4  # side of the square in a cell that chance explains, as a share of 
 NEVER, MIDDLE = "#00304D", "#E4E4E4"
 COLORS = {"pmi": [BLUE, MIDDLE, VERMILION], "conditional": [MIDDLE, VERMILION]}
 LABELS = {"pmi": "pointwise mutual information (bits)", "conditional": "P(row | column)"}
-
-
-def _check(failures: pd.DataFrame, images: Tensor, labels: Tensor, predictions: Mapping[str, Tensor]) -> None:
-    if not len(failures) or not predictions:
-        raise UsageError(
-            f"expected failures and predictions to show, found {len(failures)} failures, {len(predictions)} predictions"
-        )
-    if images.ndim != 4 or images.shape[1] != 3 or images.dtype != torch.uint8:
-        raise UsageError(f"expected images as uint8 [N, 3, H, W], found {images.dtype} {list(images.shape)}")
-    if labels.shape != (len(images), *images.shape[2:]):
-        raise UsageError(f"expected labels to fit images {list(images.shape)}, found {list(labels.shape)}")
-    if not 0 <= failures["image"].min() <= failures["image"].max() < len(images):
-        raise UsageError(f"expected failures in images 0 to {len(images) - 1}, found one in {failures['image'].max()}")
 
 
 def _outline(ax: Axes, box: tuple[int, int, int, int]) -> None:
@@ -89,7 +70,10 @@ def panels(
     Raises:
         UsageError: no failure or prediction, or shapes or values that do not fit.
     """
-    _check(failures, images, labels, predictions)
+    if not len(failures) or not predictions:
+        raise UsageError(f"expected failures and predictions, found {len(failures)} and {len(predictions)} to show")
+    if labels.shape != (len(images), *images.shape[2:]):
+        raise UsageError(f"expected labels to fit images {list(images.shape)}, found {list(labels.shape)}")
     for each in predictions.values():
         check(each, labels, len(classes), ignore_index)
     maps = {"label": labels, **predictions}
@@ -99,15 +83,9 @@ def panels(
     colors = np.vstack([palette(len(classes)), UNNAMED])  # the last one is that of no class
 
     rows, columns, (height, width) = len(failures), 1 + len(maps), images.shape[2:]
-    wide = min(SIDE, (WIDTH - 2 * MARGIN - (columns - 1) * GAP) / columns)
-    tall = wide * height / width
-    below = MARGIN + GAP + -(-len(legend) // LEGEND_COLUMNS) * LINE
-    total = MARGIN + HEADER + rows * (TITLE + tall) + below
-    fig = blank(total)
-    left, top = (WIDTH - columns * wide - (columns - 1) * GAP) / 2 / WIDTH, total - MARGIN - HEADER - TITLE
-    places = {"left": left, "right": 1 - left, "bottom": below / total, "top": top / total}
-    gaps = {"wspace": GAP / wide, "hspace": TITLE / tall}
-    grid = fig.subplots(rows, columns, squeeze=False, gridspec_kw=places | gaps)
+    tall = min(SIDE, WIDTH / columns) * height / width
+    total = rows * (tall + 1.6 * LINE) + (2 + -(-len(legend) // LEGEND_COLUMNS)) * LINE
+    fig, grid = plt.subplots(rows, columns, figsize=(WIDTH, total), squeeze=False, layout="constrained")
     for line, failure in zip(grid, failures.itertuples(), strict=True):
         image = int(failure.image)  # type: ignore[arg-type]
         pictures = {"image": images[image].permute(1, 2, 0).cpu().numpy()}
@@ -116,18 +94,17 @@ def panels(
             pictures[name] = colors[np.where(numbers == ignore_index, len(classes), numbers)]
         for ax, picture in zip(line, pictures.values(), strict=True):
             ax.imshow(picture, interpolation="nearest")
-            ax.set_axis_off()
             _outline(ax, (failure.top, failure.left, failure.bottom, failure.right))  # type: ignore[arg-type]
+            ax.spines[:].set_visible(False)
+            ax.set(xticks=[], yticks=[])
         size = f"{failure.pixels} of {failure.object_pixels} pixels"
-        title = f"{failure.kind}: {failure.labelled} → {failure.predicted}, {size}"
-        fig.text(0, 1 + 0.05 / tall, title, transform=line[0].transAxes, fontsize=FONT, va="bottom")
-    for ax, name in zip(grid[0], ("image", *maps), strict=True):
-        fig.text(
-            0.5, 1 + (TITLE + HEADER) / tall, name, transform=ax.transAxes, fontsize=FONT + 1, ha="center", va="top"
+        line[0].set_title(
+            f"{failure.kind}: {failure.labelled} → {failure.predicted}, {size}", loc="left", fontsize=FONT
         )
+    for ax, name in zip(grid[-1], ("image", *maps), strict=True):
+        ax.set_xlabel(name)
     handles = [Patch(facecolor=colors[i], edgecolor="black", linewidth=0.4, label=classes[i]) for i in legend]
-    below_all = (0.5, MARGIN / total)
-    fig.legend(handles=handles, loc="lower center", bbox_to_anchor=below_all, ncols=LEGEND_COLUMNS, **TIGHT)
+    fig.legend(handles=handles, loc="outside lower center", ncols=LEGEND_COLUMNS)
     return fig
 
 
@@ -140,7 +117,7 @@ def confusion_figure(confusion: Tensor, classes: Sequence[str], order: Sequence[
         order: a permutation, such as `clustered` returns; None for that of the classes.
 
     Raises:
-        UsageError: a matrix that does not fit the classes, or an order that is none of them.
+        UsageError: a matrix that does not fit the classes.
     """
     import seaborn as sns  # seconds of import time
 
@@ -148,24 +125,20 @@ def confusion_figure(confusion: Tensor, classes: Sequence[str], order: Sequence[
     if confusion.shape != (count, count):
         raise UsageError(f"expected a confusion matrix {[count, count]}, found {list(confusion.shape)}")
     places = list(range(count)) if order is None else [int(i) for i in order]
-    if sorted(places) != list(range(count)):
-        raise UsageError(f"expected an order of the classes 0 to {count - 1}, found {places}")
-    shares = (confusion.double() / confusion.sum(1, keepdim=True).clamp(min=1))[places][:, places].cpu().numpy()
+    shares = pd.DataFrame((confusion.double() / confusion.sum(1, keepdim=True).clamp(min=1)).cpu().numpy())
     names = [classes[i] for i in places]
-    size = min(FONT, 300 / count)  # points: 300 of them are the height of the matrix
 
     fig, ax = plt.subplots(figsize=(WIDTH, 6.0), layout="constrained")
     # The root of the root shows a thousandth as a sixth of the scale.
     bar = {"shrink": 0.7, "pad": 0.02, "ticks": SHARES, "format": "{x:g}", "label": "share of the labelled pixels"}
-    sns.heatmap(
-        shares, cmap="Blues", norm=PowerNorm(0.25, 0, 1), xticklabels=names, yticklabels=names, cbar_kws=bar, ax=ax
-    )
-    ax.tick_params(length=0, labelsize=size)
+    ticks = {"xticklabels": names, "yticklabels": names}
+    sns.heatmap(shares.loc[places, places], cmap="Blues", norm=PowerNorm(0.25, 0, 1), cbar_kws=bar, ax=ax, **ticks)
+    ax.tick_params(length=0, labelsize=min(FONT, 300 / count))  # points: 300 of them are the height of the matrix
     ax.set(xlabel="predicted", ylabel="labelled")
     return fig
 
 
-def heat_map(cooccurrence: Cooccurrence, values: str = "pmi", *, level: float = LEVEL) -> Figure:
+def heat_map(cooccurrence: Cooccurrence, values: str = "pmi") -> Figure:
     """All pairs, rows and columns that are alike beside each other; 7 inches wide with 25 contexts or more.
 
     A cell is filled if `Cooccurrence.significant`, and has a small square in it where it could be chance. The darkest
@@ -174,7 +147,6 @@ def heat_map(cooccurrence: Cooccurrence, values: str = "pmi", *, level: float = 
     Args:
         cooccurrence: a row for each class, a column for each context.
         values: `"pmi"`, in bits, or `"conditional"`, P(class | context).
-        level: as in `Cooccurrence.significant`.
 
     Raises:
         UsageError: other values.
@@ -194,7 +166,7 @@ def heat_map(cooccurrence: Cooccurrence, values: str = "pmi", *, level: float = 
     rows = _order(shown)
     columns = rows if cooccurrence.among_classes else _order(shown.T)
     table = pd.DataFrame(shown, cooccurrence.classes, cooccurrence.contexts).iloc[rows, columns]
-    chance = (cooccurrence.significant(level) == 0).numpy()[np.ix_(rows, columns)] & table.notna().to_numpy()
+    chance = (cooccurrence.significant() == 0).numpy()[np.ix_(rows, columns)] & table.notna().to_numpy()
 
     cell = min(CELL, (WIDTH - NAMES - KEY) / len(columns))
     size = (len(columns) * cell + NAMES + KEY, len(rows) * cell + NAMES + LEGEND)

@@ -34,7 +34,7 @@ FAMILY_COLORS = {
 
 # In drawings: what is in a box, in Okabe and Ito's sky blue, orange, green and purple, mixed with white until black
 # text reads well on them; and what a lesion takes away.
-FILLS = {"conv": "#CBE7F8", "bn": "#FAE3B5", "relu": "#BCE5D9", "other": "#F1D9E6", "circle": "white"}
+FILLS = {"conv": "#CBE7F8", "bn": "#FAE3B5", "relu": "#BCE5D9", "other": "#F1D9E6"}
 FADED, FADED_TEXT = "#A0A0A0", "#757575"
 
 # For classes: Okabe and Ito's without black, and then always the colour, of a grid in sRGB without the very dark and

@@ -17,6 +17,7 @@ from scipy import ndimage, stats
 from scipy.cluster import hierarchy
 from torch import Tensor
 
+from resnotes.analysis.cooccurrence import presence
 from resnotes.datasets import scenes
 from resnotes.errors import UsageError
 from resnotes.failures import KINDS, clustered, compare, confused_pairs, counts, mine, octaves, recall_by_size, validate
@@ -24,7 +25,6 @@ from resnotes.failures.mining import connected
 
 CLASSES = ("water", "boat", "car", "sky")
 WATER, BOAT, CAR, SKY = range(4)
-INDICES = dict(zip(CLASSES, range(4), strict=True))
 
 
 def lake(side: int = 24) -> Tensor:
@@ -81,14 +81,11 @@ def test_each_rule_alone_and_their_precedence() -> None:
 
 
 def test_pairs_and_contexts_are_read_the_right_way_round() -> None:
-    labels = lake()
+    labels = lake().repeat(2, 1, 1)
     predictions = torch.where(labels == BOAT, CAR, labels)
-    assert found(predictions, labels, confused=pair(CAR, BOAT)).kind.item() == "other"
-    assert found(predictions, labels, contradicting=against(BOAT)).kind.item() == "other"
-    both, other = torch.cat([labels, labels]), torch.cat([predictions, predictions])
-    first = torch.cat([against(CAR), torch.zeros(1, 4, dtype=torch.bool)])
-    by_image = found(other, both, contradicting=first).set_index("image").kind
-    assert by_image.to_dict() == {0: "relationship", 1: "other"}
+    assert set(found(predictions, labels, confused=pair(CAR, BOAT)).kind) == {"other"}
+    first = torch.cat([against(CAR), against(BOAT)])  # in each image, another class contradicts
+    assert found(predictions, labels, contradicting=first).kind.tolist() == ["relationship", "other"]
 
 
 def test_an_outline_that_is_off_is_a_boundary_whatever_the_class() -> None:
@@ -128,41 +125,31 @@ def test_a_thin_object_that_is_missed_is_no_boundary() -> None:
     assert found(predictions, labels, small=0.5).kind.item() == "boundary"
 
 
+def squares() -> tuple[Tensor, Tensor]:
+    """Four boats of 16, 25, 36 and 49 pixels on the water, and predictions that miss them all."""
+    labels = torch.full((1, 40, 40), WATER)
+    for i, side in enumerate((4, 5, 6, 7)):
+        labels[0, 2 + 9 * i : 2 + 9 * i + side, 5 : 5 + side] = BOAT
+    return torch.full_like(labels, WATER), labels
+
+
+def small_and_missed(predictions: Tensor, labels: Tensor) -> set[int]:
+    kinds = found(predictions, labels, small=0.5).set_index("pixels").kind
+    return {size for size in (16, 25, 36, 49) if kinds[size] == "inconspicuous"}
+
+
 def test_small_is_below_a_quantile_of_all_objects() -> None:
-    labels = torch.full((1, 40, 40), WATER)
-    for i, side in enumerate((4, 5, 6, 7)):
-        labels[0, 2 + 9 * i : 2 + 9 * i + side, 5 : 5 + side] = BOAT
-    predictions = torch.full_like(labels, WATER)
-    table = found(predictions, labels, small=0.5).set_index("pixels").kind  # of 16, 25, 36, 49 and the water
-    assert table.to_dict() == {
-        **{16: "inconspicuous", 25: "inconspicuous"},
-        **{36: "other", 49: "other"},
-    }
+    assert small_and_missed(*squares()) == {16, 25}  # of four boats and the water
 
 
-def test_specks_of_the_label_map_are_not_the_quantile() -> None:
-    """As many single pixels as one likes leave the kind of a missed object what it was."""
-    labels = torch.full((1, 40, 40), WATER)
-    for i, side in enumerate((4, 5, 6, 7)):
-        labels[0, 2 + 9 * i : 2 + 9 * i + side, 5 : 5 + side] = BOAT
+def test_specks_and_pieces_are_not_the_quantile() -> None:
+    """As many single pixels as one likes leave the kind of a missed object what it was; so do pieces of one object."""
+    predictions, labels = squares()
     labels[0, 1:39:3, 20:39:3] = BOAT
-    predictions = torch.where(labels == BOAT, WATER, labels)
-    kinds = found(predictions, labels, small=0.5).set_index("pixels").kind
-    assert kinds[[16, 25, 36, 49]].tolist() == ["inconspicuous", "inconspicuous", "other", "other"]
-    assert set(kinds[[1]]) == {"inconspicuous"}
-
-
-def test_neither_are_objects_that_are_finer_than_a_cell_nor_the_pieces_of_one() -> None:
-    labels = torch.full((1, 40, 40), WATER)
-    for i, side in enumerate((4, 5, 6, 7)):
-        labels[0, 2 + 9 * i : 2 + 9 * i + side, 5 : 5 + side] = BOAT
-    predictions = torch.where(labels == BOAT, WATER, labels)
-    labels[0, 2:38:4, 20:38:4] = labels[0, 3:39:4, 20:38:4] = BOAT
-    labels[0, 2:38:4, 21:39:4] = labels[0, 3:39:4, 21:39:4] = BOAT  # of 4 pixels, right
-    predictions = torch.where((labels == BOAT) & (torch.arange(40) >= 20), BOAT, predictions)
-    predictions[0, 0, :40:2] = SKY  # the water, in many pieces, is still one object
-    kinds = found(predictions, labels, small=0.5).set_index("pixels").kind
-    assert kinds[[16, 25, 36, 49]].tolist() == ["inconspicuous", "inconspicuous", "other", "other"]
+    assert small_and_missed(predictions, labels) == {16, 25}
+    predictions, labels = squares()
+    predictions[0, 0, :40:2] = SKY
+    assert small_and_missed(predictions, labels) == {16, 25}
 
 
 def test_where_no_object_fills_a_cell_all_are_small() -> None:
@@ -189,8 +176,6 @@ def test_equal_failures_are_in_the_order_of_images() -> None:
     table = found(predictions, labels)
     assert table["rank"].tolist() == [1] * 40 + [41] * 20
     assert table["image"].tolist() == [i for i in range(60) if i % 3] + list(range(0, 60, 3))
-    assert table.index.equals(pd.RangeIndex(60))
-    assert table["rank"].dtype == int
 
 
 def test_large_and_in_three_pieces_is_broken_up() -> None:
@@ -288,9 +273,7 @@ def test_failures_are_the_wrong_pixels_whatever_order_or_side(
 @given(maps(3))
 def test_what_is_right_gives_no_failure(labels: Tensor) -> None:
     table = found(labels, labels.to(torch.uint8), contradicting=torch.ones(3, 4, dtype=torch.bool), **RULES)
-    assert table.empty
-    assert "kind" in table
-    assert counts(table, 3)[["pixels", "objects"]].to_numpy().sum() == 0
+    assert table.empty and not counts(table, 3)[["pixels", "objects"]].any(axis=None)
 
 
 @settings(max_examples=25, derandomize=True)
@@ -311,22 +294,19 @@ def test_components_are_those_of_scipy_in_the_order_of_their_pixels(values: Tens
 @pytest.mark.parametrize(
     "wrong",
     [
-        {"predictions": torch.zeros(2, 5, 5).long()},
-        {"labels": torch.full((2, 5, 6), 4)},
         {"contradicting": torch.zeros(4, 2, dtype=torch.bool)},
         {"contradicting": torch.zeros(2, 4)},
         {"confused": torch.zeros(3, 4, dtype=torch.bool)},
-        {"confused": torch.zeros(4, 4)},
         {"field": 0},
         {"small": 1.5},
         {"stride": 0},
     ],
 )
 def test_what_does_not_fit_is_refused(wrong: dict[str, Any]) -> None:
-    fine = {"predictions": torch.zeros(2, 5, 6).long(), "labels": torch.zeros(2, 5, 6).long()}
-    assert found(**fine).empty
+    maps = torch.zeros(2, 2, 5, 6).long()
+    assert found(*maps).empty
     with pytest.raises(UsageError, match="expected"):
-        found(**(fine | wrong))
+        found(*maps, **wrong)
 
 
 def ponds(count: int = 10) -> tuple[Tensor, Tensor]:
@@ -344,17 +324,6 @@ def test_a_pair_is_confused_if_nothing_beside_it_explains_it() -> None:
     predictions[:, 6, 8:12] = CAR  # 4 of 96
     assert not confused_pairs(predictions, labels, 4).any()
     assert torch.equal(confused_pairs(predictions, labels, 4, least=0.04), pair(BOAT, CAR))
-
-
-def test_chance_is_the_share_of_the_outline() -> None:
-    predictions, labels = ponds()
-    labels[:, :, :12] = torch.where(labels[:, :, :12] == WATER, CAR, labels[:, :, :12])
-    predictions = labels.clone()
-    half = predictions.clone()
-    half[:, 6:18, 8:12], half[:, 6:18, 12:16] = CAR, WATER  # as much as each has of the outline
-    assert not confused_pairs(half, labels, 4).any()
-    predictions[:, 6:18, 8:16] = CAR
-    assert torch.equal(confused_pairs(predictions, labels, 4), pair(BOAT, CAR))
 
 
 def confusing(seed: int) -> tuple[Tensor, Tensor]:
@@ -427,38 +396,35 @@ def test_counts_and_recall_against_brute_force(predictions: Tensor, labels: Tens
         assert row.objects == len({each.object for each in some})
 
     objects = []
-    for image in range(3):
-        for label in range(4):
-            parts, count = ndimage.label(labels[image] == label)
-            for part in range(1, count + 1):
-                right = (predictions[image].numpy() == label)[parts == part]
-                objects.append((image, CLASSES[label], right.size, pytest.approx(right.mean())))
+    for image, label in itertools.product(range(3), range(4)):
+        parts, count = ndimage.label(labels[image] == label)
+        for part in range(1, count + 1):
+            right = (predictions[image].numpy() == label)[parts == part]
+            objects.append((image, CLASSES[label], right.size, pytest.approx(right.mean())))
     recalled = recall_by_size(predictions, labels, CLASSES)
     assert list(recalled) == ["image", "object", "labelled", "pixels", "recovered"]
-    assert recalled.index.equals(pd.RangeIndex(len(objects)))
-    numbers = [sorted(group.object) for _, group in recalled.groupby("image")]
-    assert numbers == [list(range(len(each))) for each in numbers]
-    rows = recalled[["image", "labelled", "pixels", "recovered"]].itertuples(index=False, name=None)
-    unmatched = list(rows)
+    unmatched = list(recalled.drop(columns="object").itertuples(index=False, name=None))
     for each in objects:
         unmatched.remove(each)
     assert not unmatched
+
+
+def test_a_failure_beyond_the_images_is_not_left_out() -> None:
+    table = found(torch.where(lake() == BOAT, CAR, lake()), lake())
+    with pytest.raises(UsageError, match="images 0 to 1, found one in 2"):
+        counts(table.assign(image=2), 2)
 
 
 def test_recall_leaves_out_what_is_ignored() -> None:
     labels = lake()
     labels[0, :3] = 255
     table = recall_by_size(lake(), labels, CLASSES)
-    assert table[["labelled", "pixels", "recovered"]].values.tolist() == [
-        ["water", 24 * 21 - 96, 1.0],
-        ["boat", 96, 1.0],
-    ]
+    assert table[["labelled", "pixels", "recovered"]].values.tolist() == [["water", 408, 1.0], ["boat", 96, 1.0]]
 
 
 def test_octaves() -> None:
     pixels = pd.Series([1, 2, 3, 4, 7, 8, 1023, 1024, 2**40], index=range(1, 10))
     assert octaves(pixels).to_list() == [1, 2, 2, 4, 4, 8, 512, 1024, 2**40]
-    assert octaves(pixels).index.equals(pixels.index)
 
 
 def table_of(pixels: np.ndarray[Any, Any]) -> pd.DataFrame:
@@ -472,67 +438,27 @@ def test_comparison_is_a_paired_bootstrap_over_images() -> None:
     pixels = np.random.default_rng(1).integers(0, 500, 30)
     before, after = table_of(pixels), table_of(pixels + 7)
     table = compare(before, after)
-    assert (list(table.index), list(table), table.index.name) == (
-        list(KINDS),
-        ["before", "after", "difference"],
-        "kind",
-    )
+    assert list(table.index) == list(KINDS)
     other = table.loc["other"]
-    expected = stats.bootstrap(
-        (pixels,), np.mean, method="percentile", rng=np.random.default_rng(0)
-    ).confidence_interval
+    rng = np.random.default_rng(0)
+    expected = stats.bootstrap((pixels,), np.mean, method="percentile", rng=rng).confidence_interval
     assert other.before.mean == pytest.approx(pixels.mean())
     assert (other.before.low, other.before.high) == pytest.approx((expected.low, expected.high), rel=0.02)
     # Every image gains as much, which pairing sees in spite of their spread.
     assert (other.difference.mean, other.difference.low, other.difference.high) == pytest.approx((7, 7, 7))
     assert (other.difference.n, other.difference.unit) == (30, "pixels per image")
-    assert table.equals(compare(before, after, measure="pixels", draws=2000, seed=0))
-    assert not table.equals(compare(before, after, seed=1))
     assert compare(before, before, measure="objects").loc["other"].before.mean == pytest.approx((pixels > 0).mean())
     single = compare(table_of(pixels[:1]), table_of(pixels[:1])).loc["other"].before
     assert (single.mean, single.low, single.high) == (pixels[0], None, None)
 
 
-def test_intervals_cover_the_truth() -> None:
-    rng = np.random.default_rng(0)
-    covered = 0
-    for _ in range(150):
-        pixels = rng.exponential(20, (2, 40))
-        interval = compare(table_of(pixels[0]), table_of(pixels[1] + 5), draws=300).loc["other"].difference
-        covered += interval.low <= 5 <= interval.high
-    assert 0.88 <= covered / 150 <= 0.99
-
-
-def test_comparison_refuses_other_images_and_measures() -> None:
-    one, two = table_of(np.ones(3)), table_of(np.ones(2))
+def test_comparison_refuses_other_images() -> None:
     with pytest.raises(UsageError, match="3 and 2 images"):
-        compare(one, two)
-    with pytest.raises(UsageError, match="unknown measure 'area'"):
-        compare(one, one, measure="area")
-
-
-def test_confused_classes_stand_together() -> None:
-    groups = [0, 1, 2, 0, 1, 2, 0, 1, 2]
-    confusion = torch.tensor([[100 * (i == j) + 20 * (groups[i] == groups[j]) for j in range(9)] for i in range(9)])
-    order = clustered(confusion)
-    assert sorted(order.tolist()) == list(range(9))
-    in_order = [groups[i] for i in order]
-    assert sum(a != b for a, b in itertools.pairwise(in_order)) == 2
-    # One-sided confusion counts as well, and a class without pixels has a place.
-    chain = torch.diag(torch.full((4,), 100))
-    chain[0, 3], chain[3, 1] = 50, 30
-    chain[2] = 0
-    places = clustered(chain).argsort()
-    assert abs(places[0] - places[3]) == abs(places[3] - places[1]) == 1
-    assert clustered(torch.ones(2, 2)).tolist() == [0, 1]
-    with pytest.raises(UsageError, match=r"\[2, 3\]"):
-        clustered(torch.ones(2, 3))
-    three = torch.tensor([[90, 0, 10], [0, 100, 0], [5, 0, 95]])
-    assert clustered(three).tolist().index(1) != 1, "the other two are alike"
+        compare(table_of(np.ones(3)), table_of(np.ones(2)))
 
 
 @settings(max_examples=30, derandomize=True)
-@given(st.integers(0, 2**32), st.integers(4, 8))
+@given(st.integers(0, 2**32), st.integers(2, 8))
 def test_the_order_is_that_of_average_linkage_over_rates(seed: int, count: int) -> None:
     rng = np.random.default_rng(seed)
     confusion = rng.integers(0, 50, (count, count)) * (rng.random((count, count)) < 0.5)
@@ -554,14 +480,10 @@ def made() -> tuple[Any, Tensor, pd.DataFrame]:
     predictions = split.labels.long()
     for name, instead in (("boat", "car"), ("streetlight", "sky"), ("signboard", "building"), ("hill", "mountain")):
         predictions[split.labels == number[name]] = number[instead]
-    present = torch.stack([torch.bincount(label.flatten().long(), minlength=25) > 0 for label in split.labels])
-    contradicting = torch.zeros(len(split), 25, dtype=torch.bool)
-    for image in range(len(split)):
-        for c in range(25):
-            contradicting[image, c] = any(
-                present[image, k] and (present[:, k] & present[:, c]).sum() < 0.01 * present[:, k].sum()
-                for k in range(25)
-            )
+    present = presence(split.labels, 25)
+    together = present.double().T @ present.double()  # never, or hardly ever, beside another class of the image
+    rarely = together < 0.01 * together.diag()[:, None]
+    contradicting = (present.double() @ rarely.double()) > 0
     return split, predictions, mine(predictions, split.labels, scenes.CLASSES, contradicting, 40)
 
 
@@ -570,25 +492,21 @@ def test_validation_against_the_known_causes(made: tuple[Any, Tensor, pd.DataFra
     ambiguity = {each.label: each.ambiguity for sample in split for each in sample.objects}
     true = table.labelled.map(lambda name: ambiguity[scenes.CLASSES.index(name)])
     scores, causes = validate(table, predictions, split)
-    assert list(scores) == ["precision", "recall", "found", "true"]
-    assert (scores.index.name, causes.index.name, causes.columns.name) == ("kind", "true", "found")
-    assert set(causes.dtypes) == {np.dtype(int)}
-    for cause in scores.index:
-        for kind in KINDS:
-            assert causes.loc[cause, kind] == ((true == cause) & (table.kind == kind)).sum()
+    assert causes.to_numpy().sum() == (predictions != split.labels).sum()
+    for cause, kind in itertools.product(scores.index, KINDS):
+        assert causes.loc[cause, kind] == table.pixels[(true == cause) & (table.kind == kind)].sum()
     judged = table.kind != "boundary"
     for kind in ("relationship", "inconspicuous"):
-        hits = ((true == kind) & (table.kind == kind)).sum()
-        assert scores.loc[kind].tolist() == [
-            *(hits / (table.kind == kind).sum(), hits / (judged & (true == kind)).sum()),
-            *((table.kind == kind).sum(), (judged & (true == kind)).sum()),
-        ]
+        of_kind, of_cause = (table.pixels[some].sum() for some in (table.kind == kind, judged & (true == kind)))
+        hits = causes.loc[kind, kind]
+        assert scores.loc[kind].to_dict() == {
+            **{"precision": hits / of_kind, "recall": hits / of_cause},
+            **{"found": of_kind, "true": of_cause},
+        }
     # A boat is not called a car by chance, nor does a hill contradict its context less than a boat does.
     assert scores.loc["relationship", "recall"] == 1
-    assert causes.loc["confusion", "relationship"] == (table.labelled == "hill").sum() > 0
+    assert causes.loc["confusion", "relationship"] == table.pixels[table.labelled == "hill"].sum() > 0
     assert np.isnan(scores.loc["other", "recall"])
-    pixels = validate(table, predictions, split, measure="pixels")[1]
-    assert pixels.to_numpy().sum() == (predictions != split.labels).sum()
 
 
 def test_the_cause_is_that_of_the_object_with_most_pixels(made: tuple[Any, Tensor, pd.DataFrame]) -> None:
@@ -596,17 +514,15 @@ def test_the_cause_is_that_of_the_object_with_most_pixels(made: tuple[Any, Tenso
     boat = table[table.labelled == "boat"].iloc[:1]
     image = int(boat.image.item())
     sample = split[image]
-    inside = (predictions[image] != sample.label) & (sample.label == scenes.CLASSES.index("boat"))
-    names = sample.instances.clone()
-    rows, columns = torch.nonzero(inside, as_tuple=True)
+    rows, columns = ((predictions[image] != sample.label) & (sample.label == scenes.CLASSES.index("boat"))).nonzero().T
     sky = next(i for i, each in enumerate(sample.objects) if each.ambiguity == "none")
     for part, cause in ((0.3, "relationship"), (1.0, "other")):
         few = int(part * len(rows))
-        changed = names.clone()
+        changed = sample.instances.clone()
         changed[rows[:few], columns[:few]] = sky
-        samples = [split[i] for i in range(len(split))]
+        samples = [*split]
         samples[image] = sample._replace(instances=changed)
-        assert validate(boat, predictions, samples)[1].sum(axis=1)[cause] == 1
+        assert validate(boat, predictions, samples)[1].sum(axis=1)[cause] == boat.pixels.item()
 
 
 def test_validation_needs_objects(made: tuple[Any, Tensor, pd.DataFrame]) -> None:
@@ -615,5 +531,3 @@ def test_validation_needs_objects(made: tuple[Any, Tensor, pd.DataFrame]) -> Non
         validate(table, predictions, [sample._replace(instances=None) for sample in split])
     with pytest.raises(UsageError, match="found 39"):
         validate(table, predictions, split[:39])
-    with pytest.raises(UsageError, match="unknown measure 'objects'; allowed: failures, pixels"):
-        validate(table, predictions, split, measure="objects")
