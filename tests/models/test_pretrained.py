@@ -149,4 +149,4 @@ def test_a_profile_names_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     )
     specs = profiles.load("tiny").study("small").all_specs()
     assert [(spec.pretrained, spec.data) for spec in specs] == [(FILE, {"size": 64})] * 2
-    assert datasets.load_segmentation("scenes", train=1, test=1, **specs[0].data).sizes == (1, 1)
+    assert datasets.load("scenes", train=1, test=1, **specs[0].data).sizes == (1, 1)

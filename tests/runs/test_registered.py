@@ -25,7 +25,7 @@ def build_mine(**options: Any) -> Network:
 
 
 def load_mine() -> datasets.Classification:
-    return datasets.load_classification("digits")
+    return datasets.load("digits")
 
 
 def in_a_cell(width: int) -> Callable[..., Network]:

@@ -227,7 +227,7 @@ def test_a_process_that_comes_late_still_answers_the_first(pair: Pair, monkeypat
 def test_what_a_single_process_alone_can_train_is_refused(change: dict[str, Any]) -> None:
     message = r"2 processes cannot train together with blocks='.*' and recompute=.; allowed: all and 0, or a single"
     with pytest.raises(UsageError, match=message):
-        train(models.build("resnet-8"), datasets.load_classification("digits"), Recipe(iterations=1, **change), seed=0)
+        train(models.build("resnet-8"), datasets.load("digits"), Recipe(iterations=1, **change), seed=0)
 
 
 def test_alone_nothing_is_shared() -> None:
