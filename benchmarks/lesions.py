@@ -120,7 +120,7 @@ def measure(settings: Settings) -> list[Row]:
     rows = compare(what, network, lesions, list(range(len(lesions))), images, labels, settings)
 
     network = models.build("resnet-14" if settings.quick else "resnet-110", in_channels=1)
-    data = datasets.load_classification("digits")
+    data = datasets.load("digits")
     images = data.normalization(data.test_images)[: 8 if settings.quick else 90]
     lesions = pairs(range(len(network.blocks)))
     sample = list(range(0, len(lesions), max(1, len(lesions) // 20)))

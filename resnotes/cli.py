@@ -269,25 +269,21 @@ def status() -> None:
     from resnotes.models.published_networks import status as status_of_published
 
     for entry in [*datasets.status(), status_of_published()]:
-        found = f"found    {entry.variant or ''}".rstrip() if entry.found else "missing"
-        typer.echo(f"{entry.name:<10} {found}\n{'':<10} {entry.where}")
-        if not entry.found:
-            typer.echo(f"{'':<10} {entry.how}")
+        typer.echo(f"{entry.name:<10} {'found' if entry.found else 'missing'}\n{'':<10} {entry.where}")
 
 
 @data_app.command()
 def fetch(
     name: Annotated[str, typer.Argument(help="Name of a data set, or published, for networks that others trained.")],
-    mirror: Annotated[Many, typer.Option(help="URL to try before the publisher's; may be repeated.")] = None,
 ) -> None:
     """Download a data set, or the published networks, to $RESNOTES_DATA, unless they are there."""
     from resnotes import datasets
     from resnotes.models.published_networks import fetch as fetch_published
 
     if name == "published":
-        fetch_published(mirror or [])
+        fetch_published()
     else:
-        datasets.fetch(name, mirrors=mirror or [])
+        datasets.fetch(name)
 
 
 def main() -> None:

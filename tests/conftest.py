@@ -16,7 +16,7 @@ from hypothesis import settings
 from kit.cifar10 import CLASSES, Originals, Tree, batch
 
 from resnotes import cli, datasets
-from resnotes.datasets import Classification, Segmentation, ade20k, camvid
+from resnotes.datasets import Classification, Segmentation
 
 # How long an example takes says how busy the machine is, and what had been imported before.
 settings.register_profile("resnotes", deadline=None)
@@ -41,28 +41,29 @@ def _written_elsewhere(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Non
 @pytest.fixture(scope="session")
 def real_cifar10(_written_elsewhere: None) -> Classification:
     """CIFAR-10 from `RESNOTES_DATA`; decoded once a session."""
-    root = os.environ.get("RESNOTES_DATA")
-    if not root or not (Path(root) / "cifar10").is_dir():
-        pytest.skip("RESNOTES_DATA names no folder with a copy of CIFAR-10 in cifar10/")
+    _skip_without("cifar10")
     return datasets.load("cifar10")
 
 
 @pytest.fixture(scope="session")
 def real_camvid(_written_elsewhere: None) -> Segmentation:
     """CamVid from `RESNOTES_DATA` at 120 x 160; decoded once a session."""
-    root = os.environ.get("RESNOTES_DATA")
-    if not root or not camvid.status(Path(root)).found:
-        pytest.skip("RESNOTES_DATA names no folder with a copy of CamVid in camvid/")
+    _skip_without("camvid")
     return datasets.load("camvid", size=(120, 160))
 
 
 @pytest.fixture(scope="session")
 def real_ade20k() -> Segmentation:
     """ADE20K, or a part of it, from `RESNOTES_DATA`."""
-    root = os.environ.get("RESNOTES_DATA")
-    if not root or not ade20k.status(Path(root)).found:
-        pytest.skip("RESNOTES_DATA names no folder with a copy of ADE20K in ade20k*/")
+    _skip_without("ade20k")
     return datasets.load("ade20k")
+
+
+def _skip_without(name: str) -> None:
+    """Skips what needs a data set that the folder `RESNOTES_DATA` does not hold."""
+    at_hand = {each.name for each in datasets.status() if each.found}
+    if "RESNOTES_DATA" not in os.environ or name not in at_hand:
+        pytest.skip(f"RESNOTES_DATA names no folder with a copy of {name}")
 
 
 @pytest.fixture
@@ -91,7 +92,6 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def root(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty folder for data sets, with a cache of its own and without downloads."""
     monkeypatch.setenv("RESNOTES_OFFLINE", "1")
-    monkeypatch.delenv("RESNOTES_CIFAR10_MIRRORS", raising=False)
     (tmp_path / "data" / "cifar10").mkdir(parents=True)
     return tmp_path / "data"
 

@@ -12,8 +12,6 @@ import json
 import os
 import pickle
 import shutil
-import tracemalloc
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,25 +22,19 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from kit.cifar10 import Originals, Tree, as_folder, as_tar, as_zip, decoded_folders, load, tree
-from kit.pairs import ade20k_tree, camvid_tree, labels, picture, save
+from kit.pairs import ade20k_tree, labels, picture, save
 from kit.runs import SPEC, TINY, finished
-from kit.weights import FILE, weights
-from kit.weights import SPEC as PRETRAINED
-from kit.weights import state as state
-from PIL import Image
 
-from resnotes import datasets
-from resnotes.datasets import Classification, ade20k
+from resnotes.datasets import Classification, ade20k, camvid
 from resnotes.datasets.pairs import Pair, read
 from resnotes.errors import DatasetError, RunError, UsageError
 from resnotes.models import build
 from resnotes.models.pretrained import load_pretrained
 from resnotes.runs import profiles
-from resnotes.runs.recording import record, verify
 from resnotes.runs.spec import RunSpec
 from resnotes.runs.store import Run, RunStore
 
-__all__ = ["finished", "state", "weights"]  # fixtures
+__all__ = ["finished"]  # a fixture
 
 ROOT = Path(profiles.__file__).parents[3]
 MANY = int(os.environ.get("RESNOTES_FUZZ", "0"))
@@ -221,32 +213,10 @@ def profile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[bytes]
 QUICK = (ROOT / "resnotes" / "runs" / "profiles" / "quick.toml").read_bytes()
 
 
-@pytest.mark.parametrize("whole", [TINY.encode(), QUICK], ids=["tiny", "quick"])
 @fuzzed(100)
 @given(changes)
-def test_a_damaged_profile(
-    profile: Callable[[bytes], None], whole: bytes, changes: list[tuple[str, int, bytes]]
-) -> None:
-    profile(damaged(whole, changes))
-
-
-FIELDS = ["dataset", "models", "seeds", "data", "pretrained", "train_images", "deepen", "settings", "recipe", "recipes"]
-RECIPE = ["iterations", "batch_size", "lr", "milestones", "flip", "schedule", "blocks", "crop", "scale", "snapshots"]
-toml_values = st.sampled_from(
-    [
-        *("true", "-1", "1.5", "nan", "inf", "1" + "0" * 400, '""', '"../../x"', '["../../x"]', "[]", "{}", "[[1]]"),
-        *("[1.5]", '["a"]', "1979-05-27", "{ a = 1 }", "[true]", "[" * 5000, "9223372036854775808"),
-    ]
-)
-
-
-@fuzzed(200)
-@given(st.sampled_from([*FIELDS, *(f"recipe.{name}" for name in RECIPE)]), toml_values)
-def test_a_profile_with_something_else_in_it(profile: Callable[[bytes], None], field: str, value: str) -> None:
-    lines = TINY.replace("[small.recipe]\n", "").replace("iterations", "recipe.iterations")
-    lines = lines.replace("batch_size", "recipe.batch_size")
-    kept = [line for line in lines.splitlines() if line.partition(" = ")[0] != field]
-    profile("\n".join([*kept, f"{field} = {value}"]).encode())
+def test_a_damaged_profile(profile: Callable[[bytes], None], changes: list[tuple[str, int, bytes]]) -> None:
+    profile(damaged(QUICK, changes))
 
 
 @pytest.mark.parametrize(
@@ -286,16 +256,6 @@ def published(root: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[bytes], 
     return loads
 
 
-def pickled_again(content: bytes, change: Callable[[bytes], bytes]) -> bytes:
-    """A file of `torch.save` with a change in its pickle alone, whose checksum in the archive is right."""
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(io.BytesIO(content)) as archive, zipfile.ZipFile(buffer, "w") as copied:
-        for name in archive.namelist():
-            data = archive.read(name)
-            copied.writestr(name, change(data) if name.endswith("data.pkl") else data)
-    return buffer.getvalue()
-
-
 # What PyTorch remarks while it refuses them.
 STRANGE_PICKLES = pytest.mark.filterwarnings(
     "ignore:Detected pickle protocol:UserWarning", "ignore:Defining your `__torch_function__`:UserWarning"
@@ -303,27 +263,13 @@ STRANGE_PICKLES = pytest.mark.filterwarnings(
 
 
 @STRANGE_PICKLES
-@pytest.mark.parametrize("form", ["archive", "pickle in it", "before 1.6"])
+@pytest.mark.parametrize("form", ["archive", "before 1.6"])
 @fuzzed(150)
 @given(changes)
 def test_damaged_weights(published: Callable[[bytes], None], form: str, changes: list[tuple[str, int, bytes]]) -> None:
     encoder = small().encoder.state_dict()
     whole = saved(encoder, _use_new_zipfile_serialization=form != "before 1.6")
-    if form == "pickle in it":
-        published(pickled_again(whole, lambda data: damaged(data, changes)))
-    else:
-        published(damaged(whole, changes))
-
-
-NO_WEIGHTS = [
-    *({"conv1.weight": 3}, {"conv1.weight": [torch.zeros(1)]}, {3: torch.zeros(1)}, {b"conv1": torch.zeros(1)}),
-    *({"conv1.weight": {}}, {"a" * 10_000: torch.zeros(1)}, [("a", 1)], "ab", [[1, 2]], torch.zeros(3, 2), None),
-]
-
-
-@pytest.mark.parametrize("value", NO_WEIGHTS, ids=lambda value: repr(value)[:20])
-def test_something_else_than_weights(published: Callable[[bytes], None], value: Any) -> None:
-    published(saved(value))
+    published(damaged(whole, changes))
 
 
 # Archives and images
@@ -349,8 +295,11 @@ def outside(cache: Path) -> list[Path]:
     return sorted(path for path in cache.parent.rglob("*") if cache not in (path, *path.parents))
 
 
+SMALL_TREE: Tree = tree("png", 1)
+
+
 @pytest.mark.parametrize("packed", ["zip", "tar.gz"])
-@fuzzed(150)
+@fuzzed(100)
 @given(st.lists(st.sampled_from(["..", ".", "", "train", "cat", "\\", "C:", "~", "é"]) | words))
 def test_names_of_members_lead_nowhere(root: Path, cache: Path, packed: str, name: list[str]) -> None:
     before = outside(cache)
@@ -366,7 +315,19 @@ def test_names_of_members_lead_nowhere(root: Path, cache: Path, packed: str, nam
     assert outside(cache) == before
 
 
-SMALL_TREE: Tree = tree("png", 1)
+@pytest.mark.parametrize("packed", ["zip", "tar", "tar.xz"])
+@fuzzed(60)
+@given(changes)
+def test_a_damaged_archive(root: Path, cache: Path, packed: str, changes: list[tuple[str, int, bytes]]) -> None:
+    """Damage that went unnoticed left every class in its place."""
+    path = root / f"cifar10.{packed}"
+    if packed == "zip":
+        as_zip(SMALL_TREE, path)
+    else:
+        as_tar(SMALL_TREE, path, "w:" + packed[4:])
+    path.write_bytes(damaged(path.read_bytes(), changes))
+    data = loaded(root, cache)
+    assert data is None or len(data.train_images) == len(data.train_labels) >= 10
 
 
 @fuzzed(60)
@@ -381,27 +342,11 @@ def test_a_damaged_archive_of_the_original(
     assert not data or data.train_labels.tolist() == [label for label in range(10) for _ in range(5)]
 
 
-def test_a_member_that_holds_more_than_it_says_costs_no_memory(root: Path) -> None:
-    """A zip of 100 kB with an image of 100 MB, under a name and a size that are those of a small one."""
-    path = as_zip(SMALL_TREE | {"train/cat/0000.png": bytes(100_000_000)}, root / "cifar10.zip")
-    content = path.read_bytes()
-    assert len(content) < 200_000
-    path.write_bytes(content.replace((100_000_000).to_bytes(4, "little"), (3000).to_bytes(4, "little")))
-    tracemalloc.start()
-    try:
-        with pytest.raises(DatasetError, match=r"cifar10\.zip is damaged"):
-            load(root)
-        assert tracemalloc.get_traced_memory()[1] < 30_000_000
-    finally:
-        tracemalloc.stop()
-
-
-@pytest.mark.parametrize("highest", [11, 150], ids=["camvid", "ade20k"])
 @pytest.mark.parametrize("kind", ["jpg", "png"])
-@fuzzed(80)
-@given(st.booleans(), changes)
+@fuzzed(100)
+@given(st.sampled_from([11, 150]), st.booleans(), changes)
 def test_damaged_images_and_label_maps(
-    tmp_path: Path, highest: int, kind: str, of_labels: bool, changes: list[tuple[str, int, bytes]]
+    tmp_path: Path, kind: str, highest: int, of_labels: bool, changes: list[tuple[str, int, bytes]]
 ) -> None:
     pair = Pair(tmp_path / f"image.{kind}", tmp_path / "labels.png")
     save(pair.image, picture(0))
@@ -411,19 +356,9 @@ def test_damaged_images_and_label_maps(
     reads_as_a_pair_or_not(pair, highest)
 
 
-@fuzzed(80)
-@given(st.sampled_from(["1", "L", "LA", "P", "RGB", "RGBA", "I;16"]), st.integers(1, 20), st.integers(0, 255))
-def test_label_maps_of_any_kind_and_size(tmp_path: Path, mode: str, width: int, value: int) -> None:
-    pair = Pair(tmp_path / "image.png", tmp_path / "labels.png")
-    save(pair.image, picture(0))
-    fill = (value,) * len(Image.new(mode, (1, 1)).getbands())
-    Image.new(mode, (width, 12), fill[0] if len(fill) == 1 else fill).save(pair.annotation)
-    reads_as_a_pair_or_not(pair, 150)
-
-
 def reads_as_a_pair_or_not(pair: Pair, highest: int) -> None:
     try:
-        image, found = read(pair, highest)
+        image, found = read(pair, highest, camvid.COLORS)
     except DatasetError as error:
         assert "\n" not in str(error)
         assert str(pair.image) in str(error) or str(pair.annotation) in str(error)
@@ -436,7 +371,7 @@ def reads_as_a_pair_or_not(pair: Pair, highest: int) -> None:
 @fuzzed(150)
 @given(changes)
 def test_damaged_tables_of_ade20k(root: Path, file: str, changes: list[tuple[str, int, bytes]]) -> None:
-    path = ade20k_tree(root / "ade20k", splits=()) / file
+    path = ade20k_tree(root / "ade20k", splits=("validation",)) / file
     path.write_bytes(damaged(path.read_bytes(), changes))
     try:
         scenes, classes = ade20k.scene_categories(root), ade20k.class_names(root)
@@ -518,39 +453,3 @@ def test_code_in_a_file_is_never_run(
     if form != "numpy.save":  # it is there to be run
         pickle.loads(CODE["a pickle"](_Runs(mark)))
         assert mark.exists()
-
-
-def test_no_reader_unpickles(root: Path, tmp_path: Path, weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Data sets, runs, recorded runs, checkpoints and weights of others, with every way to unpickle blocked.
-
-    The original batches of CIFAR-10 alone are pickles, which are read if their checksums are the published ones.
-    """
-    as_folder(SMALL_TREE, root / "cifar10")
-    ade20k_tree(root / "ade20k")
-    camvid_tree(root / "camvid")
-    for name in ("load", "loads", "_load", "_loads"):
-        monkeypatch.setattr(pickle, name, lambda *_, **__: pytest.fail("unpickled"))
-    for name in ("Unpickler", "_Unpickler"):
-        monkeypatch.setattr(pickle, name, type(name, (), {"__init__": lambda *_, **__: pytest.fail("unpickled")}))
-    with pytest.raises(pytest.fail.Exception):
-        torch.load(weights, weights_only=False)
-
-    for name in ("digits", "cifar10", "scenes", "camvid", "ade20k", "cifar10"):  # at last from the cache
-        data = datasets.load(name, **({"train": 2, "test": 1} if name == "scenes" else {}))
-        if isinstance(data, datasets.Segmentation):
-            assert data.train[0].image.shape[0] == 3
-    store = RunStore(tmp_path / "runs", tmp_path / "recorded")
-    assert store.get(PRETRAINED, device="cpu").spec.pretrained == FILE
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("resnotes.runs.store.save_weights", interrupt)
-        store.get(SPEC, device="cpu")
-    assert (store.root / SPEC.name / "checkpoint.pt").exists()
-    run = store.get(SPEC, device="cpu")
-    assert run.facts["resumed"] == 1
-    for found in (run, record(run, store.recorded)):
-        assert verify(found)[1] == pytest.approx(found.final.test_error, abs=1)
-        assert found.model().name == run.model(1).name == "plain-8"
-
-
-def interrupt(*_: object) -> None:
-    raise KeyboardInterrupt

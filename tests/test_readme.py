@@ -65,7 +65,7 @@ def test_a_network_of_ones_own_is_trained(given: dict[str, Any], tmp_path: Path)
 
 def test_a_data_set_of_ones_own_is_loaded(given: dict[str, Any], tmp_path: Path) -> None:
     run("from resnotes import datasets", given, tmp_path)
-    data = datasets.load_classification("mine")
+    data = datasets.load("mine")
     assert torch.equal(data.train_images, given["train_images"]) and datasets.task("mine") == "classification"
 
 

@@ -7,14 +7,14 @@ scikit-learn and torchvision are imported by the loaders when called.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from dataclasses import dataclass
 from inspect import signature
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, overload
 
 from resnotes import typed
 from resnotes.datasets import ade20k, camvid, cifar10, digits, scenes
-from resnotes.datasets.availability import Availability
 from resnotes.datasets.classification import Classification, Normalization, fingerprinted
 from resnotes.datasets.segmentation import IGNORED, Object, Sample, Segmentation, Split, Stacked
 from resnotes.errors import DatasetError, UsageError, unknown
@@ -34,8 +34,6 @@ __all__ = [
     "fetch",
     "fingerprinted",
     "load",
-    "load_classification",
-    "load_segmentation",
     "names",
     "register",
     "registered",
@@ -47,22 +45,37 @@ Data = Classification | Segmentation  # what `load` gives
 _RECORDS = {"classification": Classification, "segmentation": Segmentation}  # by task
 
 
+@dataclass(frozen=True)
+class Availability:
+    """Whether a data set is at hand, or the networks that others published.
+
+    Attributes:
+        name: as `load` takes it, or ``published``.
+        found: whether it loads without a download; of published networks, whether any does.
+        where: what it is read from; where it is missing, what was looked for, and how to get it.
+    """
+
+    name: str
+    found: bool
+    where: str
+
+
 class _Loader(NamedTuple):
     """A data set; one whose files lie in the folder of the data sets has a loader with the parameter `root`."""
 
     task: str
     load: Callable[..., Data]
-    status: Callable[[Path], Availability] | None = None  # None for what is always at hand
-    fetch: Callable[[Path, Sequence[str]], None] | None = None  # None for what we cannot download
+    find: Callable[[Path], Path] | None = None  # None for what is always at hand
+    fetch: Callable[[Path], None] | None = None  # None for what we cannot download
     ours: bool = True
 
 
 _LOADERS = {
     "digits": _Loader("classification", digits.load),
-    "cifar10": _Loader("classification", cifar10.load, cifar10.status, cifar10.fetch),
+    "cifar10": _Loader("classification", cifar10.load, cifar10.find, cifar10.fetch),
     "scenes": _Loader("segmentation", scenes.load),
-    "camvid": _Loader("segmentation", camvid.load, camvid.status),
-    "ade20k": _Loader("segmentation", ade20k.load, ade20k.status),
+    "camvid": _Loader("segmentation", camvid.load, camvid.find),
+    "ade20k": _Loader("segmentation", ade20k.load, ade20k.find),
 }
 
 
@@ -79,14 +92,12 @@ def register(
         task: ``"classification"``, one label an image, or ``"segmentation"``, one label a pixel.
 
     Raises:
-        UsageError: the name is taken, there is no such task, or the loader cannot be called.
+        UsageError: the name is taken, or there is no such task.
     """
     if name in _LOADERS and _written_as(registered(name)) != _written_as(load):
         raise UsageError(f"a data set {name!r} is there already; expected a name other than {', '.join(_LOADERS)}")
     if task not in _RECORDS:
         raise unknown("task of a data set", task, _RECORDS)
-    if not callable(load):
-        raise UsageError(f"the loader of data set {name!r} must be a function that returns its record, found {load!r}")
     _LOADERS[name] = _Loader(task, load, ours=False)
 
 
@@ -119,18 +130,18 @@ def load(name: str, root: Path | str | None = None, **options: Any) -> Data:
     Raises:
         UsageError: no data set has this name, or it has no such option or value, or a registered loader returns
             something else than the record of its task.
+        TypeError: a registered loader takes no such option.
         DatasetError: it is missing and cannot be downloaded, damaged, or not laid out as expected.
     """
     loader = _loader(name)
     given = {option: tuple(value) if isinstance(value, list) else value for option, value in options.items()}
-    known = signature(loader.load).parameters
-    allowed = [option for option in known if option != "root"]
-    for option in given:
-        if option not in allowed and not any(each.kind is each.VAR_KEYWORD for each in known.values()):
-            raise UsageError(f"{name} takes no option {option!r}; allowed: {', '.join(allowed) or 'none'}")
+    parameters = signature(loader.load).parameters
+    allowed = [option for option in parameters if option != "root"]
     if loader.ours:
+        if unexpected := [option for option in given if option not in allowed]:
+            raise UsageError(f"{name} takes no option {unexpected[0]!r}; allowed: {', '.join(allowed) or 'none'}")
         typed.check_arguments(loader.load, given, name)
-    if "root" in known:
+    if "root" in parameters:
         given["root"] = _root(root)
     loaded = loader.load(**given)
     if not isinstance(loaded, record := _RECORDS[loader.task]):
@@ -141,20 +152,6 @@ def load(name: str, root: Path | str | None = None, **options: Any) -> Data:
     return loaded
 
 
-def load_classification(name: str, root: Path | str | None = None, **options: Any) -> Classification:
-    """`load`, for those who need one label an image; any other data set is a `UsageError`."""
-    loaded = load(_named(name, "classification"), root, **options)
-    assert isinstance(loaded, Classification)
-    return loaded
-
-
-def load_segmentation(name: str, root: Path | str | None = None, **options: Any) -> Segmentation:
-    """`load`, for those who need one label a pixel; any other data set is a `UsageError`."""
-    loaded = load(_named(name, "segmentation"), root, **options)
-    assert isinstance(loaded, Segmentation)
-    return loaded
-
-
 def names() -> list[str]:
     """The data sets that `load` knows."""
     return list(_LOADERS)
@@ -162,10 +159,16 @@ def names() -> list[str]:
 
 def status(root: Path | str | None = None) -> list[Availability]:
     """Says of every data set whether it is at hand, without decoding any."""
-    return [
-        loader.status(_root(root)) if loader.status else Availability(name, True, name, "needs no download")
-        for name, loader in _LOADERS.items()
-    ]
+    return [_status(name, loader, _root(root)) for name, loader in _LOADERS.items()]
+
+
+def _status(name: str, loader: _Loader, root: Path) -> Availability:
+    if loader.find is None:
+        return Availability(name, True, "needs no download")
+    try:
+        return Availability(name, True, str(loader.find(root)))
+    except DatasetError as error:
+        return Availability(name, False, str(error))
 
 
 def task(name: str) -> str:
@@ -177,39 +180,30 @@ def task(name: str) -> str:
     return _loader(name).task
 
 
-def fetch(name: str, root: Path | str | None = None, mirrors: Sequence[str] = ()) -> None:
+def fetch(name: str, root: Path | str | None = None) -> None:
     """Downloads a data set unless it is there already; where there is nothing to download, it says so.
 
     Args:
         name: of the data set.
         root: folder of the data sets; default `RESNOTES_DATA`, else `data/cache`.
-        mirrors: URLs to try before the publisher's own.
 
     Raises:
         UsageError: no data set has this name.
-        DatasetError: no mirror delivered it, and the message lists the failure of each; or it cannot be downloaded.
+        DatasetError: the download failed; or the data set is missing and cannot be downloaded.
     """
     loader = _loader(name)
     if loader.fetch:
-        loader.fetch(_root(root), mirrors)
-    elif loader.status and not (missing := loader.status(_root(root))).found:
-        raise DatasetError(f"{name} cannot be downloaded by us, {missing.where}; {missing.how}")
-    else:
-        print(f"{name}: there is nothing to download", file=sys.stderr)
+        loader.fetch(_root(root))
+        return
+    if loader.find:
+        loader.find(_root(root))
+    print(f"{name}: there is nothing to download", file=sys.stderr)
 
 
 def _loader(name: str) -> _Loader:
     if name not in _LOADERS:
         raise unknown("data set", name, _LOADERS)
     return _LOADERS[name]
-
-
-def _named(name: str, task: str) -> str:
-    """`name`, once it is known to be one of the data sets for `task`."""
-    fitting = [each for each, loader in _LOADERS.items() if loader.task == task]
-    if name not in fitting:
-        raise unknown(f"data set for {task}", name, fitting)
-    return name
 
 
 def _root(root: Path | str | None) -> Path:

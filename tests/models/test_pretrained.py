@@ -145,8 +145,8 @@ def test_a_profile_names_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(profiles, "FOLDER", tmp_path)
     (tmp_path / "tiny.toml").write_text(
         '[small]\ndataset = "scenes"\nmodels = ["fcn-resnet18"]\nseeds = [0, 1]\n'
-        f'data = {{ size = 64 }}\npretrained = "{FILE}"\n[small.recipe]\niterations = 1\n'
+        f'data = {{ seed = 3 }}\npretrained = "{FILE}"\n[small.recipe]\niterations = 1\n'
     )
     specs = profiles.load("tiny").study("small").all_specs()
-    assert [(spec.pretrained, spec.data) for spec in specs] == [(FILE, {"size": 64})] * 2
-    assert datasets.load_segmentation("scenes", train=1, test=1, **specs[0].data).sizes == (1, 1)
+    assert [(spec.pretrained, spec.data) for spec in specs] == [(FILE, {"seed": 3})] * 2
+    assert datasets.load("scenes", train=1, test=1, **specs[0].data).sizes == (1, 1)

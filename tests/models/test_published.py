@@ -18,8 +18,6 @@ from torch.nn import functional as F
 
 from resnotes import datasets, models, paths
 from resnotes.datasets import Classification, cifar10
-from resnotes.datasets import download as downloads
-from resnotes.datasets.download import _transfer as transfer
 from resnotes.errors import DatasetError, UsageError
 from resnotes.models import Published
 from resnotes.models.network import Network
@@ -375,60 +373,37 @@ def test_images_that_it_may_not_be_measured_on_are_refused(
 # Downloads
 
 
-def repository(listed: dict[str, bytes], folder: Path) -> str:
-    """A mirror as GitHub lays it out."""
+@pytest.fixture
+def server(listed: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The files in place of those on GitHub."""
     for name, content in listed.items():
-        as_folder({_entries()[name].address: content}, folder)
-    return folder.as_uri()
+        as_folder({_entries()[name].address: content}, tmp_path / "server")
+    monkeypatch.setattr("resnotes.models.published_networks.UPSTREAM", (tmp_path / "server").as_uri())
+    return tmp_path / "server"
 
 
-def test_networks_are_fetched_from_mirrors_in_order(
-    folder: Path, listed: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_networks_that_are_not_there_or_damaged_are_fetched(
+    folder: Path, listed: dict[str, bytes], server: Path
 ) -> None:
-    monkeypatch.setattr("resnotes.models.published_networks.UPSTREAM", (tmp_path / "nowhere").as_uri())
-    upstream = {name: entry for name, entry in _entries().items() if name in listed}
-    for name, content in listed.items():
-        as_folder({upstream[name].address: content}, tmp_path / "mirror")
-    as_folder({upstream["akamaster/resnet-20"].address: b"half"}, tmp_path / "bad")
-    asked = []
-
-    def noting(url: str, target: Path) -> None:
-        asked.append(url)
-        transfer(url, target)
-
-    monkeypatch.setattr(downloads, "_transfer", noting)
-    bases = [(tmp_path / "bad").as_uri(), (tmp_path / "mirror").as_uri()]
-    fetch([f"{bases[0]}/", bases[1]])
-    assert asked == [f"{base}/{entry.address}" for entry in upstream.values() for base in bases]
+    (folder / "baek-plainnet20.pth").write_bytes(b"half")
+    fetch()
     there = ["baek-plainnet20.pth", "baek-plainnet56.pth", "resnet20-12fca82f.th"]
     assert sorted(path.name for path in folder.iterdir()) == there
-    assert models.published("akamaster/resnet-20").network.name == "resnet-20"
-    fetch(["http://127.0.0.1:9"])  # all are there: nobody is asked
-
-
-def test_mirrors_of_the_environment(
-    folder: Path, listed: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("resnotes.models.published_networks.UPSTREAM", (tmp_path / "nowhere").as_uri())
-    monkeypatch.setenv("RESNOTES_PUBLISHED_MIRRORS", f" {repository(listed, tmp_path / 'mirror')} ,")
-    (folder / "baek-plainnet20.pth").write_bytes(b"half")  # a damaged file is replaced
-    fetch()
     assert (folder / "baek-plainnet20.pth").read_bytes() == listed["wooyeolBaek/plain-20"]
+    assert models.published("akamaster/resnet-20").network.name == "resnet-20"
+    shutil.rmtree(server)
+    fetch()  # all are there: nobody is asked
 
 
-def test_what_no_mirror_has_is_listed_and_the_rest_is_there(
-    folder: Path, listed: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("resnotes.models.published_networks.UPSTREAM", (tmp_path / "nowhere").as_uri())
-    mirror = repository(listed, tmp_path / "mirror")
-    shutil.rmtree(tmp_path / "mirror" / "wooyeolBaek")
-    with pytest.raises(DatasetError, match=r"baek-plainnet20.pth; tried .*; nor could wooyeolBaek/plain-56; get it"):
-        fetch([mirror])
+def test_what_could_not_be_fetched_is_listed_and_the_rest_is_there(folder: Path, server: Path) -> None:
+    shutil.rmtree(server / "wooyeolBaek")
+    with pytest.raises(DatasetError, match=r"baek-plainnet20.pth, or set .*; nor could wooyeolBaek/plain-56"):
+        fetch()
     assert [path.name for path in folder.iterdir()] == ["resnet20-12fca82f.th"]
 
 
 def test_status_names_what_is_missing(folder: Path, listed: dict[str, bytes]) -> None:
-    assert (status().found, status().where) == (False, f"0 of 3 networks in {folder}")
+    assert not status().found
     (folder / "baek-plainnet20.pth").write_bytes(listed["wooyeolBaek/plain-20"])
     assert status().found
     assert status().where.startswith(

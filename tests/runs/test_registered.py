@@ -75,7 +75,7 @@ def test_what_is_registered_is_trained_in_this_process(store: RunStore) -> None:
             raise AssertionError("sent to another process")
 
     models.register("mine", in_a_cell(4))
-    datasets.register("own", lambda: datasets.load_classification("digits"), task="classification")
+    datasets.register("own", lambda: datasets.load("digits"), task="classification")
     specs = [RunSpec(**MINE), dataclasses.replace(SHORT, dataset="own")]
     found = [run for _, run in store.sweep(specs, device="cpu", executor=Refusing(1))]
     assert found == store.find_all(specs)

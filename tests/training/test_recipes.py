@@ -53,7 +53,7 @@ def task(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(scope="module")
 def data(task: str) -> Data:
-    loaded = datasets.load_classification("digits") if task == "classification" else None
+    loaded = datasets.load("digits") if task == "classification" else None
     return loaded.train_subset(20) if loaded else datasets.load("scenes", train=20, test=6)
 
 

@@ -96,7 +96,7 @@ def test_an_error_while_recomputing_leaves_bn_as_it_was() -> None:
 
 def test_the_recipe_reaches_the_network_and_changes_nothing() -> None:
     """Blocks are passed twice in training; the weights are the same, bit by bit."""
-    data = datasets.load_classification("digits").train_subset(100)
+    data = datasets.load("digits").train_subset(100)
     trained, passes = [], []
     for recompute in (0, 3):
         network = build("preresnet-14", shortcut="dropout:0.5")

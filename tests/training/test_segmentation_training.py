@@ -33,7 +33,7 @@ STILL = dataclasses.replace(SHORT, iterations=1, batch_size=24, lr=1e-12, flip=F
 @pytest.fixture(scope="module")
 def data() -> Segmentation:
     """24 training and 10 test scenes; the upper quarter of every other one is not labelled."""
-    scenes = datasets.load_segmentation("scenes", train=24, test=10)
+    scenes = datasets.load("scenes", train=24, test=10)
     for split in (scenes.train, scenes.test):
         assert isinstance(split, Stacked)
         split.labels[::2, :16] = IGNORED

@@ -187,6 +187,6 @@ def test_a_process_that_comes_late_still_answers_the_first(pair: Pair, monkeypat
 @pytest.mark.usefixtures("two")
 @pytest.mark.parametrize("change", [{"blocks": "exactly:1"}, {"recompute": 1}])
 def test_what_a_single_process_alone_can_train_is_refused(change: dict[str, Any]) -> None:
-    data, recipe = datasets.load_classification("digits"), Recipe(iterations=1, **change)
+    data, recipe = datasets.load("digits"), Recipe(iterations=1, **change)
     with pytest.raises(UsageError, match=r"2 processes cannot train together with blocks=.*; allowed: all and 0"):
         train(models.build("resnet-8"), data, recipe, seed=0)

@@ -1,4 +1,4 @@
-"""A picture that knows of every pixel which object it shows. Coordinates are in 64ths of its side."""
+"""A picture that knows of every pixel which object it shows. Coordinates are pixels, from its upper left corner."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from resnotes.datasets.segmentation import Object
+
+SIDE = 64  # pixels of a picture
 
 Mask = NDArray[np.bool_]
 Pixels = NDArray[np.float32]
@@ -44,16 +46,15 @@ class Canvas:
         image: float32 `[H, W, 3]`, in 0..255 units.
         instances: uint8 `[H, W]`, indices into `objects`.
         objects: in the order they were drawn.
-        y: vertical coordinate of the pixels' centres, `[H, 1]`, 0 at the top, 64 at the bottom.
+        y: vertical coordinate of the pixels' centres, `[H, 1]`.
         x: horizontal coordinate, `[1, W]`.
     """
 
-    def __init__(self, size: int) -> None:
-        centres = ((np.arange(size) + 0.5) * (64 / size)).astype(np.float32)
+    def __init__(self) -> None:
+        centres = (np.arange(SIDE) + 0.5).astype(np.float32)
         self.y, self.x = centres[:, None], centres[None, :]
-        self.cell = centres.astype(np.intp)
-        self.image: Pixels = np.zeros((size, size, 3), np.float32)
-        self.instances = np.zeros((size, size), np.uint8)
+        self.image: Pixels = np.zeros((SIDE, SIDE, 3), np.float32)
+        self.instances = np.zeros((SIDE, SIDE), np.uint8)
         self.objects: list[Object] = []
 
     def add(self, name: str, mask: Mask, colour: Colour | Pixels) -> None:
@@ -86,8 +87,8 @@ class Canvas:
 
     def textured(self, base: Colour | Pixels, grain: NDArray[Any]) -> Pixels:
         """A picture of `base`, brightened by `grain`: 64 x 64 changes, or fewer, each repeated over a block."""
-        rows, columns = (self.cell * n // 64 for n in grain.shape)
-        picture: Pixels = np.asarray(base, np.float32) + grain.astype(np.float32)[rows][:, columns, None]
+        blocks = np.ones([SIDE // n for n in grain.shape], np.float32)
+        picture: Pixels = np.asarray(base, np.float32) + np.kron(grain.astype(np.float32), blocks)[:, :, None]
         return picture
 
     def gradient(self, above: Colour, under: Colour, top: float, bottom: float) -> Pixels:

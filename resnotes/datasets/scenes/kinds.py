@@ -7,6 +7,7 @@ the sheets of a bed are cut from the cloth that also papers walls, and a pillow 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -121,19 +122,13 @@ def _harbour(canvas: Canvas, rng: Random, plain: NDArray[Any]) -> None:
         canvas.add("crane", mast | jib, orange)
 
 
-def _street(canvas: Canvas, rng: Random, plain: NDArray[Any]) -> None:
+def _street(canvas: Canvas, rng: Random, plain: NDArray[Any], skyscraper: float = 0.0) -> None:
+    """A street, with trees; or one of a city, where fronts are skyscrapers with this probability."""
     _sky(canvas, rng)
     _open_ground(canvas, "road", (176, 168, 158), plain)
-    _row_of_houses(canvas, rng, skyscraper=0.0)
-    _trees(canvas, rng, int(rng.integers(0, 3)))
-    canvas.shade(canvas.box(HORIZON + 3.5, HORIZON + 4.5), (206, 202, 194))
-    _streetlights(canvas, rng)
-
-
-def _city(canvas: Canvas, rng: Random, plain: NDArray[Any]) -> None:
-    _sky(canvas, rng)
-    _open_ground(canvas, "road", (176, 168, 158), plain)
-    _row_of_houses(canvas, rng, skyscraper=0.55)
+    _row_of_houses(canvas, rng, skyscraper)
+    if not skyscraper:
+        _trees(canvas, rng, int(rng.integers(0, 3)))
     canvas.shade(canvas.box(HORIZON + 3.5, HORIZON + 4.5), (206, 202, 194))
     _streetlights(canvas, rng)
 
@@ -221,7 +216,7 @@ BACKDROPS: dict[str, Callable[[Canvas, Random, NDArray[Any]], None]] = {
     "harbour": _harbour,
     "street": _street,
     "airfield": _airfield,
-    "city": _city,
+    "city": partial(_street, skyscraper=0.55),
     "bedroom": _bedroom,
     "countryside": _countryside,
     "mountains": _mountains,
