@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from kit.pairs import labels, picture, save
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from resnotes.datasets import camvid
 from resnotes.datasets.pairs import Pair, read
@@ -137,6 +138,19 @@ def test_a_transparent_grey_of_other_than_eight_bits_is_refused(pair: Pair, bits
 def test_colours_for_printing_are_refused(pair: Pair) -> None:
     Image.fromarray(PICTURE).convert("CMYK").save(pair.image, "JPEG")
     with pytest.raises(DatasetError, match=f"image {pair.image} has colours of type CMYK"):
+        read(pair, 11, {})
+
+
+def test_a_gamma_other_than_that_of_screens_is_refused(pair: Pair) -> None:
+    def save_with(gamma: int) -> None:
+        info = PngInfo()
+        info.add(b"gAMA", struct.pack(">I", gamma))
+        Image.fromarray(PICTURE).save(pair.image, pnginfo=info)
+
+    save_with(45455)
+    np.testing.assert_array_equal(image_of(pair), PICTURE)
+    save_with(100000)
+    with pytest.raises(DatasetError, match=r"brighter or darker than its numbers \(gamma 1\)"):
         read(pair, 11, {})
 
 
