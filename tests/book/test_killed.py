@@ -99,14 +99,13 @@ def start(tmp_path):
         process.kill()
 
 
-@pytest.mark.parametrize("signalled", [os.kill, os.killpg], ids=["to the command alone", "in a terminal"])
-def test_an_interrupt_ends_notebooks_kernels_and_trainings(start, tmp_path, signalled):
+def test_an_interrupt_ends_notebooks_kernels_and_trainings(start, tmp_path):
     mark, out = tmp_path / "mark", tmp_path / "out"
     command = start({"01_a": SLEEPS.format(mark=mark), "02_a": TRAINS})
     until(lambda: mark.exists() and len(list(tmp_path.glob("runs/*/history.csv"))) == 2)
     assert sum("ipykernel_launcher" in process.cmdline() for process in processes(out)) == 2
     assert len(processes(out)) > 5, "the command, a papermill and a kernel for each notebook, and what trains"
-    signalled(command.pid, signal.SIGINT)
+    os.killpg(command.pid, signal.SIGINT)  # as a terminal does
     assert orphans(command, out) == []
     stdout, stderr = command.communicate()
     assert (command.returncode, stderr) == (130, "resnotes: interrupted; what was finished is kept\n")
@@ -118,8 +117,7 @@ def test_an_interrupt_ends_notebooks_kernels_and_trainings(start, tmp_path, sign
     assert not [path for path in out.rglob(".*") if path.is_file()]
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL], ids=lambda number: number.name)
-def test_a_command_that_is_killed_has_not_finished(start, tmp_path, number, resnotes, monkeypatch):
+def test_a_command_that_is_killed_has_not_finished(start, tmp_path, resnotes, monkeypatch):
     """What it claimed so far counts nowhere; an execution of before, which it replaced, is gone. What ended, counts."""
     mark, out = tmp_path / "mark", tmp_path / "out"
     first, second = "01_degradation", "02_identity_mappings"
@@ -129,7 +127,7 @@ def test_a_command_that_is_killed_has_not_finished(start, tmp_path, number, resn
     command = start({first: CLAIMS.format(stem=first, seconds=600, mark=mark), second: other})
     until(mark.exists)
     until(lambda: [claim["notebook"] for claim in ledger.load(out / "claims.json")] == [second])
-    command.send_signal(number)
+    command.kill()
     assert orphans(command, out) == []
 
     results = read_results(out)
