@@ -12,8 +12,7 @@ from kit.runs import TINY
 from resnotes import paths
 from resnotes.book import notebooks
 from resnotes.book.ledger import load
-from resnotes.datasets import cifar10, download
-from resnotes.errors import DatasetError
+from resnotes.datasets import cifar10
 from resnotes.figures.saving import FORMATS
 from resnotes.runs import profiles, recording
 from resnotes.runs.store import RunStore
@@ -157,26 +156,12 @@ def test_a_run_is_shown(trained, resnotes):
     assert str(trained[1].folder) not in stdout
 
 
-def test_verification_names_the_runs_that_fail(trained, resnotes):
+def test_verification_names_the_runs_that_fail_and_goes_on(trained, resnotes):
     (trained[0].folder / "history.csv").write_text("epoch\n")
     status, stdout, _ = resnotes("runs", "verify")
     assert (status, [line.split()[0] for line in stdout.splitlines()]) == (1, ["FAILED", "ok"])
     assert "history.csv is not what the run wrote" in stdout
     assert resnotes("runs", "verify", "resnet")[0] == 0
-
-
-def test_verification_goes_on_where_the_data_of_a_run_is_not_at_hand(trained, resnotes, monkeypatch):
-    load, missing = recording.load_data, trained[0].spec
-
-    def loading(spec):
-        if spec == missing:
-            raise DatasetError("no digits")
-        return load(spec)
-
-    monkeypatch.setattr(recording, "load_data", loading)
-    status, stdout, _ = resnotes("runs", "verify")
-    words = {line.split()[1].rstrip(":"): line.split()[0] for line in stdout.splitlines()}
-    assert (status, words) == (1, {trained[0].name: "FAILED", trained[1].name: "ok"})
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="a shell's pipe")
@@ -250,15 +235,3 @@ def test_data_sets_are_listed_and_fetched(root, resnotes, monkeypatch):
     [(urls, target)] = asked
     assert urls[:2] == ["file:///a/cifar-10-python.tar.gz", "file:///b/cifar-10-python.tar.gz"]
     assert target == root / "data/cifar10/cifar-10-python.tar.gz"
-
-
-def test_a_download_that_fails_ends_in_a_message(root, resnotes, monkeypatch):
-    def unreachable(url, target):
-        raise OSError("no route")
-
-    monkeypatch.setenv("RESNOTES_DATA", str(root / "data"))
-    monkeypatch.setattr(download, "_transfer", unreachable)
-    status, _, stderr = resnotes("data", "fetch", "cifar10", "--mirror", "http://mirror")
-    assert (status, stderr.count("\n")) == (1, 1)
-    assert stderr.startswith("resnotes: cannot download cifar-10-python.tar.gz; tried http://mirror")
-    assert not [path for path in (root / "data").rglob("*") if path.is_file()]

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from subprocess import CompletedProcess
 from threading import Lock
-from typing import IO, Any
+from typing import Any
 
 import nbformat
 from ipykernel.kernelspec import write_kernel_spec
@@ -59,6 +61,9 @@ def execute(
         jobs: how many run side by side, sharing the cores evenly; by default as many as there are cores.
         cell_timeout: longest time for one cell, in seconds.
         report: receives a line at each start and finish.
+
+    Returns:
+        What became of each, in this order, 00 last.
     """
     out = out.resolve()
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -69,29 +74,31 @@ def execute(
     with tempfile.TemporaryDirectory() as kernels, ThreadPoolExecutor(jobs) as pool, lifeline() as held:
         # `python3` must mean this interpreter, whatever kernels the user has installed under that name.
         write_kernel_spec(Path(kernels) / "kernels" / "python3")
-        environment = _environment(out, Path(kernels), threads=max(1, cores // jobs), workers=cores)
+        call = functools.partial(
+            papermill,
+            held,
+            _environment(out, Path(kernels), threads=max(1, cores // jobs), workers=cores),
+            kernel_name="python3",
+            cwd=str(paths.project_root()),
+            execution_timeout=cell_timeout,
+            progress_bar=False,
+        )
 
         def one(book: Notebook) -> Execution:
             with lock:  # what is there of another execution goes, and with it what was claimed then
                 report(f"{book.stem}: started")
                 _clear(book, out)
                 merge(out)
-            return _execute(book, parameters, out, environment, cell_timeout, held)
+            given = {name: value for name, value in parameters.items() if name in book.parameters}
+            execution = _execute(book, given, out, call)
+            with lock:
+                report(f"{book.stem}: {'failed' if execution.failure else 'done'} after {execution.seconds:.1f} s")
+                merge(out)
+            return execution
 
-        done: list[Execution] = []
-        try:
-            for last in (False, True):
-                futures = [pool.submit(one, book) for book in notebooks if (book.number == "00") is last]
-                for future in as_completed(futures):
-                    done.append(execution := future.result())
-                    outcome = "failed" if execution.failure else "done"
-                    with lock:
-                        report(f"{execution.notebook.stem}: {outcome} after {execution.seconds:.1f} s")
-                        merge(out)
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)  # or an interrupt would start those still waiting
-            raise
-    return sorted(done, key=lambda execution: notebooks.index(execution.notebook))
+        # An error, such as an interrupt, cancels what still waits.
+        done = list(pool.map(one, [book for book in notebooks if book.number != "00"]))
+        return done + list(pool.map(one, [book for book in notebooks if book.number == "00"]))
 
 
 def _environment(out: Path, kernels: Path, threads: int, workers: int) -> dict[str, str]:
@@ -136,28 +143,12 @@ def _clear(book: Notebook, out: Path) -> None:
 
 
 def _execute(
-    book: Notebook,
-    parameters: Mapping[str, Any],
-    out: Path,
-    environment: dict[str, str],
-    cell_timeout: int,
-    held: IO[bytes],
+    book: Notebook, given: Mapping[str, Any], out: Path, call: Callable[..., CompletedProcess[str]]
 ) -> Execution:
-    """Execute one notebook, and note in it what became of it: the last thing that is written."""
+    """Execute one notebook by `call`, and note in it what became of it: the last thing that is written."""
     output = _output(book, out)
-    given = {name: value for name, value in parameters.items() if name in book.parameters}
     start = time.perf_counter()
-    process = papermill(
-        held,
-        environment,
-        input_path=str(book.path),
-        output_path=str(output),
-        parameters=given,
-        kernel_name="python3",
-        cwd=str(paths.project_root()),
-        execution_timeout=cell_timeout,
-        progress_bar=False,
-    )
+    process = call(input_path=str(book.path), output_path=str(output), parameters=given)
     seconds = time.perf_counter() - start
     said = process.stdout or f"papermill ended with status {process.returncode}\n{process.stderr[-1000:]}"
     said = f"{book.stem}: {said.strip()}"

@@ -3,7 +3,6 @@
 from collections import Counter
 
 import pytest
-import torch
 from scipy.stats import binom
 
 from resnotes import models, paths
@@ -61,15 +60,10 @@ def test_every_network_can_be_built(paper: str, label: str) -> None:
     name, options = models.from_label(label)
     assert models.label(name, options) == label
     network = models.build(name, **options, width=4)
-    assert network.name == name
     assert network.options.items() >= options.items()
-    logits = network.eval()(torch.zeros(1, 3, 8, 8))
-    if isinstance(network, SegmentationNetwork):
-        assert logits.shape == (1, 150, 8, 8)  # ADE20K's classes
-        return
-    assert logits.shape == (1, 10)
-    depth = 2 + sum(len(block.residual.state_dict().keys() & CONVOLUTIONS) for block in network.blocks)
-    assert depth == int(name.split("-")[1])
+    if not isinstance(network, SegmentationNetwork):
+        depth = 2 + sum(len(block.residual.state_dict().keys() & CONVOLUTIONS) for block in network.blocks)
+        assert depth == int(name.split("-")[1])
 
 
 def test_find_gives_the_papers_first_number_or_nothing() -> None:
@@ -111,14 +105,3 @@ def test_table_2_has_every_order_of_layers_at_both_depths() -> None:
         "preresnet-110",
         "prebottleneck-164",
     }
-
-
-def test_pre_activation_is_better_wherever_both_are_given() -> None:
-    pairs = 0
-    for row in HE2016.itertuples():
-        if row.metric.endswith("error") and row.network.startswith(("preresnet", "prebottleneck")):
-            original = papers.find("he2016", row.network.removeprefix("pre"), row.metric)
-            assert original is not None
-            assert row.value < original
-            pairs += 1
-    assert pairs == 5
