@@ -1,8 +1,7 @@
 import os
-import re
 import subprocess
 import sys
-from datetime import datetime
+from datetime import UTC, datetime
 
 import pytest
 from kit.notebooks import write_notebook
@@ -70,21 +69,18 @@ def test_run_writes_notebooks_claims_figures_and_index(root, resnotes):
 
 
 def test_notebooks_are_listed_with_parameters_and_last_run(root, resnotes):
-    write_notebook(root / "notebooks", "01_a")
-    write_notebook(root / "notebooks", "02_b", "1 / 0")
-    status, stdout, _ = resnotes("run", "--list", "01")
+    for stem in ("01_a", "02_b", "03_c"):
+        write_notebook(root / "notebooks", stem)
+    executed(root / "out", "01_a", ids=[])
+    executed(root / "out", "02_b", ids=[], failed=True)
+    status, stdout, _ = resnotes("run", "--list")
+    when = datetime(2026, 3, 4, 12, tzinfo=UTC).astimezone().strftime("%Y-%m-%d %H:%M")
     assert status == 0
-    assert stdout.startswith("01_a: ")
-    assert "-p profile='quick'" in stdout
-    assert "-p seed=0" in stdout
-    assert f"never run in {root / 'out'}" in stdout
-    assert not (root / "out").exists(), "listing executes nothing"
-    resnotes("run", "-p", "seed=3")
-    day = datetime.now().astimezone().strftime("%Y-%m-%d")
-    lines = [line for line in resnotes("run", "--list")[1].splitlines() if "last run" in line]
-    assert [re.sub(r"[\d.]+ s$", "N s", re.sub(r"\d\d:\d\d", "T", line)).strip() for line in lines] == [
-        f"last run {day} T: {outcome}, profile quick, N s" for outcome in ("done", "failed")
+    assert [line.strip() for line in stdout.splitlines() if "run" in line] == [
+        *(f"last run {when}: {outcome}, profile quick, 1.5 s" for outcome in ("done", "failed")),
+        f"never run in {root / 'out'}",
     ]
+    assert stdout.startswith("01_a: Notebook 01_a\n    -p profile='quick'     scale\n    -p seed=0")
 
 
 @pytest.mark.parametrize("arguments", [["runn"], ["run", "--jobs", "0"], ["figures"]])

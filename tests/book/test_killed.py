@@ -19,6 +19,8 @@ from resnotes.book.pages import write_index
 from resnotes.book.report import write_report
 from resnotes.book.results import read_results
 
+PATIENCE = 300  # seconds, where each of a dozen processes that start has a part of a core
+
 SLEEPS = """
 import time
 print("in the middle")
@@ -102,7 +104,7 @@ def start(tmp_path):
 def test_an_interrupt_ends_notebooks_kernels_and_trainings(start, tmp_path):
     mark, out = tmp_path / "mark", tmp_path / "out"
     command = start({"01_a": SLEEPS.format(mark=mark), "02_a": TRAINS})
-    until(lambda: mark.exists() and len(list(tmp_path.glob("runs/*/history.csv"))) == 2)
+    until(lambda: mark.exists() and len(list(tmp_path.glob("runs/*/history.csv"))) == 2, PATIENCE)
     assert sum("ipykernel_launcher" in process.cmdline() for process in processes(out)) == 2
     assert len(processes(out)) > 5, "the command, a papermill and a kernel for each notebook, and what trains"
     os.killpg(command.pid, signal.SIGINT)  # as a terminal does
@@ -122,11 +124,11 @@ def test_a_command_that_is_killed_has_not_finished(start, tmp_path, resnotes, mo
     mark, out = tmp_path / "mark", tmp_path / "out"
     first, second = "01_degradation", "02_identity_mappings"
     short, other = (CLAIMS.format(stem=stem, seconds=0, mark=tmp_path / stem) for stem in (first, second))
-    assert start({first: short, second: other}).wait(120) == 0
+    assert start({first: short, second: other}).wait(PATIENCE) == 0
     assert len(read_results(out).claims) == 2
     command = start({first: CLAIMS.format(stem=first, seconds=600, mark=mark), second: other})
-    until(mark.exists)
-    until(lambda: [claim["notebook"] for claim in ledger.load(out / "claims.json")] == [second])
+    until(mark.exists, PATIENCE)
+    until(lambda: [claim["notebook"] for claim in ledger.load(out / "claims.json")] == [second], PATIENCE)
     command.kill()
     assert orphans(command, out) == []
 
