@@ -111,7 +111,7 @@ def test_an_interrupt_ends_notebooks_kernels_and_trainings(start, tmp_path):
     assert orphans(command, out) == []
     stdout, stderr = command.communicate()
     assert (command.returncode, stderr) == (130, "resnotes: interrupted; what was finished is kept\n")
-    assert sorted(stdout.splitlines()) == ["01_a: started", "02_a: started"]
+    assert (stdout.count(": started"), stdout.count(": done")) == (2, 0)
     for stem in ("01_a", "02_a"):
         notebook = nbformat.read(out / "notebooks" / f"{stem}.ipynb", 4)
         assert notebook.cells[-2].outputs[0].text == "first\n"
