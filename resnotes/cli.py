@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
-from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -59,7 +58,6 @@ def run(
         Many, typer.Option("-p", "--parameter", metavar="NAME=VALUE", help="Set a notebook's parameter.")
     ] = None,
     jobs: Annotated[int | None, typer.Option(min=1, help="Notebooks side by side, by default one per core.")] = None,
-    cell_timeout: Annotated[int, typer.Option(min=1, help="Longest time for one cell, in seconds.")] = 24 * 3600,
     listed: Annotated[bool, typer.Option("--list", help="Only list notebooks, their parameters and last run.")] = False,
 ) -> None:
     """Execute notebooks and write what they found to a folder, with an index."""
@@ -70,11 +68,11 @@ def run(
     if listed:
         return _list(selected, folder)
     from resnotes.book.execution import execute
-    from resnotes.book.index import write_index
+    from resnotes.book.pages import write_index
 
     settings = ([] if profile is None else [f"profile={profile}"]) + (parameter or [])
     overrides = parse_overrides(settings, selected)
-    done = execute(selected, overrides, folder, jobs=jobs, cell_timeout=cell_timeout, report=typer.echo)
+    done = execute(selected, overrides, folder, jobs=jobs, report=typer.echo)
     index = write_index(folder)
     failures = [execution.failure for execution in done if execution.failure]
     for failure in failures:
@@ -122,12 +120,11 @@ def train(
 @app.command()
 def claims(out: Out = None) -> None:
     """Print the claims of a run: whether each holds, what was expected and what was measured."""
-    from resnotes.book.ledger import WORDS, load
+    from resnotes.book.ledger import WORDS
     from resnotes.book.results import read_results
 
     folder = _folder(out)
-    path = folder / "claims.json"  # what a run that was ended could not bring up to date
-    entries = load(path) if path.exists() and not (folder / "claims").is_dir() else read_results(folder).claims
+    entries = read_results(folder).claims
     if not entries:
         typer.echo(f"no claims in {folder}; `resnotes run` makes them")
     for claim in entries:
@@ -140,29 +137,22 @@ def figures(
     to: Annotated[Path, typer.Option(help="Folder that receives the figures.")],
     out: Out = None,
     formats: Annotated[str, typer.Option("--format", help="Any of png, pdf and svg, by commas.")] = "png,pdf",
-    only: Annotated[Many, typer.Option(help="Number of a notebook or name of a figure; may be repeated.")] = None,
 ) -> None:
     """Copy the figures of a run to a folder and print Markdown that shows them."""
     from resnotes.book.exports import export
 
     kinds = [kind.strip() for kind in formats.split(",")]
-    for snippet in export(to, _folder(out), formats=kinds, only=only or []):
+    for snippet in export(to, _folder(out), formats=kinds):
         typer.echo(snippet)
 
 
 @app.command()
 def report(
-    more: Annotated[Many, typer.Argument(metavar="[NOTEBOOK]...", help="As after --notebooks.")] = None,
+    notebooks: Annotated[Many, typer.Argument(help="Numbers or names, such as 01 03; all if none.")] = None,
     lang: Annotated[str, typer.Option(help="en or zh.")] = "en",
     out: Annotated[Path | None, typer.Option(help="Folder for it, by default report in that of the run.")] = None,
     week: Annotated[int | None, typer.Option(min=0, help="Number of the report, for its title.")] = None,
-    notebooks: Annotated[Many, typer.Option(help="Numbers or names, such as 01 03; all if none.")] = None,
-    since: Annotated[
-        datetime | None, typer.Option(formats=["%Y-%m-%d"], help="Only what was executed on that day or later.")
-    ] = None,
     results: Annotated[Path | None, typer.Option(help="Folder of the run, by default $RESNOTES_OUT or out.")] = None,
-    templates: Annotated[Path | None, typer.Option(help="Folder with templates to use in place of ours.")] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a report that is there.")] = False,
 ) -> None:
     """Write a weekly report from a run: Markdown, one HTML page, and the figures."""
     from resnotes.book.notebooks import select
@@ -170,17 +160,9 @@ def report(
     from resnotes.book.results import read_results
 
     folder = _folder(results)
-    named = [*(notebooks or []), *(more or [])]  # so that one --notebooks takes several
-    path = write_report(
-        read_results(folder),
-        folder / "report" if out is None else out.expanduser().resolve(),
-        lang=lang,
-        week=week,
-        notebooks=[book.stem for book in select(named)] if named else None,
-        since=since and since.date(),
-        templates=templates,
-        overwrite=overwrite,
-    )
+    to = folder / "report" if out is None else out.expanduser().resolve()
+    stems = [book.stem for book in select(notebooks)] if notebooks else []
+    path = write_report(read_results(folder), to, lang=lang, week=week, notebooks=stems)
     typer.echo(path)
     typer.echo(path.with_suffix(".html"))
 

@@ -1,23 +1,17 @@
-import json
 import os
-import re
 import subprocess
 import sys
-from datetime import datetime
+from datetime import UTC, datetime
 
-import pandas as pd
 import pytest
 from kit.notebooks import write_notebook
+from kit.report import executed
 from kit.runs import TINY
-from matplotlib.figure import Figure
 
-from resnotes import figures, paths
-from resnotes.analysis.intervals import interval
+from resnotes import paths
 from resnotes.book import notebooks
-from resnotes.book.index import write_index
-from resnotes.book.ledger import Ledger, load
-from resnotes.datasets import cifar10
-from resnotes.errors import DatasetError
+from resnotes.book.ledger import load
+from resnotes.figures.saving import FORMATS
 from resnotes.runs import profiles, recording
 from resnotes.runs.store import RunStore
 
@@ -29,20 +23,6 @@ def root(tmp_path, monkeypatch):
     monkeypatch.setattr(paths, "project_root", lambda: tmp_path)
     monkeypatch.setattr(notebooks, "profiles", lambda: ["quick"])
     return tmp_path
-
-
-def add_claim(holds=True, statement="Deeper <b>is</b> worse."):
-    ledger = Ledger("01_a", "quick", "digits", [0, 1])
-    ledger.record(
-        "a.deeper",
-        statement,
-        statement_zh="越深越差。",
-        source="He et al.",
-        expected="worse",
-        expected_zh="更差",
-        measured=interval([1, 2], "%"),
-        holds=holds,
-    )
 
 
 @pytest.fixture
@@ -57,18 +37,6 @@ def tiny(root, monkeypatch):
 def trained(tiny):
     """Its runs, trained."""
     return RunStore().get_all(profiles.load("tiny").study("small").specs(), device="cpu", workers=1)
-
-
-def add_figure(name="curves"):
-    figures.save(
-        Figure(),
-        name,
-        caption='Error "curves" <i>',
-        caption_zh="曲线",
-        claims=["a.deeper"],
-        data=pd.DataFrame({"x": [1]}),
-        parameters={},
-    )
 
 
 def test_run_writes_notebooks_claims_figures_and_index(root, resnotes):
@@ -87,55 +55,48 @@ def test_run_writes_notebooks_claims_figures_and_index(root, resnotes):
     status, stdout, stderr = resnotes("run", "--profile", "quick", "--out", out, "-p", "seed=4")
     assert status == 1
     assert stdout.splitlines()[-1] == str(out / "index.html")
-    assert "02_b: cell In [3] raised ZeroDivisionError" in stderr
+    assert "02_b: " in stderr
+    assert "ZeroDivisionError: division by zero" in stderr
     assert str(out / "notebooks/02_b.ipynb") in stderr
     [claim] = load(out / "claims.json")
     assert claim["measured"]["value"] == 4
-    assert sorted(str(path.relative_to(out / "figures")) for path in (out / "figures").rglob("*.*")) == [
-        *("empty.json", "empty.pdf", "empty.png", "empty.svg", "thumbnails/empty.png")
-    ]
+    assert {path.name for path in (out / "figures").iterdir()} == {f"empty.{kind}" for kind in ("json", *FORMATS)}
     page = (out / "index.html").read_text()
-    assert 'src="figures/thumbnails/empty.png"' in page
+    assert 'src="figures/empty.png"' in page
     assert "1 claim:" in page
     assert (page.count("<td>done</td>"), page.count('<td class="failed">failed</td>')) == (1, 1)
 
 
 def test_notebooks_are_listed_with_parameters_and_last_run(root, resnotes):
-    write_notebook(root / "notebooks", "01_a")
-    write_notebook(root / "notebooks", "02_b", "1 / 0")
-    status, stdout, _ = resnotes("run", "--list", "01")
+    for stem in ("01_a", "02_b", "03_c"):
+        write_notebook(root / "notebooks", stem)
+    executed(root / "out", "01_a", ids=[])
+    executed(root / "out", "02_b", ids=[], failed=True)
+    status, stdout, _ = resnotes("run", "--list")
+    when = datetime(2026, 3, 4, 12, tzinfo=UTC).astimezone().strftime("%Y-%m-%d %H:%M")
     assert status == 0
-    assert stdout.startswith("01_a: ")
-    assert "-p profile='quick'" in stdout
-    assert "-p seed=0" in stdout
-    assert f"never run in {root / 'out'}" in stdout
-    assert not (root / "out").exists(), "listing executes nothing"
-    resnotes("run", "-p", "seed=3")
-    day = datetime.now().astimezone().strftime("%Y-%m-%d")
-    lines = [line for line in resnotes("run", "--list")[1].splitlines() if "last run" in line]
-    assert [re.sub(r"[\d.]+ s$", "N s", re.sub(r"\d\d:\d\d", "T", line)).strip() for line in lines] == [
-        f"last run {day} T: {outcome}, profile quick, N s" for outcome in ("done", "failed")
+    assert [line.strip() for line in stdout.splitlines() if "run" in line] == [
+        *(f"last run {when}: {outcome}, profile quick, 1.5 s" for outcome in ("done", "failed")),
+        f"never run in {root / 'out'}",
     ]
+    assert stdout.startswith("01_a: Notebook 01_a\n    -p profile='quick'     scale\n    -p seed=0")
 
 
 @pytest.mark.parametrize("arguments", [["runn"], ["run", "--jobs", "0"], ["figures"]])
 def test_wrong_usage_exits_with_2(resnotes, arguments):
     status, _, stderr = resnotes(*arguments)
-    assert status == 2
-    assert "Error" in stderr
-    assert "Traceback" not in stderr
+    assert (status, "Error" in stderr) == (2, True)
 
 
 def test_claims_are_printed(root, resnotes):
     assert resnotes("claims") == (0, f"no claims in {root / 'out'}; `resnotes run` makes them\n", "")
-    add_claim(holds=None)
-    write_index(root / "out")
-    status, stdout, _ = resnotes("claims", "--out", root / "out")
-    assert status == 0
-    assert stdout.splitlines()[0] == "undecided  a.deeper: Deeper <b>is</b> worse."
-    assert "expected worse; measured 2 ± 6 % (n = 2)" in stdout
-    (root / "out/claims/01_a.json").write_text("[{")
-    status, _, stderr = resnotes("claims")
+    executed(root / "elsewhere", "01_degradation", ids=["degradation.x"])
+    assert resnotes("claims", "--out", root / "elsewhere")[1].splitlines() == [
+        "true       degradation.x: Claim degradation.x.",
+        f"{'':<10} expected over 4.5; measured 2 ± 14 points (n = 2)",
+    ]
+    (root / "elsewhere/claims/01_degradation.json").write_text("[{")
+    status, _, stderr = resnotes("claims", "--out", root / "elsewhere")
     assert (status, stderr.count("\n")) == (1, 1)
     assert stderr.startswith("resnotes: cannot read")
 
@@ -143,25 +104,10 @@ def test_claims_are_printed(root, resnotes):
 def test_figures_are_exported_with_markdown(root, resnotes):
     status, _, stderr = resnotes("figures", "--to", root / "report")
     assert (status, stderr.count("\n")) == (1, 1)
-    add_figure()
-    status, stdout, _ = resnotes("figures", "--to", root / "report")
-    assert status == 0
-    assert "(curves.png)" in stdout
-    assert (root / "report/curves.pdf").exists()
-    assert resnotes("figures", "--to", root / "others", "--format", "png, svg")[0] == 0
-    assert sorted(path.suffix for path in (root / "others").iterdir()) == [".json", ".png", ".svg"]
-
-
-def test_index_escapes_and_needs_no_network(root):
-    add_claim()
-    add_figure()
-    index = write_index(root / "out")
-    page = index.read_text()
-    assert json.loads((root / "out/claims.json").read_text())[0]["id"] == "a.deeper"
-    assert "Deeper &lt;b&gt;is&lt;/b&gt; worse." in page
-    assert 'alt="Error &#34;curves&#34; &lt;i&gt;"' in page
-    assert "://" not in page
-    assert write_index(root / "out").read_text() == page
+    executed(root / "out", "01_degradation", ["01_curves"])
+    status, stdout, _ = resnotes("figures", "--to", root / "report", "--format", "png, svg")
+    assert (status, "(01_curves.png)" in stdout) == (0, True)
+    assert sorted(path.suffix for path in (root / "report").iterdir()) == [".json", ".png", ".svg"]
 
 
 def test_help_comes_at_once():
@@ -205,28 +151,12 @@ def test_a_run_is_shown(trained, resnotes):
     assert str(trained[1].folder) not in stdout
 
 
-def test_verification_names_the_runs_that_fail(trained, resnotes):
-    status, stdout, _ = resnotes("runs", "verify")
-    assert (status, [line.split()[0] for line in stdout.splitlines()]) == (0, ["ok", "ok"])
+def test_verification_names_the_runs_that_fail_and_goes_on(trained, resnotes):
     (trained[0].folder / "history.csv").write_text("epoch\n")
     status, stdout, _ = resnotes("runs", "verify")
     assert (status, [line.split()[0] for line in stdout.splitlines()]) == (1, ["FAILED", "ok"])
     assert "history.csv is not what the run wrote" in stdout
     assert resnotes("runs", "verify", "resnet")[0] == 0
-
-
-def test_verification_goes_on_where_the_data_of_a_run_is_not_at_hand(trained, resnotes, monkeypatch):
-    load, missing = recording.load_data, trained[0].spec
-
-    def loading(spec):
-        if spec == missing:
-            raise DatasetError("no digits")
-        return load(spec)
-
-    monkeypatch.setattr(recording, "load_data", loading)
-    status, stdout, _ = resnotes("runs", "verify")
-    words = {line.split()[1].rstrip(":"): line.split()[0] for line in stdout.splitlines()}
-    assert (status, words) == (1, {trained[0].name: "FAILED", trained[1].name: "ok"})
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="a shell's pipe")
@@ -260,12 +190,9 @@ def test_recording_copies_the_runs_of_a_profile(root, trained, resnotes):
         (["run", "9"], "'9'; allowed: 01_a"),
         (["run", "--profile", "huge"], "allowed: quick"),
         (["run", "-p", "sed=1"], "01_a takes profile='quick', seed=0"),
-        (["run", "-p", "seed=x"], "seed=0"),
         (["train", "--profile", "huge"], "unknown profile 'huge'; allowed: tiny"),
         (["train", "--profile", "tiny", "--study", "big"], "allowed: small"),
-        (["runs", "record", "--profile", "huge"], "allowed: tiny"),
         (["runs", "show", "vgg"], "unknown run 'vgg'; allowed: none, the store is empty"),
-        (["runs", "verify", "vgg"], "unknown run 'vgg'"),
         (["data", "fetch", "imagenet"], "unknown data set 'imagenet'; allowed: digits, cifar10, scenes, camvid"),
     ],
 )
@@ -282,11 +209,8 @@ def test_studies_are_taken_in_the_order_they_are_named(resnotes, monkeypatch):
     resnotes("train", "--profile", "desk", "--device", "cpu", "--study", "lesions", "--study", "degradation")
     resnotes("train", "--profile", "desk", "--device", "cpu")
     desk = profiles.load("desk")
-    lesions, degradation = (desk.study(name).all_specs() for name in ("lesions", "degradation"))
-    assert asked == [
-        [*lesions, *degradation],
-        [spec for name in desk.studies for spec in desk.study(name).all_specs()],
-    ]
+    specs = {name: desk.study(name).all_specs() for name in desk.studies}
+    assert asked == [[*specs["lesions"], *specs["degradation"]], [spec for each in specs.values() for spec in each]]
 
 
 def test_data_sets_are_listed_and_fetched(root, resnotes, monkeypatch):
@@ -298,12 +222,3 @@ def test_data_sets_are_listed_and_fetched(root, resnotes, monkeypatch):
     assert "resnotes data fetch cifar10" in stdout
     assert f"published  missing\n{'':<10} 0 of 13 networks in {root / 'data' / 'weights'}; missing: " in stdout
     assert resnotes("data", "fetch", "digits") == (0, "", "digits: there is nothing to download\n")
-
-
-def test_a_download_that_fails_ends_in_a_message(root, resnotes, monkeypatch):
-    monkeypatch.setenv("RESNOTES_DATA", str(root / "data"))
-    monkeypatch.setattr(cifar10, "URL", (root / "nowhere.tar.gz").as_uri())
-    status, _, stderr = resnotes("data", "fetch", "cifar10")
-    assert (status, stderr.count("\n")) == (1, 1)
-    assert stderr.startswith("resnotes: cannot download file:")
-    assert not [path for path in (root / "data").rglob("*") if path.is_file()]

@@ -5,24 +5,23 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from resnotes.book.pages import escape
 from resnotes.book.results import read_results
-from resnotes.book.templating import escape
 from resnotes.errors import ResnotesError, unknown
 from resnotes.figures.saving import FORMATS
 from resnotes.files import write_folder
 
 
-def export(to: Path, out: Path, *, formats: Sequence[str] = ("png", "pdf"), only: Sequence[str] = ()) -> list[str]:
-    """Copy figures of a run, with their sidecars, into the folder `to`; returns a Markdown snippet for each.
+def export(to: Path, out: Path, *, formats: Sequence[str] = ("png", "pdf")) -> list[str]:
+    """Copy the figures of a run, with their sidecars, into the folder `to`; returns a Markdown snippet for each.
 
     Args:
         to: folder that receives `<name>.<format>` and `<name>.json`, replacing what has these names.
         out: folder of the run.
         formats: of `FORMATS`; the snippet shows the first that a browser can show as an image.
-        only: numbers of notebooks, such as `01`, or names of figures; all if empty.
 
     Raises:
-        UsageError: there is no such format, or no figure that `only` names.
+        UsageError: there is no such format.
         ResnotesError: there are no figures, or a sidecar is damaged.
         OSError: a figure is not there in one of the formats.
     """
@@ -33,14 +32,9 @@ def export(to: Path, out: Path, *, formats: Sequence[str] = ("png", "pdf"), only
     captions = {str(figure["name"]): figure["caption"] for figure in read_results(out).figures}
     if not captions:
         raise ResnotesError(f"no figures in {source}; `resnotes run` makes them")
-    called = {name: {name, name.partition("_")[0]} for name in captions}  # by name, and by the notebook's number
-    for choice in only:
-        if choice not in (names := set().union(*called.values())):
-            raise unknown("figure", choice, sorted(names))
-    chosen = [name for name in captions if not only or called[name] & set(only)]
-    files = [f"{name}.{extension}" for name in chosen for extension in (*formats, "json")]
+    files = [f"{name}.{extension}" for name in captions for extension in (*formats, "json")]
     write_folder(to, {file: (source / file).read_bytes() for file in files})
-    return [_snippet(name, captions[name], formats) for name in chosen]
+    return [_snippet(name, caption, formats) for name, caption in captions.items()]
 
 
 def _snippet(name: str, caption: Mapping[str, str], formats: Sequence[str]) -> str:

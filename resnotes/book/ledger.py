@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +22,6 @@ from resnotes.files import read_json, write_json
 
 WORDS: dict[Verdict, str] = {True: "true", False: "false", None: "undecided"}
 
-# What fields of a claim are in JSON, where they are no texts.
-_KINDS: dict[str, Any] = {"measured": dict, "holds": bool | None, "seeds": list}
 _ID = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*(\.[a-z0-9]+(-[a-z0-9]+)*)+")
 
 
@@ -107,7 +105,8 @@ class Ledger:
             raise UsageError(f"claim id {id!r} is not of the form study.claim (lower case, digits, hyphens)")
         if bool(why) != bool(why_zh):
             raise UsageError(f"claim {id} says why in one language alone; give both why= and why_zh=")
-        holds = _holds(id, holds)
+        if holds is not None and not isinstance(holds, bool | np.bool_):  # 1, 0 and arrays are mistakes, not verdicts
+            raise UsageError(f"claim {id} holds {holds!r}; expected True, False or None")
         claim = Claim(
             id=id,
             statement=statement,
@@ -118,7 +117,7 @@ class Ledger:
             measured=_measured(id, measured, measured_zh),
             why="" if holds else why,
             why_zh="" if holds else why_zh,
-            holds=holds,
+            holds=None if holds is None else bool(holds),
             notebook=self.notebook,
             **{**self._on, **on, "seeds": tuple(int(seed) for seed in on.get("seeds", self._on["seeds"]))},
         )
@@ -150,15 +149,11 @@ def load(path: Path) -> list[dict[str, Any]]:
     Raises:
         ResnotesError: the file is missing, damaged, or an entry lacks a field or a valid verdict.
     """
-    entries = read_json(path)
-    if not isinstance(entries, list):
-        raise ResnotesError(f"{path} is no ledger: expected a list of claims, found {type(entries).__name__}")
-    for position, entry in enumerate(entries, start=1):
-        for name in Claim.__dataclass_fields__:
-            if not isinstance(entry, dict) or not isinstance(entry.get(name, ...), _KINDS.get(name, str)):
-                raise ResnotesError(f"{path}: claim {position} has no valid {name}, found {entry!r:.200}")
-        if not {"text", "text_zh"} <= entry["measured"].keys():
-            raise ResnotesError(f"{path}: claim {position} measured {entry['measured']!r}; expected text and text_zh")
+    entries: list[dict[str, Any]] = read_json(path)
+    names = [field.name for field in fields(Claim)]
+    for entry in entries:
+        if not isinstance(entry, dict) or not set(names) <= entry.keys() or entry["holds"] not in WORDS:
+            raise ResnotesError(f"{path} is no ledger: found {entry!r:.200}, expected a claim with {', '.join(names)}")
     return entries
 
 
@@ -166,8 +161,6 @@ def _measured(id: str, measured: Any, measured_zh: str | None) -> dict[str, Any]
     """The JSON form of a measurement."""
     if isinstance(measured, str):
         return {"value": measured, "text": measured, "text_zh": measured_zh or measured}
-    if measured_zh is not None:
-        raise UsageError(f"claim {id} measured a number, which needs no measured_zh=: found {measured_zh!r}")
     if isinstance(measured, Interval):
         return {**asdict(measured), "text": str(measured), "text_zh": measured.zh}
     value = measured.item() if hasattr(measured, "item") else measured
@@ -175,10 +168,3 @@ def _measured(id: str, measured: Any, measured_zh: str | None) -> dict[str, Any]
         raise UsageError(f"claim {id} measured {measured!r}; expected an interval, a finite number or a string")
     text = f"{value:.4g}" if isinstance(value, float) else str(value)
     return {"value": value, "text": text, "text_zh": text}
-
-
-def _holds(id: str, holds: Any) -> Verdict:
-    """`holds` as Python's own bool or None; 1, 0 and arrays are mistakes, not verdicts."""
-    if holds is None or isinstance(holds, bool | np.bool_):
-        return None if holds is None else bool(holds)
-    raise UsageError(f"claim {id} holds {holds!r}; expected True, False or None")

@@ -13,42 +13,38 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from threading import Thread
-from typing import Any, Self
+from typing import IO, Any
 
 import psutil
 
 _PATIENCE = 10.0  # seconds in which papermill can notice that its kernel is gone, and write what the notebook has
 
 
-class Lifeline:
-    """Starts papermill; once this is left, or its process ends, papermill, its kernel and their children end.
+@contextlib.contextmanager
+def lifeline() -> Iterator[IO[bytes]]:
+    """What `papermill` is to hold on to; once this is left, or its process ends, all that do end with their kernels.
 
     A notebook then keeps the cells that were finished.
     """
+    reading, writing = os.pipe()
+    with os.fdopen(reading, "rb") as held, os.fdopen(writing, "wb"):
+        yield held
 
-    def __enter__(self) -> Self:
-        reading, writing = os.pipe()
-        self._reading, self._writing = os.fdopen(reading, "rb"), os.fdopen(writing, "wb")
-        return self
 
-    def __exit__(self, *_: object) -> None:
-        self._writing.close()
-        self._reading.close()
-
-    def papermill(self, environment: Mapping[str, str], **arguments: Any) -> subprocess.CompletedProcess[str]:
-        """Call `papermill.execute_notebook` with arguments that JSON can hold; what it raises is in `stderr`."""
-        return subprocess.run(
-            [sys.executable, "-m", "resnotes.book.lifeline", json.dumps(arguments)],
-            env=environment,
-            stdin=self._reading,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            check=False,
-            start_new_session=True,  # Ctrl+C in a terminal is for this process alone, which then ends the others
-        )
+def papermill(held: IO[bytes], environment: Mapping[str, str], **arguments: Any) -> subprocess.CompletedProcess[str]:
+    """Call `papermill.execute_notebook` with arguments that JSON can hold; `stdout` says what it raised."""
+    return subprocess.run(
+        [sys.executable, "-m", "resnotes.book.lifeline", json.dumps(arguments)],
+        env=environment,
+        stdin=held,
+        capture_output=True,
+        text=True,
+        errors="replace",
+        check=False,
+        start_new_session=True,  # Ctrl+C in a terminal is for this process alone, which then ends the others
+    )
 
 
 def _end_with_stdin() -> None:
@@ -66,8 +62,12 @@ def _end_with_stdin() -> None:
 
 if __name__ == "__main__":
     Thread(target=_end_with_stdin, daemon=True).start()
-    # Unless it cannot, jsonschema imports a grammar for internationalised addresses, which no notebook needs: 0.7 s.
-    sys.modules["rfc3987_syntax"] = None  # type: ignore[assignment]
-    import papermill
+    from nbclient.exceptions import DeadKernelError
+    from papermill import execute_notebook
 
-    papermill.execute_notebook(**json.loads(sys.argv[1]))
+    try:
+        execute_notebook(**json.loads(sys.argv[1]))
+    except Exception as error:
+        hint = ": it was killed, ran out of memory or exited" if isinstance(error, DeadKernelError) else ""
+        print(f"{type(error).__name__}: {error}{hint}")
+        sys.exit(1)

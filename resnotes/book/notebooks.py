@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -47,8 +46,6 @@ class Notebook:
             for statement in ast.parse(self._parameters_source).body:
                 match statement:
                     case ast.Assign(targets=[ast.Name(id=name)], value=value):
-                        found[name] = ast.literal_eval(value)
-                    case ast.AnnAssign(target=ast.Name(id=name), value=ast.expr() as value):
                         found[name] = ast.literal_eval(value)
                     case _:
                         raise ValueError(f"line {statement.lineno} assigns no single name")
@@ -123,7 +120,7 @@ def profiles() -> list[str]:
 
 
 def parse_overrides(settings: Sequence[str], notebooks: Sequence[Notebook]) -> dict[str, Any]:
-    """Parameters from `name=value` texts: values are Python or JSON literals, anything else is a string.
+    """Parameters from `name=value` texts: values are Python literals, anything else is a string.
 
     Raises:
         UsageError: a text has no `=`, no notebook takes the name, or the default is of another type.
@@ -149,13 +146,11 @@ def parse_overrides(settings: Sequence[str], notebooks: Sequence[Notebook]) -> d
 
 
 def _literal(text: str) -> Any:
-    """`text` as a JSON or Python literal, or else as itself."""
-    for parse in (json.loads, ast.literal_eval):  # JSON first: Python reads its surrogate pairs differently
-        try:
-            return parse(text)
-        except (ValueError, SyntaxError, MemoryError, RecursionError):
-            continue
-    return text
+    """`text` as a Python literal, or else as itself."""
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return text
 
 
 def _as_type_of(default: Any, value: Any) -> Any:

@@ -8,16 +8,9 @@ from typing import Any
 
 from jinja2 import PackageLoader, pass_context
 from jinja2.runtime import Context
-from latex2mathml import exceptions
 from latex2mathml.converter import convert
-from latex2mathml.exceptions import NoAvailableTokensError
 from nbconvert import HTMLExporter
 from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
-
-# The converter's own errors, which have no class in common.
-_NO_FORMULA = tuple(
-    error for error in vars(exceptions).values() if isinstance(error, type) and issubclass(error, Exception)
-)
 
 
 class _MathML(IPythonRenderer):
@@ -55,7 +48,5 @@ def _mathml(latex: str, display: str) -> str:
     latex = re.sub(r"\\tag\{(.*?)\}", r"\\qquad (\1)", latex)  # which the converter would set without space
     try:
         return convert(latex, display=display)
-    except NoAvailableTokensError:  # of an empty formula
-        return ""
-    except _NO_FORMULA:
+    except Exception:  # the converter's own errors have no class in common
         return f"<code>{escape(latex)}</code>"

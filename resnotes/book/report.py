@@ -6,25 +6,21 @@ Both languages are filled from the same entries of the ledger; nothing is transl
 from __future__ import annotations
 
 import tomllib
-import traceback
 from base64 import b64encode
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import date, datetime
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from resnotes.book import story
 from resnotes.book.ledger import WORDS
+from resnotes.book.pages import environment
 from resnotes.book.results import ExecutedNotebook, Results, verdicts
-from resnotes.book.templating import environment, picture
 from resnotes.errors import ResnotesError, UsageError, unknown
 from resnotes.files import to_json, write_folder
 
 LANGUAGES = ("en", "zh")
-TEMPLATES = ("report.md", "report.html", "style.css")  # which a user may put others in place of
-IMAGE = 1400  # pixels across in the HTML page: 200 an inch on A4
 
 
 @dataclass(frozen=True)
@@ -59,115 +55,60 @@ class Tested:
 
 
 def write_report(
-    results: Results,
-    to: Path,
-    *,
-    lang: str = "en",
-    week: int | None = None,
-    notebooks: Collection[str] | None = None,
-    since: date | None = None,
-    templates: Path | None = None,
-    overwrite: bool = False,
+    results: Results, to: Path, *, lang: str = "en", week: int | None = None, notebooks: Collection[str] = ()
 ) -> Path:
     """Write `report.md`, `report.html` (with its images inside), `claims.json` and `figures/`.
 
     Args:
         results: what was executed, of which the notebooks are reported that are in the story.
-        to: folder that receives them.
+        to: folder that receives them: a new one or an empty one.
         lang: of `LANGUAGES`.
         week: number of the report, for its title.
-        notebooks: stems of those to report on; all if None.
-        since: report only what was executed on that day or later.
-        templates: folder whose `report.md`, `report.html` or `style.css` take the place of ours.
-        overwrite: replace a report that is there, and with it what was written into it by hand.
+        notebooks: stems of those to report on; all if empty.
 
     Returns:
         Path of `report.md`.
 
     Raises:
-        UsageError: no such language, no templates there, or the folder is a file, the run's own or holds a report.
-        ResnotesError: nothing to report, an image is damaged, or a template fails.
+        UsageError: no such language, or the folder holds something.
+        ResnotesError: a notebook has no results, or there are none at all.
+        OSError: the folder is a file, or an image is not there.
     """
     words = words_of(lang)
-    if templates is not None and not any((templates / name).is_file() for name in TEMPLATES):
-        raise UsageError(f"no template in {templates}; expected a folder with {' or '.join(TEMPLATES)}")
-    chosen = _chosen(results, notebooks, since)
-    sections = [_section(chapter, book, results, lang) for chapter, book in chosen]
-    claims = [claim for claim in results.claims if claim["notebook"] in [book.stem for _, book in chosen]]
-    days = [_day(book.finished) for _, book in chosen if book.finished]
-    images = {
-        figure["name"]: results.folder / "figures" / f"{figure['name']}.png"
-        for section in sections
-        for figure in section["figures"]
-    }
-    copies = {f"figures/{path.name}": path for png in images.values() for path in (png, png.with_suffix(".json"))}
-    _check_target(to, results.folder, ["report.md", "report.html", "claims.json", *copies], overwrite)
+    if to.exists() and any(to.iterdir()):
+        raise UsageError(f"{to} holds something, such as a report that was edited; name another folder or empty it")
+    chapters = _chosen(results, notebooks)
+    sections = [_section(chapter, book, results, lang) for chapter, book in chapters]
+    claims = [claim for _, book in chapters for claim in results.claims_of(book.stem)]
+    names = [figure["name"] for section in sections for figure in section["figures"]]
+    copies = [f"{name}.{kind}" for name in names for kind in ("png", "json")]
+    figures = {copy: (results.folder / "figures" / copy).read_bytes() for copy in copies}
     context = {
         "w": words,
         "title": words["title"] if week is None else words["week"].format(week),
         "sections": sections,
         "tally": _tally(claims, words),
         "statements": tested_statements({claim["id"]: claim for claim in claims}, lang),
-        "date": max(days, default=None),
-        "images": {
-            name: f"data:image/png;base64,{b64encode(picture(path, IMAGE)).decode()}" for name, path in images.items()
-        },
+        # The day at the reader's place.
+        "date": max((book.finished.astimezone().date() for _, book in chapters if book.finished), default=None),
+        "images": {name: f"data:image/png;base64,{b64encode(figures[f'{name}.png']).decode()}" for name in names},
     }
-    files: dict[str, str | bytes] = {name: path.read_bytes() for name, path in copies.items()}
-    files["claims.json"] = to_json(claims)
-    for name in ("report.html", "report.md"):
-        files[name] = _filled(name, context, templates)
-    write_folder(to, files)
+    pages = {name: environment().get_template(name).render(context) for name in ("report.html", "report.md")}
+    files = {f"figures/{copy}": content for copy, content in figures.items()}
+    write_folder(to, {**files, **pages, "claims.json": to_json(claims)})
     return to / "report.md"
 
 
-def _chosen(
-    results: Results, notebooks: Collection[str] | None, since: date | None
-) -> list[tuple[story.Chapter, ExecutedNotebook]]:
+def _chosen(results: Results, notebooks: Collection[str]) -> list[tuple[story.Chapter, ExecutedNotebook]]:
     """The chapters to report on, in the order of the story, each with its executed notebook."""
     executed = {book.stem: book for book in results.notebooks}
-    there = [(chapter, executed[chapter.notebook]) for chapter in story.chapters() if chapter.notebook in executed]
-    stems = [book.stem for _, book in there]
-    has = f"{results.folder} has {', '.join(stems) or 'no chapter of the story'}; `resnotes run` makes more"
-    if missing := sorted(set(notebooks or ()) - set(stems)):
-        raise ResnotesError(f"no results of {', '.join(missing)}: {has}")
-    chosen = [
-        (chapter, book)
-        for chapter, book in there
-        if (notebooks is None or book.stem in notebooks)
-        and (since is None or (book.finished is not None and _day(book.finished) >= since))
-    ]
-    if not chosen:
-        raise ResnotesError(f"nothing to report{f' since {since}' if since else ''}: {has}")
-    return chosen
-
-
-def _day(moment: datetime) -> date:
-    """The day at the reader's place."""
-    return moment.astimezone().date()
-
-
-def _check_target(to: Path, run: Path, files: Sequence[str], overwrite: bool) -> None:
-    """Refuse a folder whose contents a report would damage."""
-    if to.exists() and not to.is_dir():
-        raise UsageError(f"{to} is a file; name a folder for the report")
-    if to.resolve() in [(run / part).resolve() for part in ("", "claims", "figures", "notebooks")]:
-        raise UsageError(f"{to} holds the run itself, whose files a report would replace; name another folder")
-    there = next((to / name for name in files if (to / name).exists()), None)
-    if there and not overwrite:
-        raise UsageError(f"{there} exists and may have been edited; name another folder or say --overwrite")
-
-
-def _filled(name: str, context: Mapping[str, Any], own: Path | None) -> str:
-    """A template, the user's or else ours, filled with what there is to say."""
-    try:
-        return environment(own).get_template(name).render(context)
-    except Exception as error:  # templates are code: whatever theirs raises is an error in them
-        frames = traceback.extract_tb(error.__traceback__)
-        lines = [f"line {frame.lineno} of " for frame in frames if Path(frame.filename).name == name]
-        said = " ".join(str(error).split())
-        place = f"{''.join(lines[-1:])}template {name} of {own or 'resnotes'}"
-        raise ResnotesError(f"{place} fails: {said}") from error
+    there = {chapter.notebook: chapter for chapter in story.chapters() if chapter.notebook in executed}
+    missing = sorted(set(notebooks) - set(there))
+    if missing or not there:
+        raise ResnotesError(
+            f"no results of {', '.join(missing) or 'any chapter'} in {results.folder}; `resnotes run` makes them"
+        )
+    return [(chapter, executed[stem]) for stem, chapter in there.items() if not notebooks or stem in notebooks]
 
 
 @cache
@@ -212,24 +153,15 @@ def finding(claim: Mapping[str, Any], lang: str) -> Finding:
     source = claim["source"]
     for remark, translated in words_of(lang)["remarks"].items():
         source = source.replace(remark, translated)
+    unexplained = "unexplained" if claim["holds"] is False else "not_settled"
     return Finding(
         statement=claim[f"statement{suffix}"],
         measured=claim["measured"][f"text{suffix}"],
         expected=claim[f"expected{suffix}"],
         source=source,
         verdict=WORDS[claim["holds"]],
-        why="" if claim["holds"] else claim[f"why{suffix}"] or _no_reason(claim, words_of(lang)),
+        why="" if claim["holds"] else claim[f"why{suffix}"] or words_of(lang)[unexplained],
     )
-
-
-def _no_reason(claim: Mapping[str, Any], words: Mapping[str, Any]) -> str:
-    """What the numbers alone say of a claim that does not hold."""
-    if claim["holds"] is False:
-        return str(words["unexplained"])
-    measured = claim["measured"]
-    if measured.get("low") is not None:
-        return str(words["too_wide"]).format(low=f"{measured['low']:.3g}", high=f"{measured['high']:.3g}")
-    return str(words["not_settled" if isinstance(measured.get("value"), str) else "no_interval"])
 
 
 def tested_statements(ledger: Mapping[str, Mapping[str, Any]], lang: str) -> list[Tested]:

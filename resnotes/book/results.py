@@ -79,7 +79,7 @@ def read_results(folder: Path) -> Results:
     return Results(
         folder,
         [claim for path in ledgers for claim in load(path)],
-        [_sidecar(path) for path in sidecars if _number(path.stem) not in map(_number, unfinished)],
+        [read_json(path) for path in sidecars if _number(path.stem) not in map(_number, unfinished)],
         notebooks,
     )
 
@@ -116,18 +116,6 @@ def executed(path: Path) -> ExecutedNotebook:
         machine=noted["machine"],
         commit=commit and commit[:10] + ("+" if noted.get("dirty") else ""),
     )
-
-
-def _sidecar(path: Path) -> dict[str, Any]:
-    """What `figures.save` wrote beside a figure."""
-    sidecar: dict[str, Any] = read_json(path)
-    try:
-        whole = sidecar["name"] == path.stem and {"en", "zh"} <= sidecar["caption"].keys()
-    except (AttributeError, KeyError, TypeError):
-        whole = False
-    if not whole:
-        raise ResnotesError(f"{path} does not describe a figure: expected its name, captions and data")
-    return sidecar
 
 
 def _number(name: str) -> str:

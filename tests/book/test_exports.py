@@ -1,51 +1,48 @@
-import pandas as pd
+"""The figures of a run are copied with what describes them, all or none."""
+
 import pytest
-from matplotlib.figure import Figure
+from kit.report import executed
 
-from resnotes import figures, paths
-from resnotes.book import exports
-from resnotes.errors import UsageError
+from resnotes.book.exports import export
 
 
-@pytest.fixture(autouse=True)
-def out(tmp_path, monkeypatch):
-    monkeypatch.setenv("RESNOTES_OUT", str(tmp_path / "out"))
+@pytest.fixture
+def out(tmp_path):
+    executed(tmp_path / "out", "01_degradation", ["01_curves", "01_flow"])
     return tmp_path / "out"
 
 
-def export(to, **options):
-    return exports.export(to, paths.out_root(), **options)
-
-
-def save(name="degradation"):
-    caption = {"caption": "Deeper [plain] nets", "caption_zh": "更深的网络"}
-    return figures.save(Figure(), name, **caption, claims=["a.b"], data=pd.DataFrame(), parameters={})
-
-
-def test_export_copies_and_captions(out, tmp_path):
-    save("second")
-    save("first")
-    snippets = export(tmp_path / "report")
-    assert [path.name for path in sorted((tmp_path / "report").iterdir())] == [
-        f"{name}.{kind}" for name in ("first", "second") for kind in ("json", "pdf", "png")
+def test_figures_are_copied_and_shown_in_markdown(out, tmp_path):
+    snippets = export(tmp_path / "to", out)
+    assert sorted(path.name for path in (tmp_path / "to").iterdir()) == [
+        f"01_{name}.{kind}" for name in ("curves", "flow") for kind in ("json", "pdf", "png")
     ]
+    assert snippets[0] == "![Figure 01\\_curves](01_curves.png)\n\n*Figure 01\\_curves*\n\n*图 01\\_curves*\n"
     assert len(snippets) == 2
-    assert snippets[0].startswith(r"![Deeper \[plain\] nets](first.png)")
-    assert "更深的网络" in snippets[0]
 
 
-def test_export_takes_the_formats_and_figures_asked_for(out, tmp_path):
-    for name in ("01_curve", "01_flow", "02_curve"):
-        save(name)
-    assert export(tmp_path / "a", formats=["pdf"], only=["01"])[0].startswith("[01_curve](01_curve.pdf)")
-    assert sorted(path.name for path in (tmp_path / "a").iterdir()) == [
-        *("01_curve.json", "01_curve.pdf", "01_flow.json", "01_flow.pdf")
-    ]
-    [snippet] = export(tmp_path / "b", formats=["pdf", "svg", "png"], only=["02_curve"])
-    assert "](02_curve.svg)" in snippet
-    assert (tmp_path / "b/02_curve.svg").read_bytes() == (out / "figures/02_curve.svg").read_bytes()
-    with pytest.raises(UsageError, match="unknown format 'jpg'; allowed: png, pdf, svg"):
-        export(tmp_path / "c", formats=["jpg"])
-    with pytest.raises(UsageError, match="unknown figure '03'; allowed: 01, 01_curve, 01_flow, 02, 02_curve"):
-        export(tmp_path / "c", only=["01", "03"])
-    assert not (tmp_path / "c").exists()
+@pytest.mark.parametrize(
+    ("formats", "link"),
+    [(["pdf", "svg", "png"], "![Figure 01\\_curves](01_curves.svg)"), (["pdf"], "[01_curves](01_curves.pdf)")],
+)
+def test_the_first_format_that_is_an_image_is_shown(out, tmp_path, formats, link):
+    assert export(tmp_path / "to", out, formats=formats)[0].startswith(link)
+    for kind in formats:
+        copy = tmp_path / "to" / f"01_flow.{kind}"
+        assert copy.read_bytes() == (out / "figures" / copy.name).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("formats", "said"),
+    [
+        (["jpg"], "unknown format 'jpg'; allowed: png, pdf, svg"),
+        (["pdf", "png"], r"01_curves\.png"),
+        (["svg"], r"01_flow\.svg"),
+    ],
+)
+def test_all_figures_are_exported_or_none(out, tmp_path, formats, said):
+    (out / "figures/01_flow.svg").unlink()
+    (tmp_path / "to/01_curves.png").mkdir(parents=True)
+    with pytest.raises((ValueError, OSError), match=said):
+        export(tmp_path / "to", out, formats=formats)
+    assert [path.name for path in (tmp_path / "to").iterdir()] == ["01_curves.png"]

@@ -21,14 +21,9 @@ def test_formulas_are_mathml():
     assert "(3)" in "".join(re.sub("<[^>]*>", "", html).split())
 
 
-@pytest.mark.parametrize("formula", ["$$ $$", "$\\frac{1}{2}$", "\\begin{align}a &= b\\\\ c &= d\\end{align}"])
+@pytest.mark.parametrize("formula", ["$$ $$", "$a^$", r"$\nosuchmacro{<b>}$", r"\begin{align}a &= b\end{align}"])
 def test_unusual_formulas_are_no_error(formula):
-    assert "after" in page_of(new_markdown_cell(f"{formula}\n\nafter"))
-
-
-@pytest.mark.parametrize("formula", ["x_1_2", "a^", r"\left(", r"\nosuchmacro{<b>}"])
-def test_what_is_no_formula_is_shown_as_it_stands(formula):
-    html = page_of(new_markdown_cell(f"${formula}$\n\nafter"))
+    html = page_of(new_markdown_cell(f"{formula}\n\nafter"))
     assert "after" in html
     assert "<b>" not in html
 

@@ -16,7 +16,7 @@ PARAMETERS = """
 profile = "quick"  # scale
 seed = 0
 rate = 0.1
-depths: list[int] = [20, 56]
+depths = [20, 56]
 noisy = False
 note = None
 """
