@@ -7,8 +7,6 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from kit.networks import option_a, small
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -243,14 +241,14 @@ def test_a_plain_network_has_no_direct_gradient() -> None:
 # Shattered gradients
 
 
-def linear(seed: int = 0) -> nn.Sequential:
-    torch.manual_seed(seed)
+def linear() -> nn.Sequential:
+    torch.manual_seed(0)
     return nn.Sequential(nn.Flatten(), nn.Linear(64, 10)).double()
 
 
-@given(st.floats(0, 1), st.integers(0, 99))
-def test_gradients_of_a_linear_classifier_never_change(distance: float, seed: int) -> None:
-    assert gradient_correlation(linear(seed), IMAGES, LABELS, distance) == pytest.approx(1, abs=1e-12)
+@pytest.mark.parametrize("distance", [0, 0.3, 1])
+def test_gradients_of_a_linear_classifier_never_change(distance: float) -> None:
+    assert gradient_correlation(linear(), IMAGES, LABELS, distance) == pytest.approx(1, abs=1e-12)
 
 
 @pytest.mark.parametrize("distance", [0.1, 0.5, 1.0])

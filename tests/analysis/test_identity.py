@@ -59,14 +59,14 @@ def test_fits_are_repeatable_and_go_down() -> None:
 
 
 def test_each_unit_is_judged_at_its_own_best_learning_rate() -> None:
-    lrs, seeds, steps = [0.001, 0.03, 0.3], [0, 1], 20
+    lrs, seeds, steps = [0.001, 0.1], [0, 1], 10
     found = compare_fits(MAPS, strengths=[0.0, 0.5], lrs=lrs, seeds=seeds, steps=steps)
     assert len(found) == 2 * 2 * len(seeds) * steps
     for (strength, unit), group in found.groupby(["strength", "unit"]):
         targets = near_identity(MAPS, strength)
         ends = {
             lr: sum(
-                fit(MAPS, targets, shortcut=unit == "residual", seed=seed, steps=steps, lr=lr).loss[-2:].mean()
+                fit(MAPS, targets, shortcut=unit == "residual", seed=seed, steps=steps, lr=lr).loss.iloc[-1]
                 for seed in seeds
             )
             for lr in lrs

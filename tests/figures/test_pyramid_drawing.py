@@ -1,10 +1,12 @@
 """The drawing of pyramid pooling."""
 
+import itertools
+
 import matplotlib as mpl
 import matplotlib.pyplot as plt
 import pytest
 import torch
-from kit.drawings import fits
+from matplotlib.text import Text
 
 from resnotes import figures
 from resnotes.errors import UsageError
@@ -18,7 +20,11 @@ def test_the_drawing_names_the_levels_and_fits(options: dict[str, object]) -> No
         figures.use_style()
         network = segmentation_network("pspnet-resnet152", **options)  # type: ignore[arg-type]
         fig = pyramid_pooling(network)
-        fits(fig)
+        fig.draw_without_rendering()
+        boxes = [text.get_window_extent() for text in fig.findobj(Text) if text.get_text()]
+        assert all(fig.bbox.x0 <= box.x0 and box.x1 <= fig.bbox.x1 for box in boxes)
+        assert all(fig.bbox.y0 <= box.y0 and box.y1 <= fig.bbox.y1 for box in boxes)
+        assert not any(one.overlaps(other) for one, other in itertools.combinations(boxes, 2))
         pyramid, written = network.pyramid, [text.get_text() for text in fig.axes[0].texts]
         levels = [f"{side}×{side}" for side in pyramid.bins]
         assert [text for text in written if text in {f"{side}×{side}" for side in range(1, 9)}] == levels
