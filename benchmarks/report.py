@@ -46,7 +46,7 @@ Why measured exponents are not quite the expected ones:
 - **Sweeps over single deletions.** The plain loop deletes each of n units and evaluates the n - 1 others: n(n -
   1), over these depths a power a little above 2. Ours evaluates what lesions have in common once, n + n(n -
   1)/2 in all: a power a little below 2, and half of the operations for many units. Its time rises more slowly
-  still, since preparing the sweep (copying the network, folding BN, a trial with one image) takes time that
+  still, since preparing the sweep (copying the network, a trial with two images) takes time that
   grows as n: with 16 images, a fifth of all at 20 layers, and a twentieth at 110.
 - **Sweeps over pairs.** The time of the loop is proportional to the number of lesions. That of ours is no power
   of it: a single pair takes preparation and a whole network, for which the loop is faster; the more pairs, the

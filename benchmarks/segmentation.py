@@ -1,7 +1,6 @@
 """PSPNet on images of CamVid's shape: a training step and predictions, against eager float32 in NCHW.
 
-The reference is the same network with the loss and the averaging over scales and mirror images written down as they
-are usually: cross-entropies of whole maps, one view after the other.
+The reference is the same network with the loss written down as it is usually: cross-entropies of whole maps.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from torch.nn import functional as F
 from benchmarks.timing import Peak, Row, Settings, Work, operations, turns
 from benchmarks.training import sgd
 from resnotes import models
-from resnotes.analysis.prediction import SCALES, predict
+from resnotes.analysis.prediction import predict
 from resnotes.datasets import Normalization
 from resnotes.devices import resolve_precision
 from resnotes.models.segmentation import IGNORED
@@ -32,15 +31,9 @@ def objective(network: Any, inputs: Tensor, labels: Tensor) -> tuple[Tensor, Ten
 
 @torch.no_grad()
 def plain_prediction(network: Any, inputs: Tensor) -> Tensor:
-    """Labels ``[N, H, W]`` of normalised images, the mean over the views of `SCALES` and their mirror images."""
-    network.eval()
-    size = inputs.shape[2:]
-    total = torch.zeros(len(inputs), CLASSES, *size)
-    for scale in SCALES:
-        resized = F.interpolate(inputs, [round(scale * side) for side in size], mode="bilinear", align_corners=False)
-        likely = network(resized).softmax(1) + network(resized.flip(3)).softmax(1).flip(3)
-        total += F.interpolate(likely, size, mode="bilinear", align_corners=False)
-    return total.argmax(1)
+    """Labels ``[N, H, W]`` of normalised images."""
+    labels: Tensor = network.eval()(inputs).argmax(1)
+    return labels
 
 
 def measure(settings: Settings) -> list[Row]:
@@ -72,7 +65,7 @@ def measure(settings: Settings) -> list[Row]:
     found: dict[str, Tensor] = {}
 
     def our_prediction() -> None:
-        found["ours"] = predict(trained, images, normalization, scales=SCALES, flip=True, precision=precision)
+        found["ours"] = predict(trained, images, normalization, precision=precision)
 
     def their_prediction() -> None:
         found["reference"] = plain_prediction(network, inputs)
@@ -88,7 +81,6 @@ def measure(settings: Settings) -> list[Row]:
         "peak": peak,
     }
     times = turns(sides, settings.rounds)
-    views = f"{2 * len(SCALES)} views of each"
     return [
         Row(
             what=f"{doing} {name} width={options['width']}, {height}x{width}, {precision}; eager float32",
@@ -103,7 +95,7 @@ def measure(settings: Settings) -> list[Row]:
             ("training", f"training, {len(images)} images a step,", ""),
             (
                 "prediction",
-                f"predictions from {views},",
+                f"predictions, {len(images)} images,",
                 f"{100 * float((found['ours'] == found['reference']).double().mean()):.1f} % of the pixels agree,"
                 " with random weights",
             ),

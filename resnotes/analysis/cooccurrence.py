@@ -24,7 +24,7 @@ from resnotes.models.segmentation import IGNORED
 RARE, LEVEL = 0.01, 0.05  # of a contradiction: P(class | context) below, and rate of false discoveries
 
 
-def presence(labels: Iterable[Any], num_classes: int, *, ignore_index: int = IGNORED, share: float = 0.0) -> Tensor:
+def presence(labels: Iterable[Any], num_classes: int, *, ignore_index: int = IGNORED) -> Tensor:
     """Which classes each image shows.
 
     Args:
@@ -32,21 +32,17 @@ def presence(labels: Iterable[Any], num_classes: int, *, ignore_index: int = IGN
             tensors, arrays or lists.
         num_classes: number of classes, C.
         ignore_index: label of pixels that do not count.
-        share: of an image's labelled pixels, 0 to 1; a class must cover more.
 
     Returns:
         bool ``[N, C]``; nothing in an image without labelled pixels.
 
     Raises:
-        UsageError: no image, labels outside the range, or a share that is not possible.
+        UsageError: no image, or labels outside the range.
     """
-    if not 0 <= share < 1:
-        raise UsageError(f"share must be at least 0 and below 1, found {share!r}")
     pixels = [_pixels(as_map(each, "labels"), num_classes, ignore_index) for each in labels]
     if not pixels:
         raise UsageError("expected at least one map of labels, found none")
-    counts = torch.stack(pixels)
-    return counts.double() / counts.sum(1, keepdim=True) > share  # 0 / 0 is NaN, which is not above
+    return torch.stack(pixels) > 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -168,7 +164,7 @@ class Cooccurrence:
         found[tested] = false_discovery_control(p[tested]) <= level
         return torch.from_numpy(found) * (self.counts - self.expected()).sign().to(torch.int8)
 
-    def pairs(self, level: float = LEVEL) -> pd.DataFrame:
+    def pairs(self) -> pd.DataFrame:
         """What is known of each pair, highest PMI first; one of two classes is there once.
 
         Returns:
@@ -177,37 +173,35 @@ class Cooccurrence:
         """
         cells = np.ones(self.counts.shape, dtype=bool)
         rows, columns = np.nonzero(np.triu(cells, 1) if self.among_classes else cells)
-        low, high = self.chance(level)
+        low, high = self.chance()
         values = {"images": self.counts, "expected": self.expected(), "pmi": self.pmi(), "low": low, "high": high}
-        values |= {"p": self.p_values(), "significant": self.significant(level)}
+        values |= {"p": self.p_values(), "significant": self.significant()}
         names = {"class": np.array(self.classes)[rows], "context": np.array(self.contexts)[columns]}
         frame = pd.DataFrame(names | {name: value.numpy()[rows, columns] for name, value in values.items()})
         return frame.sort_values("pmi", ascending=False, kind="stable", ignore_index=True)
 
-    def contradictions(self, *, rare: float = RARE, level: float = LEVEL) -> Tensor:
+    def contradictions(self) -> Tensor:
         """Classes that do not belong into a context, bool ``[C, K]``.
 
-        P(class | context) is below `rare`, and below what independence gives, by `significant` at `level`. Rarity alone
+        P(class | context) is below `RARE`, and below what independence gives, by `significant`. Rarity alone
         would have a rare class contradict whatever it was not seen with; significance alone, a common class where it is
         merely less common. A class never seen contradicts nothing and is contradicted by nothing, and none contradicts
         itself.
         """
-        return (self.conditional() < rare) & (self.significant(level) < 0)
+        return (self.conditional() < RARE) & (self.significant() < 0)
 
-    def contradicts(self, present: Tensor, *, rare: float = RARE, level: float = LEVEL) -> Tensor:
+    def contradicts(self, present: Tensor) -> Tensor:
         """Which classes, shown or not, contradict at least one context of an image, bool ``[N, C]``.
 
         Args:
             present: bool ``[N, K]``, the contexts of each image; among classes, those that it shows.
-            rare: as in `contradictions`.
-            level: as in `contradictions`.
 
         Raises:
             UsageError: another number of contexts.
         """
         if present.shape[1:] != (len(self.contexts),):
             raise UsageError(f"expected presence of {len(self.contexts)} contexts, found shape {tuple(present.shape)}")
-        return present.double() @ self.contradictions(rare=rare, level=level).double().T > 0
+        return present.double() @ self.contradictions().double().T > 0
 
     def _margins(self) -> tuple[Any, ...]:
         """Number of images, and how many have the one and the other, as `scipy.stats.hypergeom` takes them."""
@@ -263,8 +257,6 @@ def violations(
     *,
     min_pixels: int = 16,
     ignore_index: int = IGNORED,
-    rare: float = RARE,
-    level: float = LEVEL,
 ) -> Violations:
     """Regions of one predicted class that contradict the rest of the predicted image; no labels are needed.
 
@@ -278,8 +270,6 @@ def violations(
         cooccurrence: of classes, in a training set.
         min_pixels: regions with fewer are speckle, and not counted.
         ignore_index: what is in no region, such as the unlabelled pixels where labels are examined.
-        rare: as in `Cooccurrence.contradictions`.
-        level: as in `Cooccurrence.contradictions`.
 
     Raises:
         UsageError: contexts that are not the classes, no image, or predictions outside the range.
@@ -288,7 +278,7 @@ def violations(
 
     if not cooccurrence.among_classes:
         raise UsageError(f"expected co-occurrence of classes with classes, found contexts {cooccurrence.contexts[:3]}")
-    contradictions = cooccurrence.contradictions(rare=rare, level=level)
+    contradictions = cooccurrence.contradictions()
     rows = []
     for prediction in (as_map(each, "predictions") for each in predictions):
         pixels = _pixels(prediction, len(cooccurrence.classes), ignore_index)

@@ -34,8 +34,7 @@ UNITS_ZH = {  # those that are words
 class Interval:
     """Mean of `n` seeds with its two-sided 95 % t-interval; bounds are `None`, unknown, for a single seed.
 
-    Or another estimate with its interval: from `n` seeds, as `rank_correlation` gives, or from `n` images, as
-    `bootstrap` does.
+    Or another estimate with its interval, from `n` images, as `bootstrap` gives.
     """
 
     mean: float
@@ -113,70 +112,17 @@ def unpaired_difference(a: Sequence[float], b: Sequence[float], unit: str = "") 
     Raises:
         UsageError: a sample is empty, or holds a value that is not finite.
     """
-    both = [np.asarray([float(value) for value in values], dtype=np.float64) for values in (a, b)]
-    if not all(sample.size for sample in both):
+    from scipy.stats import ttest_ind  # a second of import time
+
+    if not len(a) or not len(b):
         raise UsageError("an interval needs at least one value on each side, all of them finite")
-    difference, n = _less(float(both[0].mean()), float(both[1].mean())), min(sample.size for sample in both)
+    difference, n = _less(float(np.mean(a)), float(np.mean(b))), min(len(a), len(b))
     if n == 1:
         return Interval(difference, None, None, 1, unit)
-    errors = [float(sample.var(ddof=1)) / sample.size for sample in both]  # squared, of each mean
-    if not sum(errors):
+    if len(set(a)) == len(set(b)) == 1:  # SciPy has no interval of two that do not vary
         return Interval(difference, difference, difference, n, unit)
-    shares = [error / sum(errors) for error in errors]
-    freedom = 1 / sum(s**2 / (sample.size - 1) for s, sample in zip(shares, both, strict=True))  # Welch-Satterthwaite
-    half = float(stdtrit(freedom, 0.975) * math.sqrt(sum(errors)))
-    return Interval(difference, difference - half, difference + half, n, unit)
-
-
-RANK_SEEDS = 5  # from so many on, a bootstrap over seeds says something about a rank correlation
-
-
-def rank_correlation(ours: Sequence[Sequence[float]], theirs: Sequence[float], *, draws: int = 2000) -> Interval:
-    """Spearman's ρ between what we measure and what a paper reports, with a 95 % bootstrap interval over our seeds.
-
-    Of fewer seeds than `RANK_SEEDS` there is no interval, and so no verdict: over three, it would hold the truth
-    between 47 and 95 times in 100. `rank_test` decides without one.
-
-    Args:
-        ours: for each thing compared, its values, one per seed; their mean is ranked.
-        theirs: the paper's value for each; equal ones share a rank.
-        draws: bootstrap samples; each draws the seeds of every thing anew, with replacement.
-
-    Returns:
-        ρ of the means and the 2.5th and 97.5th percentile over the samples; no bounds for too few seeds.
-
-    Raises:
-        UsageError: fewer than three things, different numbers of them, a value that is not finite, or all equal.
-    """
-    from scipy.stats import rankdata  # a second of import time that no other claim needs
-
-    samples = [np.asarray(values, dtype=np.float64) for values in ours]
-    reference = np.asarray(theirs, dtype=np.float64)
-    if len(samples) != len(reference) or len(samples) < 3:
-        raise UsageError(f"ranks need at least three values on both sides; found {len(samples)} and {len(reference)}")
-    if not all(sample.size and np.isfinite(sample).all() for sample in (*samples, reference)):
-        raise UsageError("ranks need finite values")
-
-    def rho(means: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-        """Of each row; where all its values are equal, nothing is ordered: 0."""
-        x = rankdata(means, axis=1)
-        y = rankdata(reference)
-        x, y = x - x.mean(1, keepdims=True), y - y.mean()
-        norms = np.linalg.norm(x, axis=1) * np.linalg.norm(y)
-        correlations: np.ndarray[Any, Any] = np.clip(x @ y / np.where(norms, norms, 1), -1, 1)
-        return correlations
-
-    middle = np.array([[sample.mean() for sample in samples]])
-    if len(set(reference)) == 1 or len(set(middle[0])) == 1:
-        raise UsageError("ranks need values that differ")
-    mean = float(rho(middle)[0])
-    n = min(sample.size for sample in samples)
-    if n < RANK_SEEDS:
-        return Interval(mean, None, None, n)
-    generator = np.random.default_rng(0)
-    drawn = np.stack([generator.choice(sample, (draws, sample.size)).mean(1) for sample in samples], axis=1)
-    low, high = np.quantile(rho(drawn), (0.025, 0.975))
-    return Interval(mean, float(low), float(high), n)
+    low, high = map(float, ttest_ind(a, b, equal_var=False).confidence_interval())
+    return Interval(difference, low, high, n, unit)
 
 
 @dataclass(frozen=True)
@@ -219,24 +165,23 @@ def rank_test(x: Sequence[ArrayLike], y: Sequence[ArrayLike], *, draws: int = 20
     """
     from scipy.stats import permutation_test, rankdata  # a second of import time
 
-    if len(x) != len(y):
-        raise UsageError(f"ranks need the same groups on both sides; found {len(x)} and {len(y)}")
-    pairs = [[np.asarray(each, dtype=np.float64) for each in pair] for pair in zip(x, y, strict=True)]
-    shapes = {values.shape for pair in pairs for values in pair}
-    if len(shapes) != 1 or len(shape := next(iter(shapes))) != 1 or shape[0] < 3:
+    groups = [np.asarray(values, dtype=np.float64) for values in (*x, *y)]
+    n = groups[0].size if groups else 0
+    if len(x) != len(y) or n < 3 or any(values.shape != (n,) for values in groups):
         raise UsageError(
-            f"ranks need at least three values on both sides, the same number in each group; found {shapes}"
+            "ranks need at least three things, as many in each group, and the same groups on both sides;"
+            f" found {[len(values) for values in groups[: len(x)]]} and {[len(values) for values in groups[len(x) :]]}"
         )
-    if not all(np.isfinite(values).all() for pair in pairs for values in pair):
+    if not all(np.isfinite(values).all() for values in groups):
         raise UsageError("ranks need finite values")
-    if any(len(set(values.tolist())) == 1 for pair in pairs for values in pair):
+    if not all(np.ptp(values) for values in groups):
         raise UsageError("ranks need values that differ")
 
     def unit(values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         ranks = rankdata(values) - (len(values) + 1) / 2
         return np.asarray(ranks / np.linalg.norm(ranks))
 
-    fixed, moved = ([unit(pair[side]) for pair in pairs] for side in (0, 1))
+    fixed, moved = [unit(values) for values in groups[: len(x)]], [unit(values) for values in groups[len(x) :]]
 
     def mean_rho(*orders: np.ndarray[Any, Any], axis: int = -1) -> Any:
         return sum((order * ours).sum(axis) for order, ours in zip(orders, fixed, strict=True)) / len(fixed)
@@ -244,7 +189,7 @@ def rank_test(x: Sequence[ArrayLike], y: Sequence[ArrayLike], *, draws: int = 20
     found = permutation_test(
         moved, mean_rho, permutation_type="pairings", vectorized=True, n_resamples=draws, rng=np.random.default_rng(0)
     )
-    return RankTest(float(np.clip(found.statistic, -1, 1)), float(found.pvalue), shape[0])
+    return RankTest(float(np.clip(found.statistic, -1, 1)), float(found.pvalue), n)
 
 
 def bootstrap(

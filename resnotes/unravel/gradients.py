@@ -48,21 +48,19 @@ class _Unit(NamedTuple):
     x: Tensor
     sum: Tensor
 
-    @property
-    def at_once(self) -> int:
-        """How many gradients to take back at once."""
-        return max(1, _AT_ONCE // self.sum.numel())
-
     def pullbacks(self) -> tuple[Map, Map | None, Map]:
         """Of what follows the addition, of the shortcut and of the residual branch."""
         with torch.enable_grad():
             # Parts are given copies, over which they may write: a ReLU in place does.
             total = self.sum.detach().requires_grad_()
-            after = _pullback(self.block.after(copy := total.clone()), copy, total)
-            at = self.x.detach().requires_grad_()
-            residual, shortcut = branches(self.block, copy := at.clone())
-        around = None if shortcut is None else _pullback(shortcut, copy, at, self.sum.shape)
-        return after, around, _pullback(residual, copy, at, self.sum.shape)
+            after = _pullback(self.block.after(total.clone()), total)
+            x = self.x.detach().requires_grad_()
+            residual, shortcut = (
+                None if part is None else _pullback(part.expand_as(total), x)  # an addition may spread it over more
+                for part in branches(self.block, x.clone())
+            )
+        assert residual is not None
+        return after, shortcut, residual
 
 
 def _zeros(count: int, like: Tensor) -> Tensor:
@@ -71,20 +69,19 @@ def _zeros(count: int, like: Tensor) -> Tensor:
     return like.new_empty_strided((count, *like.shape), (like.numel(), *strides)).zero_()
 
 
-def _pullback(output: Tensor, copy: Tensor, at: Tensor, shape: torch.Size | None = None) -> Map:
-    """Takes ``[K, *output]`` cotangents to their products with the Jacobian of `output` by `at`, ``[K, *at]``.
-
-    The output is what became of a copy of `at`; one that is handed on as it was makes it the identity. An addition may
-    have spread it over more than it is: over `shape`.
-    """
-    if output is copy and not copy._version and shape in (None, output.shape):
-        return lambda cotangents: cotangents
-    if not output.requires_grad:  # a constant
-        return lambda cotangents: _zeros(len(cotangents), at)
-    spread = output if shape in (None, output.shape) else output.expand(shape)
+def _pullback(output: Tensor, x: Tensor) -> Map:
+    """Takes ``[K, *output]`` cotangents to their products with the Jacobian of `output` by `x`, ``[K, *x]``."""
 
     def back(cotangents: Tensor) -> Tensor:
-        return torch.autograd.grad(spread, at, cotangents, retain_graph=True, is_grads_batched=True)[0]
+        found = _zeros(len(cotangents), x)
+        if output.requires_grad:  # else it is a constant
+            at_once = max(1, _AT_ONCE // output.numel())
+            for start in range(0, len(cotangents), at_once):
+                some = slice(start, start + at_once)
+                (found[some],) = torch.autograd.grad(
+                    output, x, cotangents[some], retain_graph=True, is_grads_batched=True
+                )
+        return found
 
     return back
 
@@ -170,35 +167,26 @@ def _by_length(units: Sequence[_Unit], gradient: Tensor) -> Tensor:
     """See `path_gradients`."""
     by_length = _zeros(len(units) + 1, gradient)
     by_length[0] = gradient
-    for longest, unit in enumerate(reversed(units)):
+    for lengths, unit in enumerate(reversed(units), 1):
         after, shortcut, residual = unit.pullbacks()
-        # In place unless the shape changes: memory from the system is slow. The longest go first, as each is read
-        # before the next shorter one is added to it.
-        target = by_length if unit.x.shape == by_length.shape[1:] else _zeros(len(by_length), unit.x)
-        for some in reversed(torch.arange(longest + 1).split(unit.at_once)):
-            first, last = int(some[0]), int(some[-1])
-            cotangents = after(by_length[first : last + 1])
-            through = residual(cotangents)  # before its argument is written over
-            if through is cotangents:  # a branch that hands its input on
-                through = through.clone()
-            target[first : last + 1] = shortcut(cotangents) if shortcut else 0
-            target[first + 1 : last + 2] += through
-        by_length = target
+        cotangents = after(by_length[:lengths])
+        by_length = _zeros(len(units) + 1, unit.x)
+        by_length[1 : lengths + 1] = residual(cotangents)
+        if shortcut:
+            by_length[:lengths] += shortcut(cotangents)
     return by_length
 
 
 def _along(units: Sequence[_Unit], gradient: Tensor, paths: Tensor) -> Tensor:
     """See `gradients_along`."""
     gradients = _zeros(len(paths), gradient) + gradient
-    for i, unit in reversed(list(enumerate(units))):
+    for unit, taken in reversed(list(zip(units, paths.T, strict=True))):
         after, shortcut, residual = unit.pullbacks()
-        target = gradients if unit.x.shape == gradients.shape[1:] else _zeros(len(paths), unit.x)
-        for some in torch.arange(len(paths)).split(unit.at_once):
-            cotangents = after(gradients[some])
-            for part, taken in ((residual, paths[some, i]), (shortcut, ~paths[some, i])):
-                if taken.any():
-                    target[some[taken]] = part(cotangents[taken]) if part else 0
-        gradients = target
+        cotangents = after(gradients)
+        gradients = _zeros(len(paths), unit.x)
+        gradients[taken] = residual(cotangents[taken])
+        if shortcut:
+            gradients[~taken] = shortcut(cotangents[~taken])
     return gradients
 
 

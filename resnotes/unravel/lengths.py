@@ -111,13 +111,7 @@ def shortest_interval(weights: Iterable[float], mass: float = 0.9) -> tuple[int,
 
 
 def length_distribution(n: int) -> list[Fraction]:
-    """Share of the 2^n paths through `n` units that have length 0, 1, ..., n: binomial, exact.
-
-    Raises:
-        UsageError: `n` is negative.
-    """
-    if n < 0:
-        raise UsageError(f"expected a number of units of at least 0, found {n}")
+    """Share of the 2^n paths through `n` units that have length 0, 1, ..., n: binomial, exact."""
     return [Fraction(math.comb(n, k), 2**n) for k in range(n + 1)]
 
 
@@ -127,7 +121,7 @@ def share_of_lengths(n: int, first: int, last: int) -> Fraction:
     Of 54 units' paths, 98.0 % have 19 to 35, where Veit et al. 2016 say 95 %, and 0.45 % have 5 to 17, as they say.
 
     Raises:
-        UsageError: `n` is negative, or not ``0 <= first <= last <= n``.
+        UsageError: not ``0 <= first <= last <= n``.
     """
     distribution = length_distribution(n)
     if not 0 <= first <= last <= n:

@@ -27,9 +27,10 @@ from resnotes.models.inputs import check_labels, check_logits
 from resnotes.models.network import in_mode, kept_statistics
 from resnotes.models.passes import check
 from resnotes.unravel.steps import Site, prepare, survey
-from resnotes.unravel.tree import Program, plan, walk
+from resnotes.unravel.tree import walk
 
-MEMORY = 1 << 30  # bytes
+# Maps of a batch between blocks, at most: larger batches are no faster on a CPU. A sweep takes a few times that.
+MAP_BYTES = 32 << 20
 DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 
 
@@ -89,18 +90,11 @@ def _checked(
     return checked
 
 
-def _program(lesion: Lesion, passing: Sequence[bool]) -> Program:
-    """The steps of a lesion, less the deleted blocks that hand on their input."""
-    order = range(len(passing)) if lesion.order is None else lesion.order
-    return tuple((int(i), i in lesion.deleted) for i in order if not (i in lesion.deleted and passing[i]))
-
-
 def _measure(
     model: nn.Module,
     lesions: Iterable[Lesion | Iterable[int]],
     images: Tensor,
     dtype: torch.dtype,
-    memory: int,
     read: Callable[[Tensor], Tensor],
 ) -> Tensor:
     """What `read` makes of the logits under each lesion, ``[number of lesions, N, ...]``."""
@@ -114,9 +108,13 @@ def _measure(
         sites = survey(steps, images[:1])
         can_go, groups = _deletable(sites), _groups(model, sites)
         checked = [_checked(lesion, number, can_go, groups) for number, lesion in enumerate(lesions)]
+        numbers = range(len(sites))
         # Where there are none, an empty result of the right shape.
-        programs = [_program(lesion, steps.passing) for lesion in checked or [Lesion()]]
-        found = walk(steps, plan(programs), len(programs), images, DTYPES[dtype], memory, read)
+        programs = [
+            tuple((i, i in lesion.deleted) for i in lesion.order or numbers) for lesion in checked or [Lesion()]
+        ]
+        image_bytes = max(site.largest for site in sites) * steps.input(images[:1]).element_size()
+        found = walk(steps, programs, images, DTYPES[dtype], max(1, MAP_BYTES // image_bytes), read)
     return found[: len(checked)].clone()  # of which anything can be made, as of no tensor from inference mode
 
 
@@ -132,8 +130,6 @@ def lesion_logits(
     lesions: Iterable[Lesion | Iterable[int]],
     images: Tensor,
     dtype: torch.dtype = torch.float32,
-    *,
-    memory: int = MEMORY,
 ) -> Tensor:
     """The logits of a network under each lesion, in eval mode.
 
@@ -145,16 +141,15 @@ def lesion_logits(
         images: normalised images ``[N, C, H, W]``.
         dtype: ``torch.float32`` predicts what a plain loop over the lesions would (but for ties);
             ``torch.bfloat16`` is faster and may change some predictions.
-        memory: bound on the activations at any time, in bytes. Weights, images and results come on top.
 
     Returns:
         ``[number of lesions, N, classes]``, on the CPU.
 
     Raises:
         UsageError: no such block, a block that cannot be deleted or moved there, an order that is no
-            permutation, no images, another kind of model, another dtype, or too little memory for a single image.
+            permutation, no images, another kind of model, or another dtype.
     """
-    return _measure(model, lesions, images, dtype, memory, lambda logits: logits)
+    return _measure(model, lesions, images, dtype, lambda logits: logits)
 
 
 def lesion_predictions(
@@ -162,11 +157,9 @@ def lesion_predictions(
     lesions: Iterable[Lesion | Iterable[int]],
     images: Tensor,
     dtype: torch.dtype = torch.float32,
-    *,
-    memory: int = MEMORY,
 ) -> Tensor:
     """The classes that a network predicts under each lesion, int64 ``[number of lesions, N]``; see `lesion_logits`."""
-    return _measure(model, lesions, images, dtype, memory, lambda logits: _of_images(model, logits).argmax(1))
+    return _measure(model, lesions, images, dtype, lambda logits: _of_images(model, logits).argmax(1))
 
 
 def _of_images(model: nn.Module, logits: Tensor) -> Tensor:
@@ -179,8 +172,6 @@ def lesion_errors(
     images: Tensor,
     labels: Tensor,
     dtype: torch.dtype = torch.float32,
-    *,
-    memory: int = MEMORY,
 ) -> Tensor:
     """The error of a network under each lesion (Veit et al. 2016, Figs. 3 and 5).
 
@@ -190,7 +181,6 @@ def lesion_errors(
         images: normalised images ``[N, C, H, W]``.
         labels: int64 ``[N]``.
         dtype: of the arithmetic, float32 or bfloat16.
-        memory: bound on the activations, in bytes.
 
     Returns:
         Percent of the images, float64 ``[number of lesions]``; an image whose logits are NaN counts as wrong.
@@ -204,7 +194,7 @@ def lesion_errors(
         check_labels(labels, images, _of_images(model, logits).shape[1])
         return logits.argmax(1).where(~logits.isnan().any(1), -1)  # what is no number is no class either
 
-    predicted = _measure(model, lesions, images, dtype, memory, predictions)
+    predicted = _measure(model, lesions, images, dtype, predictions)
     return 100 * (predicted != labels.cpu()).double().mean(1)
 
 

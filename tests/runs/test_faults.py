@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import pytest

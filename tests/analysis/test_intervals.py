@@ -1,0 +1,216 @@
+"""Intervals and tests against SciPy's, verdicts by their definition, and how intervals are written."""
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from scipy import stats
+
+from resnotes.analysis.intervals import (
+    Interval,
+    all_of,
+    bootstrap,
+    interval,
+    paired_difference,
+    rank_test,
+    unpaired_difference,
+    verdict,
+)
+from resnotes.errors import UsageError
+
+numbers = st.floats(-1e6, 1e6)
+samples = st.lists(numbers, min_size=2, max_size=8)
+verdicts = st.sampled_from([True, False, None])
+
+
+# Means and differences
+
+
+@given(samples)
+def test_interval_is_scipys_t_interval(values):
+    found = interval(values)
+    mean, error = np.mean(values), stats.sem(values)
+    low, high = stats.t.interval(0.95, len(values) - 1, mean, error) if error > 0 else (mean, mean)
+    assert found.mean == pytest.approx(mean)
+    assert (found.low, found.high) == pytest.approx((low, high), rel=1e-6, abs=1e-6)
+
+
+def test_a_single_seed_has_no_bounds_and_decides_nothing():
+    single = interval([12.345], "%")
+    assert (single.low, single.high, str(single)) == (None, None, "12.35 % (n = 1)")
+    assert verdict(single, above=0) is verdict(single, below=0) is None
+
+
+def test_pairing_removes_what_seeds_share():
+    a, b = [10.0, 20.0, 30.0], [9.0, 19.0, 29.0]
+    assert paired_difference(a, b, "points") == Interval(1.0, 1.0, 1.0, 3, "points")
+
+
+def test_an_unpaired_difference_is_welchs():
+    """By hand: variances 1 and 1/2, 3 and 2 values, so a squared error of 1/3 + 1/4."""
+    found = unpaired_difference([2, 3, 4], [7, 8], "%")
+    freedom = (7 / 12) ** 2 / ((1 / 3) ** 2 / 2 + (1 / 4) ** 2)
+    half = stats.t.ppf(0.975, freedom) * math.sqrt(7 / 12)
+    assert (found.mean, found.low, found.high) == pytest.approx((-4.5, -4.5 - half, -4.5 + half), rel=1e-12)
+    assert (found.n, found.unit) == (2, "%")
+    assert unpaired_difference([1], [2, 3]) == Interval(-1.5, None, None, 1)
+    assert unpaired_difference([1, 1], [3, 3, 3]) == Interval(-2, -2, -2, 2)
+
+
+def test_rounding_decides_nothing():
+    assert paired_difference([0.1 + 0.2] * 3, [0.3] * 3) == Interval(0, 0, 0, 3)
+    assert unpaired_difference([0.1 + 0.2] * 3, [0.3] * 2) == Interval(0, 0, 0, 2)
+    assert paired_difference([1e-30, 2e-30], [0, 0]).mean == pytest.approx(1.5e-30)
+
+
+@pytest.mark.parametrize(
+    ("measure", "message"),
+    [
+        *((lambda values=values: interval(values), "finite") for values in ([], [1.0, math.nan], [math.inf])),
+        (lambda: paired_difference([1, 2, 3], [1, 2]), "3 and 2"),
+        (lambda: unpaired_difference([], [1, 2]), "at least one value on each side"),
+        (lambda: unpaired_difference([1, math.nan], [1, 2]), "finite"),
+        *((lambda x=x: bootstrap(x, np.mean), "at least one image, and finite") for x in ([], [1, math.nan], 3.0)),
+        (lambda: rank_test([], []), "at least three things"),
+        (lambda: rank_test([[1, 2]], [[1, 2]]), "at least three things"),
+        (lambda: rank_test([[1, 2, 3]], [[1, 2, 3, 4]]), "as many in each group"),
+        (lambda: rank_test([[1, 2, 3]], [[1, 2, 3], [1, 2, 3]]), "on both sides"),
+        (lambda: rank_test([[1, 2, math.nan]], [[1, 2, 3]]), "finite"),
+        (lambda: rank_test([[1, 1, 1]], [[1, 2, 3]]), "differ"),
+        (lambda: verdict(interval([1, 2])), "exactly one"),
+        (lambda: verdict(interval([1, 2]), above=1, below=2), "exactly one"),
+    ],
+)
+def test_what_has_no_interval_is_refused(measure, message):
+    with pytest.raises(UsageError, match=message):
+        measure()
+
+
+# Words
+
+
+@pytest.mark.parametrize(
+    ("mean", "half", "unit", "text"),
+    [
+        (12.34, 0.43, "%", "12.3 ± 0.4 % (n = 3)"),
+        (12.34, 0.143, "%", "12.34 ± 0.14 % (n = 3)"),
+        (80.4, 12.0, "%", "80 ± 12 % (n = 3)"),
+        (-0.04, 0.3, "", "0.0 ± 0.3 (n = 3)"),
+        (1.24e-7, 3e-8, "", "(1.2 ± 0.3)e-7 (n = 3)"),
+        (1.0, 0.19, "", "1.00 ± 0.19 (n = 3)"),
+        (1e-3, 3e-4, "", "0.0010 ± 0.0003 (n = 3)"),
+        (1e6, 3e4, "", "(1.00 ± 0.03)e+6 (n = 3)"),
+        (0.1, 1e-17, "s", "0.1 ± 0 s (n = 3)"),
+        (0.0, 0.0, "%", "0 ± 0 % (n = 3)"),
+    ],
+)
+def test_text_has_sensible_digits(mean, half, unit, text):
+    assert str(Interval(mean, mean - half, mean + half, 3, unit)) == text
+
+
+@pytest.mark.parametrize(
+    ("mean", "low", "high", "unit", "text"),
+    [
+        (0.8123, 0.6189, 0.8837, "", "0.81 [0.62, 0.88] (n = 3)"),
+        (12.34, 11.0, 15.0, "%", "12 [11, 15] % (n = 3)"),
+        (-0.5, -1.0, 0.125, "", "-0.5 [-1, 0.12] (n = 3)"),
+        (0.5, 0.4, 0.6, "", "0.50 ± 0.10 (n = 3)"),
+        (2e-13, 1e-13, 8e-13, "", "2e-13 [1e-13, 8e-13] (n = 3)"),
+    ],
+)
+def test_text_of_an_interval_that_is_not_symmetric(mean, low, high, unit, text):
+    assert str(Interval(mean, low, high, 3, unit)) == text
+
+
+@given(samples)
+@example([2.0**16 + 1e-10, 2.0**16 - 1e-10, 2.0**16 - 3e-10])  # floats are twice as far apart above as below
+@example([0.1 + 0.2, 0.3, 0.3])
+def test_t_intervals_are_symmetric(values):
+    assert "±" in str(interval(values))
+
+
+def test_units_that_are_words_are_translated():
+    assert interval([1, 2, 3], "points").zh == "2 ± 2 个百分点 (n = 3)"
+    assert interval([1, 2, 3], "%").zh == "2 ± 2 % (n = 3)"
+
+
+# Verdicts
+
+
+@pytest.mark.parametrize(
+    ("bound", "above", "below"),
+    [(0, True, False), (0.999, True, False), (1, None, None), (2, None, None), (3, None, None), (4, False, True)],
+)
+def test_verdict_of_an_interval_from_1_to_3(bound, above, below):
+    """It lies above a bound if all of it does, and does not if nothing of it does."""
+    measured = Interval(2.0, 1.0, 3.0, 3)
+    assert verdict(measured, above=bound) is above
+    assert verdict(measured, below=bound) is below
+
+
+@given(st.lists(verdicts))
+def test_all_of_is_kleenes_and(given_verdicts):
+    assert all_of(*given_verdicts) == min(given_verdicts, key=[False, None, True].index, default=True)
+
+
+# Rankings
+
+
+@pytest.mark.parametrize("theirs", [[1, 2, 3, 4, 5], [5, 3, 4, 1, 2], [2, 2, 1, 5, 4], [1, 5, 2, 4, 3]])
+def test_p_is_the_share_of_all_orders_that_do_as_well(theirs):
+    ours = [0.1, 0.4, 0.5, 0.7, 1.3]
+    rho = stats.spearmanr(ours, theirs).statistic
+    every = np.array([stats.spearmanr(ours, order).statistic for order in itertools.permutations(theirs)])
+    tail = min((every >= rho - 1e-9).mean(), (every <= rho + 1e-9).mean())
+    found = rank_test([ours], [theirs])
+    assert (found.rho, found.p, found.n) == pytest.approx((rho, min(1, 2 * tail), 5))
+
+
+@given(st.lists(st.tuples(numbers, st.integers(0, 9)), min_size=3, max_size=18))
+@settings(max_examples=20)
+def test_rho_is_scipys(pairs):
+    ours, theirs = zip(*pairs, strict=True)
+    if len(set(ours)) > 1 and len(set(theirs)) > 1:
+        found = rank_test([ours], [theirs], draws=50)
+        assert found.rho == pytest.approx(stats.spearmanr(ours, theirs).statistic, abs=1e-12)
+
+
+def test_groups_are_ranked_each_by_itself():
+    """Two seeds of five things each: the groups differ by far more than what is ranked within them."""
+    ours, theirs = [[1, 2, 3, 4, 5], [101, 102, 103, 104, 105]], [[5, 6, 7, 8, 9], [1, 2, 3, 4, 5]]
+    found = rank_test(ours, theirs)
+    assert found.rho == 1
+    assert found.p == pytest.approx(2 / 120**2, abs=2e-4)  # both in order, or both in reverse
+    assert (found.verdict(), found.verdict(same=False)) == (True, False)
+    reverse = rank_test(ours, [group[::-1] for group in theirs])
+    assert (reverse.verdict(), reverse.verdict(same=False)) == (False, True)
+
+
+def test_orders_by_chance_are_rarely_decided():
+    rng = np.random.default_rng(0)
+    decided = [rank_test([rng.random(7)], [rng.random(7)], draws=5040).verdict() is not None for _ in range(150)]
+    assert np.mean(decided) < 0.1  # 5 %, and a standard deviation of 1.8 % around it
+    assert rank_test([[1, 2, 3]], [[1, 2, 3]]).verdict() is None, "three things are too few"
+
+
+# Any statistic of images
+
+
+def test_a_bootstrap_of_the_mean_is_scipys():
+    values = np.random.default_rng(2).random(60)
+    found = bootstrap(values, np.mean, "%", draws=4000)
+    scipys = stats.bootstrap((values,), np.mean, method="percentile", rng=np.random.default_rng(1)).confidence_interval
+    assert found.mean == pytest.approx(values.mean())
+    assert (found.low, found.high) == pytest.approx((scipys.low, scipys.high), abs=0.01)
+    assert (found.n, found.unit) == (60, "%")
+    assert bootstrap(values[:1], np.mean) == Interval(values[0], None, None, 1)
+
+
+def test_images_are_drawn_with_all_that_is_theirs():
+    """Paired by image, two columns that differ by 1 differ by 1 in every sample."""
+    first = np.random.default_rng(1).random(30)
+    found = bootstrap(np.stack([first, first + 1], axis=1), lambda rows: rows[:, 1].mean() - rows[:, 0].mean())
+    assert (found.low, found.high) == pytest.approx((1, 1))
