@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from resnotes.devices import autocast
 from resnotes.errors import UsageError
-from resnotes.models.imagenet import ImageNetResNet, as_block
+from resnotes.models.imagenet import ImageNetResNet, ResidualUnit, as_block
 from resnotes.models.inputs import check_images, evaluating
 from resnotes.models.network import Network, agree, check_weights, in_mode, kept_statistics
 
@@ -95,9 +95,7 @@ def _network(parts: Any, name: str) -> Network:
     """Stem, blocks and head of a model with the parts of a ResNet."""
     from torchvision.models import resnet
 
-    from resnotes.models import imagenet_blocks as ours
-
-    known = (resnet.BasicBlock, resnet.Bottleneck, ours.BasicBlock, ours.Bottleneck)
+    known = (resnet.BasicBlock, resnet.Bottleneck, ResidualUnit)
     stages = [parts.layer1, parts.layer2, parts.layer3, parts.layer4]
     for k, stage in enumerate(stages, 1):
         for i, block in enumerate(stage):

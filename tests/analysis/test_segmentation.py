@@ -23,7 +23,7 @@ from resnotes.analysis.scores import class_iou, confusion_matrix, mean_iou, pixe
 from resnotes.datasets import Normalization
 from resnotes.errors import UsageError
 from resnotes.figures.pspnet import pyramid_pooling
-from resnotes.models.segmentation import SegmentationNetwork, segmentation_network
+from resnotes.models.segmentation import SegmentationNetwork
 from resnotes.training.augmentation import augment
 
 AS_THEY_ARE = Normalization(torch.zeros(3, 1, 1), torch.tensor(1.0))
@@ -37,7 +37,7 @@ def _seed() -> None:
 @torch.no_grad()
 def small(name: str, **options: object) -> SegmentationNetwork:
     """In eval mode, with BN that is not the identity."""
-    network = segmentation_network(name, **{"num_classes": 5, "width": 4, **options})  # type: ignore[arg-type]
+    network = SegmentationNetwork(name, **{"num_classes": 5, "width": 4, **options})  # type: ignore[arg-type]
     randomise_bn(network)
     return network.eval()
 
@@ -428,7 +428,7 @@ def test_nothing_in_the_drawing_overlaps_or_is_clipped(options: dict[str, object
     with mpl.rc_context({"backend": "agg"}):
         figures.use_style()
         with torch.device("meta"):
-            network = segmentation_network("pspnet-resnet152", **options)  # type: ignore[arg-type]
+            network = SegmentationNetwork("pspnet-resnet152", **options)  # type: ignore[arg-type]
         fig = pyramid_pooling(network)
         fig.draw_without_rendering()
         assert fig.get_figwidth() == 7

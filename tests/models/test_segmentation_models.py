@@ -20,7 +20,7 @@ from resnotes.models.segmentation import (
     PyramidPooling,
     SegmentationNetwork,
     matching_head_width,
-    segmentation_network,
+
     upsample,
 )
 
@@ -45,12 +45,12 @@ def _seed() -> None:
 
 
 def small(name: str, **options: Any) -> SegmentationNetwork:
-    return segmentation_network(name, **{"num_classes": 5, "width": 4, **options})
+    return SegmentationNetwork(name, **{"num_classes": 5, "width": 4, **options})
 
 
 def on_meta(name: str, **options: Any) -> SegmentationNetwork:
     with torch.device("meta"):
-        return segmentation_network(name, **options)
+        return SegmentationNetwork(name, **options)
 
 
 # Against torchvision
@@ -63,7 +63,7 @@ def test_fcn_is_torchvisions() -> None:
         weights=None, weights_backbone=None, aux_loss=True, num_classes=5
     )
     warmed_up(theirs)
-    ours = segmentation_network("fcn-resnet50", num_classes=5)
+    ours = SegmentationNetwork("fcn-resnet50", num_classes=5)
     prefixes = {"backbone": "encoder", "classifier": "head", "aux_classifier": "auxiliary"}
     renamed = {}
     for key, value in theirs.state_dict().items():
@@ -91,7 +91,7 @@ def test_a_classifiers_weights_load_into_the_encoder(name: str) -> None:
     dilated = {"replace_stride_with_dilation": [False, True, True]} if name == "resnet50" else {}
     theirs = getattr(torchvision.models, name)(weights=None, **dilated)
     warmed_up(theirs)
-    ours = segmentation_network(f"pspnet-{name}", num_classes=5, output_stride=8 if dilated else 32).eval()
+    ours = SegmentationNetwork(f"pspnet-{name}", num_classes=5, output_stride=8 if dilated else 32).eval()
     ours.encoder.load_state_dict({key: value for key, value in theirs.state_dict().items() if "fc." not in key})
     images, last = torch.randn(2, 3, 64, 64), {}
     theirs.layer4.register_forward_hook(lambda *args: last.update(map=args[2]))
