@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import torch
@@ -32,21 +32,19 @@ def blocks_of(model: nn.Module) -> list[Parts]:
         UsageError: it has not the shape of stem, blocks and head, or a block not that of `Parts`.
     """
     name = type(model).__name__
-    if not all(callable(getattr(model, part, None)) for part in ("stem", "head")) or not hasattr(model, "blocks"):
-        raise UsageError(
-            f"expected a network with stem, blocks and head, found {name}; resnotes.unravel.adapt gives that shape to"
-            " torchvision's ResNets"
-        )
-    if not isinstance(model.blocks, Iterable):
-        raise UsageError(f"expected a list of blocks, found {type(model.blocks).__name__} as the blocks of {name}")
-    blocks: list[Any] = list(model.blocks)
+    _require(model, name, ("stem", "blocks", "head"))
+    blocks: list[Any] = list(model.blocks)  # type: ignore[arg-type]
     for i, block in enumerate(blocks):
-        if missing := [part for part in ("residual", "shortcut", "after") if not hasattr(block, part)]:
-            raise UsageError(
-                f"expected blocks with residual, shortcut and after; block {i} of {name} is a {type(block).__name__}"
-                f" without {missing[0]}"
-            )
+        _require(block, f"block {i} of {name}, a {type(block).__name__},", ("residual", "shortcut", "after"))
     return blocks
+
+
+def _require(part: object, what: str, names: tuple[str, str, str]) -> None:
+    if missing := [name for name in names if not hasattr(part, name)]:
+        raise UsageError(
+            f"expected {names[0]}, {names[1]} and {names[2]}, as all networks here have; found {what} without"
+            f" {missing[0]}; resnotes.unravel.adapt gives that shape to torchvision's ResNets"
+        )
 
 
 def adapt(model: nn.Module, images: Tensor | None = None) -> Network:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from resnotes.datasets import Availability, Classification, Normalization, cifar10
 from resnotes.datasets.download import download
-from resnotes.errors import DatasetError, UsageError, unknown
+from resnotes.errors import DatasetError, unknown
 from resnotes.models.network import Network
 from resnotes.models.residual import residual_network
 from resnotes.paths import published_root, weights_root
