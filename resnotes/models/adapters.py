@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from resnotes.devices import autocast
 from resnotes.errors import UsageError
-from resnotes.models.imagenet import ImageNetResNet, ResidualUnit, as_block
+from resnotes.models.imagenet import ImageNetResNet, as_block
 from resnotes.models.inputs import check_images, evaluating
 from resnotes.models.network import Network, agree, check_weights, in_mode, kept_statistics
 
@@ -62,7 +62,7 @@ def adapt(model: nn.Module, images: Tensor | None = None) -> Network:
         ``after(shortcut(x) + residual(x))``.
 
     Raises:
-        UsageError: another model, one with other blocks, or one whose logits are not reproduced.
+        UsageError: another model, one with other parts, or one whose logits are not reproduced.
     """
     network = shaped(model)
     _compare(network, model, images)
@@ -73,7 +73,7 @@ def shaped(model: nn.Module) -> Network:
     """`adapt` without the comparison.
 
     Raises:
-        UsageError: another model, or one with other blocks.
+        UsageError: another model, or one with other parts.
     """
     from torchvision.models.resnet import ResNet  # a second of import
 
@@ -83,34 +83,21 @@ def shaped(model: nn.Module) -> Network:
             f"cannot adapt a {name}; known are torchvision's ResNet, ResNeXt and Wide ResNet. Others need a stem,"
             " blocks and a head, and in each block residual, shortcut and after"
         )
+    parts: Any = model
     try:
-        return _network(model, name)
+        stages = [parts.layer1, parts.layer2, parts.layer3, parts.layer4]
+        network = Network(
+            nn.Sequential(parts.conv1, parts.bn1, parts.relu, parts.maxpool),
+            [as_block(block) for stage in stages for block in stage],
+            nn.Sequential(parts.avgpool, nn.Flatten(), parts.fc),
+            stages=tuple(map(len, stages)),
+            name=getattr(parts, "name", name),
+            options=getattr(parts, "options", {}),
+        )
     except (AttributeError, TypeError) as error:
         raise UsageError(f"cannot adapt this {name}: its parts are not those of a ResNet ({error})") from error
-
-
-def _network(parts: Any, name: str) -> Network:
-    """Stem, blocks and head of a model with the parts of a ResNet."""
-    from torchvision.models import resnet
-
-    known = (resnet.BasicBlock, resnet.Bottleneck, ResidualUnit)
-    stages = [parts.layer1, parts.layer2, parts.layer3, parts.layer4]
-    for k, stage in enumerate(stages, 1):
-        for i, block in enumerate(stage):
-            if type(block) not in known:
-                raise UsageError(
-                    f"cannot adapt {name}.layer{k}.{i}, a {type(block).__name__}; known are BasicBlock and Bottleneck"
-                )
-    network = Network(
-        nn.Sequential(parts.conv1, parts.bn1, parts.relu, parts.maxpool),
-        [as_block(block) for stage in stages for block in stage],
-        nn.Sequential(parts.avgpool, nn.Flatten(), parts.fc),
-        stages=tuple(map(len, stages)),
-        name=getattr(parts, "name", name),
-        options=getattr(parts, "options", {}),
-    )
-    for module in set(network.modules()) - set(parts.modules()):
-        module.training = parts.training
+    for module in set(network.modules()) - set(model.modules()):
+        module.training = model.training
     return network
 
 

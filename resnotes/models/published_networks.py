@@ -29,38 +29,26 @@ UPSTREAM = "https://raw.githubusercontent.com"
 _HOW = "get it with `resnotes data fetch published`, or set RESNOTES_DATA to the folder that has weights/"
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Entry:
-    """One network of `published_networks.toml`, with what it has in common with its author's others."""
-
-    model: str
-    repository: str  # on GitHub
-    commit: str
-    path: str  # of the file in the repository
-    sha256: str  # of the file, as many hex digits as are known
-    training: str
-    licence: str
-    file: str = ""  # our name for it, where upstream's says too little
-    split: str = ""
-    mean: str = ""
-
-    @property
-    def address(self) -> str:
-        return f"{self.repository}/{self.commit}/{self.path}"
-
-    @property
-    def target(self) -> Path:
-        return weights_root() / (self.file or Path(self.path).name)
+Entry = Mapping[str, str]
 
 
 @cache
-def _entries() -> dict[str, _Entry]:
+def _entries() -> dict[str, Entry]:
+    """The networks of `published_networks.toml` by name, each with what it has in common with its author's others."""
     listed = tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))
     return {
-        f"{author}/{model}": _Entry(model=model, **(common | own))
+        f"{author}/{model}": {"model": model, **common, **own}
         for author, common in listed.items()
         for model, own in common.pop("networks").items()
     }
+
+
+def _address(entry: Entry) -> str:
+    return f"{entry['repository']}/{entry['commit']}/{entry['path']}"
+
+
+def _target(entry: Entry) -> Path:
+    return weights_root() / entry.get("file", Path(entry["path"]).name)
 
 
 def names() -> list[str]:
@@ -143,20 +131,20 @@ def published(name: str) -> Published:
     if name not in _entries():
         raise unknown("published network", name, _entries())
     entry = _entries()[name]
-    state, digest = read_weights(entry.target, entry.sha256, _HOW)
+    state, digest = read_weights(_target(entry), entry["sha256"], _HOW)
     normalization = Normalization.published((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
     split = frozenset[str]()
-    if entry.split:
-        mean = torch.from_numpy(np.load(published_root() / entry.mean))
+    if "split" in entry:
+        mean = torch.from_numpy(np.load(published_root() / entry["mean"]))
         normalization = Normalization(mean, torch.tensor(255.0))
-        split = frozenset((published_root() / entry.split).read_text("ascii").split())
+        split = frozenset((published_root() / entry["split"]).read_text("ascii").split())
     return Published(
         name=name,
-        network=_network(entry.model, state),
+        network=_network(entry["model"], state),
         normalization=normalization,
-        source=f"{entry.repository} at {entry.commit[:8]}, {entry.path}",
-        training=entry.training,
-        licence=entry.licence,
+        source=f"{entry['repository']} at {entry['commit'][:8]}, {entry['path']}",
+        training=entry["training"],
+        licence=entry["licence"],
         sha256=digest,
         _split=split,
     )
@@ -219,7 +207,7 @@ def read_weights(path: Path, sha256: str, how: str) -> tuple[dict[str, Tensor], 
 
 def is_at_hand(name: str) -> bool:
     """Whether there is a file for a published network; it is not read."""
-    return _entries()[name].target.is_file()
+    return _target(_entries()[name]).is_file()
 
 
 def status() -> Availability:
@@ -245,8 +233,8 @@ def fetch(mirrors: Sequence[str] = ()) -> None:
     failures = []
     for entry in _entries().values():
         try:
-            urls = [f"{base.rstrip('/')}/{entry.address}" for base in (*mirrors, UPSTREAM)]
-            download(urls, entry.target, entry.sha256)
+            urls = [f"{base.rstrip('/')}/{_address(entry)}" for base in (*mirrors, UPSTREAM)]
+            download(urls, _target(entry), entry["sha256"])
         except DatasetError as error:
             failures.append(str(error))
     if failures:

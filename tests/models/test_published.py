@@ -22,7 +22,7 @@ from resnotes import datasets, models, paths
 from resnotes.datasets import Classification, cifar10
 from resnotes.errors import DatasetError, UsageError
 from resnotes.models import Published
-from resnotes.models.published_networks import _entries, fetch, is_at_hand, names, read_weights, status
+from resnotes.models.published_networks import _address, _entries, fetch, is_at_hand, names, read_weights, status
 from resnotes.training.classification import evaluate
 
 DEPTHS = (20, 32, 44, 56)
@@ -148,7 +148,7 @@ def listed(upstream: nn.Module, monkeypatch: pytest.MonkeyPatch) -> dict[str, by
         torch.save(content, buffer)
         files[name] = buffer.getvalue()
         digest = hashlib.sha256(files[name]).hexdigest()[: 64 if name.startswith("wooyeolBaek") else 8]
-        entries[name] = type(_entries()[name])(**{**vars(_entries()[name]), "sha256": digest})
+        entries[name] = {**_entries()[name], "sha256": digest}
     monkeypatch.setattr("resnotes.models.published_networks._entries", lambda: entries)
     return files
 
@@ -233,7 +233,7 @@ def test_images_that_it_may_not_be_measured_on_are_refused(
 
 def mirror(listed: dict[str, bytes], folder: Path) -> str:
     """The files as GitHub lays them out."""
-    as_folder({_entries()[name].address: content for name, content in listed.items()}, folder)
+    as_folder({_address(_entries()[name]): content for name, content in listed.items()}, folder)
     return folder.as_uri()
 
 
@@ -281,6 +281,6 @@ def test_what_was_measured_on_them_is_kept_with_their_checksums() -> None:
         row = errors.loc[f"wooyeolBaek/{family}-{depth}"]
         assert row["held-out error"] == pytest.approx(heldout, abs=0.05)
         assert (row["training images"], row["held-out images"]) == (45_000, 5000)
-        assert row["sha256"] == _entries()[f"wooyeolBaek/{family}-{depth}"].sha256
+        assert row["sha256"] == _entries()[f"wooyeolBaek/{family}-{depth}"]["sha256"]
     assert errors.commit.str.fullmatch("[0-9a-f]{40}").all()
     assert not errors.dirty.any()
