@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from resnotes.errors import UsageError
 from resnotes.models import in_mode
-from resnotes.models.encoder import Encoder
+from resnotes.models.imagenet import Encoder
 from resnotes.models.segmentation import SegmentationNetwork
 
 _BATCH = 16  # images per backward pass

@@ -9,7 +9,7 @@ from typing import Any
 from resnotes.errors import UsageError
 from resnotes.models.deepening import deepen
 from resnotes.models.network import Block, Network, batch_statistics, count_parameters, in_mode
-from resnotes.models.published_networks import Published, from_published, published
+from resnotes.models.published_networks import Published, published
 from resnotes.models.registry import build, register, registered, source
 
 __all__ = [
@@ -21,7 +21,6 @@ __all__ = [
     "count_parameters",
     "deepen",
     "from_label",
-    "from_published",
     "in_mode",
     "label",
     "published",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import torch
@@ -32,21 +32,19 @@ def blocks_of(model: nn.Module) -> list[Parts]:
         UsageError: it has not the shape of stem, blocks and head, or a block not that of `Parts`.
     """
     name = type(model).__name__
-    if not all(callable(getattr(model, part, None)) for part in ("stem", "head")) or not hasattr(model, "blocks"):
-        raise UsageError(
-            f"expected a network with stem, blocks and head, found {name}; resnotes.unravel.adapt gives that shape to"
-            " torchvision's ResNets"
-        )
-    if not isinstance(model.blocks, Iterable):
-        raise UsageError(f"expected a list of blocks, found {type(model.blocks).__name__} as the blocks of {name}")
-    blocks: list[Any] = list(model.blocks)
+    _require(model, name, ("stem", "blocks", "head"))
+    blocks: list[Any] = list(model.blocks)  # type: ignore[arg-type]
     for i, block in enumerate(blocks):
-        if missing := [part for part in ("residual", "shortcut", "after") if not hasattr(block, part)]:
-            raise UsageError(
-                f"expected blocks with residual, shortcut and after; block {i} of {name} is a {type(block).__name__}"
-                f" without {missing[0]}"
-            )
+        _require(block, f"block {i} of {name}, a {type(block).__name__},", ("residual", "shortcut", "after"))
     return blocks
+
+
+def _require(part: object, what: str, names: tuple[str, str, str]) -> None:
+    if missing := [name for name in names if not hasattr(part, name)]:
+        raise UsageError(
+            f"expected {names[0]}, {names[1]} and {names[2]}, as all networks here have; found {what} without"
+            f" {missing[0]}; resnotes.unravel.adapt gives that shape to torchvision's ResNets"
+        )
 
 
 def adapt(model: nn.Module, images: Tensor | None = None) -> Network:
@@ -64,7 +62,7 @@ def adapt(model: nn.Module, images: Tensor | None = None) -> Network:
         ``after(shortcut(x) + residual(x))``.
 
     Raises:
-        UsageError: another model, one with other blocks, or one whose logits are not reproduced.
+        UsageError: another model, one with other parts, or one whose logits are not reproduced.
     """
     network = shaped(model)
     _compare(network, model, images)
@@ -75,7 +73,7 @@ def shaped(model: nn.Module) -> Network:
     """`adapt` without the comparison.
 
     Raises:
-        UsageError: another model, or one with other blocks.
+        UsageError: another model, or one with other parts.
     """
     from torchvision.models.resnet import ResNet  # a second of import
 
@@ -85,36 +83,21 @@ def shaped(model: nn.Module) -> Network:
             f"cannot adapt a {name}; known are torchvision's ResNet, ResNeXt and Wide ResNet. Others need a stem,"
             " blocks and a head, and in each block residual, shortcut and after"
         )
+    parts: Any = model
     try:
-        return _network(model, name)
+        stages = [parts.layer1, parts.layer2, parts.layer3, parts.layer4]
+        network = Network(
+            nn.Sequential(parts.conv1, parts.bn1, parts.relu, parts.maxpool),
+            [as_block(block) for stage in stages for block in stage],
+            nn.Sequential(parts.avgpool, nn.Flatten(), parts.fc),
+            stages=tuple(map(len, stages)),
+            name=getattr(parts, "name", name),
+            options=getattr(parts, "options", {}),
+        )
     except (AttributeError, TypeError) as error:
         raise UsageError(f"cannot adapt this {name}: its parts are not those of a ResNet ({error})") from error
-
-
-def _network(parts: Any, name: str) -> Network:
-    """Stem, blocks and head of a model with the parts of a ResNet."""
-    from torchvision.models import resnet
-
-    from resnotes.models import imagenet_blocks as ours
-
-    known = (resnet.BasicBlock, resnet.Bottleneck, ours.BasicBlock, ours.Bottleneck)
-    stages = [parts.layer1, parts.layer2, parts.layer3, parts.layer4]
-    for k, stage in enumerate(stages, 1):
-        for i, block in enumerate(stage):
-            if type(block) not in known:
-                raise UsageError(
-                    f"cannot adapt {name}.layer{k}.{i}, a {type(block).__name__}; known are BasicBlock and Bottleneck"
-                )
-    network = Network(
-        nn.Sequential(parts.conv1, parts.bn1, parts.relu, parts.maxpool),
-        [as_block(block) for stage in stages for block in stage],
-        nn.Sequential(parts.avgpool, nn.Flatten(), parts.fc),
-        stages=tuple(map(len, stages)),
-        name=getattr(parts, "name", name),
-        options=getattr(parts, "options", {}),
-    )
-    for module in set(network.modules()) - set(parts.modules()):
-        module.training = parts.training
+    for module in set(network.modules()) - set(model.modules()):
+        module.training = model.training
     return network
 
 

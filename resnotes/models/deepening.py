@@ -7,17 +7,18 @@ model then has no higher training error than the shallow one. Here the construct
 from __future__ import annotations
 
 import re
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from resnotes.errors import UsageError
-from resnotes.models.network import Block, Network, in_mode
+from resnotes.models.network import Network, in_mode
 from resnotes.models.residual import residual_network
 
 
 @torch.no_grad()
-def _become_identity(block: Block, inputs: Tensor) -> None:
+def _become_identity(block: Any, inputs: Tensor) -> None:
     """Set the weights of `block` so that it returns its input, given typical non-negative `inputs`.
 
     Without a shortcut, each convolution becomes a Dirac kernel, and each BN is given the mean and standard
@@ -37,9 +38,7 @@ def _become_identity(block: Block, inputs: Tensor) -> None:
         if isinstance(module, nn.Conv2d):
             nn.init.dirac_(module.weight)
     for norm in norms:
-        assert norm.running_mean is not None and norm.running_var is not None
-        norm.running_mean.copy_(mean)
-        norm.running_var.copy_(variance)
+        norm.running_mean, norm.running_var = mean.clone(), variance.clone()
         norm.weight.copy_((variance + norm.eps).sqrt())
         norm.bias.copy_(mean)
 
@@ -85,7 +84,5 @@ def deepen(network: Network, depth: int, inputs: Tensor) -> Network:
                 next(new).load_state_dict(block.state_dict())
                 x = block(x)
             for _ in range(n_new - n_old):
-                added = next(new)
-                assert isinstance(added, Block)
-                _become_identity(added, x)
+                _become_identity(next(new), x)
     return deep

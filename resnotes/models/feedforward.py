@@ -15,19 +15,14 @@ import torch
 from torch import nn
 
 from resnotes.models.network import Block, Network, check_options, initialize
+from resnotes.models.residual import classifier, rectified
 
 GRID = 4  # cells along a side of what AlexNet's first fully connected layer reads: all there is of 32x32 pixels
 
 
 def _layer(in_channels: int, out_channels: int, kernel: int = 3, *, batch_norm: bool) -> nn.Sequential:
-    """A convolution that keeps the map's size, BN and ReLU; BN makes the convolution's bias redundant."""
-    layers = OrderedDict[str, nn.Module](
-        conv=nn.Conv2d(in_channels, out_channels, kernel, padding=kernel // 2, bias=not batch_norm)
-    )
-    if batch_norm:
-        layers["bn"] = nn.BatchNorm2d(out_channels)
-    layers["relu"] = nn.ReLU()
-    return nn.Sequential(layers)
+    """As in the residual networks; BN makes the convolution's bias redundant."""
+    return rectified(in_channels, out_channels, kernel, batch_norm=batch_norm, bias=not batch_norm)
 
 
 def _pool() -> nn.Module:
@@ -86,11 +81,9 @@ def vgg(*, num_classes: int = 10, in_channels: int = 3, width: int = 128, batch_
         Block(_layer(width, width, batch_norm=batch_norm), None, _pool() if pooled else nn.Identity())
         for pooled in ends
     ]
-    head = OrderedDict[str, nn.Module](
-        pool=nn.AdaptiveAvgPool2d(1), flatten=nn.Flatten(), fc=nn.Linear(width, num_classes)
-    )
+    head = classifier([], width, num_classes)
     stem = _layer(in_channels, width, batch_norm=batch_norm)
-    return _network(stem, blocks, nn.Sequential(head), stages, "vgg-15", options)
+    return _network(stem, blocks, head, stages, "vgg-15", options)
 
 
 def alexnet(*, num_classes: int = 10, in_channels: int = 3, width: int = 64, batch_norm: bool = False) -> Network:

@@ -1,73 +1,107 @@
-"""Residual nets for large images, of torchvision's blocks: ResNet-18 to ResNet-152 (He et al. 2015, Table 1).
+"""Residual nets for large images: encoders, and ResNet-18 to ResNet-152 (He et al. 2015, Table 1).
 
-torchvision's own ResNet has one width, and does not dilate a BasicBlock; here both are free. The submodules carry its
-names, so that state dicts load strictly from and into `torchvision.models.resnet*`. (Its Bottleneck strides in the 3x3
-convolution, "v1.5"; the authors' first 1x1 never reads three quarters of its input.)
+The submodules carry torchvision's names, so that state dicts load strictly from and into `torchvision.models.resnet*`;
+other than there, the width is free, and a BasicBlock can be dilated. (A Bottleneck strides in its 3x3 convolution,
+"v1.5"; the authors' first 1x1 never reads three quarters of its input.)
+
+Every convolution and pooling is padded alike on all sides. Cell i of a map is therefore centred on pixel i * stride of
+the image, whatever the image's size.
 """
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 from torch import Tensor, nn
 
-from resnotes.errors import unknown
 from resnotes.models.network import Block, check_options
+from resnotes.models.residual import EXPANSION
 
 OUTPUT_STRIDES = (8, 16, 32)
 
-
-class Layout(NamedTuple):
-    """A column of He et al. 2015, Table 1: a class of `resnotes.models.imagenet_blocks`, and blocks in each stage."""
-
-    block: str
-    stages: tuple[int, ...]
-
-
-LAYOUTS = {
-    "resnet18": Layout("BasicBlock", (2, 2, 2, 2)),
-    "resnet34": Layout("BasicBlock", (3, 4, 6, 3)),
-    "resnet50": Layout("Bottleneck", (3, 4, 6, 3)),
-    "resnet101": Layout("Bottleneck", (3, 4, 23, 3)),
-    "resnet152": Layout("Bottleneck", (3, 8, 36, 3)),
+# Whether the units are bottlenecks, and how many there are in each stage.
+LAYOUTS: dict[str, tuple[bool, tuple[int, ...]]] = {
+    "resnet18": (False, (2, 2, 2, 2)),
+    "resnet34": (False, (3, 4, 6, 3)),
+    "resnet50": (True, (3, 4, 6, 3)),
+    "resnet101": (True, (3, 4, 23, 3)),
+    "resnet152": (True, (3, 8, 36, 3)),
 }
 
 
-def as_block(block: Any) -> Block:
-    """A BasicBlock or Bottleneck of torchvision's as a `Block` of the same layers."""
-    layers = [block.conv1, block.bn1, block.relu, block.conv2, block.bn2]
-    if hasattr(block, "conv3"):
-        layers += [block.relu, block.conv3, block.bn3]
-    return Block(nn.Sequential(*layers), block.downsample or nn.Identity(), block.relu)
+def as_block(unit: Any) -> Block:
+    """A `ResidualUnit`, or torchvision's BasicBlock or Bottleneck, as a `Block` of the same layers."""
+    layers = [unit.conv1, unit.bn1, unit.relu, unit.conv2, unit.bn2]
+    if hasattr(unit, "conv3"):
+        layers += [unit.relu, unit.conv3, unit.bn3]
+    return Block(nn.Sequential(*layers), unit.downsample or nn.Identity(), unit.relu)
 
 
-def _stage(block: Any, entering: int, channels: int, depth: int, stride: int) -> nn.Sequential:
-    """`depth` blocks, the first with a stride, and with a projection where it changes the shape (option B)."""
-    leaving = block.expansion * channels
+class ResidualUnit(nn.Module):
+    """``relu(shortcut(x) + residual(x))``, under the names of torchvision's blocks; the shortcut is computed first.
+
+    Where a map has more readers than these two, the order of its gradients decides how their sum is rounded: with the
+    other order, recorded segmentation networks would train to other last digits.
+
+    Args:
+        convolutions: two of 3x3 (He et al. 2015, Fig. 5 left), or 1x1, 3x3 and 1x1 (right); BN follows each.
+        downsample: the projection on the shortcut; None for the identity.
+    """
+
+    def __init__(self, convolutions: list[nn.Conv2d], downsample: nn.Module | None) -> None:
+        super().__init__()
+        for number, convolution in enumerate(convolutions, 1):
+            self.add_module(f"conv{number}", convolution)
+            self.add_module(f"bn{number}", nn.BatchNorm2d(convolution.out_channels))
+        self.relu = nn.ReLU()
+        self.downsample = downsample
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[N, C_in, H, W]`` to ``[N, C_out, H / stride, W / stride]``."""
+        parts = as_block(self)
+        shortcut = parts.shortcut(x)  # type: ignore[misc]
+        out: Tensor = parts.after(shortcut + parts.residual(x))
+        return out
+
+
+def _convolutions(
+    bottleneck: bool, entering: int, channels: int, stride: int, incoming: int, outgoing: int
+) -> list[nn.Conv2d]:
+    """Those of a unit. The first of 3x3 spreads to the spacing of the map it reads, another to that of its own map."""
+
+    def spread(entering: int, stride: int, spacing: int) -> nn.Conv2d:
+        return nn.Conv2d(entering, channels, 3, stride, padding=spacing, dilation=spacing, bias=False)
+
+    if not bottleneck:
+        return [spread(entering, stride, incoming), spread(channels, 1, outgoing)]
+    narrow = nn.Conv2d(entering, channels, 1, bias=False)
+    return [narrow, spread(channels, stride, incoming), nn.Conv2d(channels, EXPANSION * channels, 1, bias=False)]
+
+
+def _stage(
+    bottleneck: bool, entering: int, channels: int, depth: int, stride: int, incoming: int, outgoing: int
+) -> nn.Sequential:
+    """`depth` units, the first with a stride, and with a projection where it changes the shape (option B)."""
+    leaving = EXPANSION * channels if bottleneck else channels
     projection = None
     if stride != 1 or entering != leaving:
         projection = nn.Sequential(nn.Conv2d(entering, leaving, 1, stride, bias=False), nn.BatchNorm2d(leaving))
-    first = block(entering, channels, stride, projection)
-    return nn.Sequential(first, *(block(leaving, channels) for _ in range(depth - 1)))
+    units = [ResidualUnit(_convolutions(bottleneck, entering, channels, stride, incoming, outgoing), projection)]
+    for _ in range(depth - 1):
+        units.append(ResidualUnit(_convolutions(bottleneck, leaving, channels, 1, outgoing, outgoing), None))
+    return nn.Sequential(*units)
 
 
-def _dilate(stage: nn.Sequential, incoming: int, outgoing: int) -> None:
-    """Spread a stage's filters: the first 3x3 convolution to the spacing of the map it reads, the others to its own."""
-    spacing = incoming
-    for layer in stage.modules():
-        if isinstance(layer, nn.Conv2d) and layer.kernel_size == (3, 3):
-            layer.dilation = layer.padding = (spacing, spacing)
-            spacing = outgoing
+class Encoder(nn.Module):
+    """Images ``[N, in_channels, H, W]`` to the last two stages' maps, ``[N, channels[i], h, w]``.
 
-
-class Trunk(nn.Module):
-    """A stem, and stages that halve the map and double the channels, from the second on, down to an output stride.
-
-    Below that, they spread their filters instead of striding: every second or fourth cell of their map is then a cell
-    of the strided net's, and the cells between are new.
+    A stem, and stages that halve the map and double the channels, from the second on, down to an output stride. Below
+    that, they spread their filters instead of striding: every second or fourth cell of their map is then a cell of the
+    strided net's, and the cells between are new.
 
     Args:
-        layout: the kind of block and the number of blocks per stage.
+        bottleneck: whether the units are bottlenecks.
+        stages: blocks per stage.
         in_channels: channels of the images.
         width: channels of the stem and of the first stage's 3x3 convolutions; doubles from stage to stage.
         output_stride: pixels of the image per cell of the last map, at most.
@@ -80,30 +114,30 @@ class Trunk(nn.Module):
     """
 
     def __init__(
-        self, layout: Layout, *, in_channels: int, width: int, output_stride: int, small: bool = False
+        self,
+        bottleneck: bool,
+        stages: tuple[int, ...],
+        *,
+        in_channels: int,
+        width: int,
+        output_stride: int = 32,
+        small: bool = False,
     ) -> None:
-        from resnotes.models import imagenet_blocks  # seconds of import
-
         super().__init__()
-        block = getattr(imagenet_blocks, layout.block)
         kernel, reached = (3, 2) if small else (7, 4)
-        self.stages = layout.stages
-        self.channels = tuple(block.expansion * width * 2**i for i in range(len(layout.stages)))
-        self.strides = tuple(min(reached * 2**i, output_stride) for i in range(len(layout.stages)))
+        self.stages = stages
+        self.channels = tuple((EXPANSION if bottleneck else 1) * width * 2**i for i in range(len(stages)))
+        self.strides = tuple(min(reached * 2**i, output_stride) for i in range(len(stages)))
         self.conv1 = nn.Conv2d(in_channels, width, kernel, stride=2, padding=kernel // 2, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
         self.relu = nn.ReLU()
         self.maxpool = nn.Identity() if small else nn.MaxPool2d(3, stride=2, padding=1)
         entering, before, spacing = width, reached, 1
-        for i, (depth, stride) in enumerate(zip(self.stages, self.strides, strict=True)):
-            stage = _stage(block, entering, width * 2**i, depth, stride // before)
+        for i, (depth, stride) in enumerate(zip(stages, self.strides, strict=True)):
             incoming, spacing = spacing, reached * 2**i // stride
-            _dilate(stage, incoming, spacing)
+            stage = _stage(bottleneck, entering, width * 2**i, depth, stride // before, incoming, spacing)
             self.add_module(f"layer{i + 1}", stage)
             entering, before = self.channels[i], stride
-        for module in self.modules():
-            if isinstance(module, nn.ReLU):
-                module.inplace = False  # the parts of a block are called one by one, too
 
     @property
     def layers(self) -> list[nn.Sequential]:
@@ -115,23 +149,37 @@ class Trunk(nn.Module):
         x: Tensor = self.maxpool(self.relu(self.bn1(self.conv1(images))))
         return x
 
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """The maps of the last stage but one and of the last."""
+        before = x = self.stem(images)
+        for stage in self.layers:
+            before, x = x, stage(x)
+        return before, x
 
-class ImageNetResNet(Trunk):
-    """A residual net for large images: ``[N, in_channels, H, W]`` to logits ``[N, num_classes]``.
+
+class ImageNetResNet(Encoder):
+    """A net of He et al. 2015, Table 1: ``[N, in_channels, H, W]`` to logits ``[N, num_classes]``, drawn "fan out".
 
     It has the stem, blocks and head that lesions and path gradients are written against; these are views of the named
     submodules, which would have two names in the state dict if they were registered a second time.
 
     Args:
-        name: the name that `imagenet_resnet` takes.
-        options: the options that it takes; see there.
+        name: a key of `LAYOUTS`, ``"resnet18"`` to ``"resnet152"``.
+        num_classes: number of logits.
+        in_channels: channels of the images.
+        width: channels of the stem; 64 in the paper.
+
+    Raises:
+        UsageError: a count that is no whole number of at least 1.
     """
 
-    def __init__(self, name: str, options: dict[str, Any]) -> None:
-        super().__init__(LAYOUTS[name], **{key: value for key, value in options.items() if key != "num_classes"})
+    def __init__(self, name: str, *, num_classes: int = 1000, in_channels: int = 3, width: int = 64) -> None:
+        options = {"num_classes": num_classes, "in_channels": in_channels, "width": width}
+        check_options(name, options)
+        super().__init__(*LAYOUTS[name], in_channels=in_channels, width=width)
         self.name, self.options = name, options
         self.avgpool = nn.AdaptiveAvgPool2d(1)
-        self.fc = nn.Linear(self.channels[-1], options["num_classes"])
+        self.fc = nn.Linear(self.channels[-1], num_classes)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
@@ -139,40 +187,13 @@ class ImageNetResNet(Trunk):
     @property
     def blocks(self) -> list[Block]:
         """The residual blocks of all four stages, in order."""
-        return [as_block(block) for stage in self.layers for block in stage]
+        return [as_block(unit) for stage in self.layers for unit in stage]
 
     def head(self, x: Tensor) -> Tensor:
         """The last map ``[N, channels[-1], h, w]``, of any size, to logits ``[N, num_classes]``."""
         logits: Tensor = self.fc(self.avgpool(x).flatten(1))
         return logits
 
-    def forward(self, images: Tensor) -> Tensor:
+    def forward(self, images: Tensor) -> Tensor:  # type: ignore[override]
         """Logits ``[N, num_classes]`` of normalised images ``[N, in_channels, H, W]``."""
-        x = self.stem(images)
-        for stage in self.layers:
-            x = stage(x)
-        return self.head(x)
-
-
-def imagenet_resnet(
-    name: str, *, num_classes: int = 1000, in_channels: int = 3, width: int = 64, output_stride: int = 32
-) -> ImageNetResNet:
-    """Build a net of He et al. 2015, Table 1, in training mode, with convolutions drawn "fan out".
-
-    Args:
-        name: a key of `LAYOUTS`, ``"resnet18"`` to ``"resnet152"``.
-        num_classes: number of logits.
-        in_channels: channels of the images.
-        width: channels of the stem; 64 in the paper.
-        output_stride: pixels per cell of the last map: 32 as in the paper, or 16 or 8 by dilation.
-
-    Raises:
-        UsageError: unknown `name` or `output_stride`, or a count that is none; the message says what is allowed.
-    """
-    if name not in LAYOUTS:
-        raise unknown("network", name, LAYOUTS)
-    options: dict[str, Any] = {"num_classes": num_classes, "in_channels": in_channels, "width": width}
-    check_options(name, options)
-    if output_stride not in OUTPUT_STRIDES:
-        raise unknown("output stride", output_stride, OUTPUT_STRIDES)
-    return ImageNetResNet(name, options | {"output_stride": output_stride})
+        return self.head(super().forward(images)[1])

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import os
-import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -21,8 +19,8 @@ import torch
 from torch import Tensor
 
 from resnotes.datasets import Availability, Classification, Normalization, cifar10
-from resnotes.datasets.download import download, has_checksum
-from resnotes.errors import DatasetError, UsageError, unknown
+from resnotes.datasets.download import download
+from resnotes.errors import DatasetError, unknown
 from resnotes.models.network import Network
 from resnotes.models.residual import residual_network
 from resnotes.paths import published_root, weights_root
@@ -31,44 +29,26 @@ UPSTREAM = "https://raw.githubusercontent.com"
 _HOW = "get it with `resnotes data fetch published`, or set RESNOTES_DATA to the folder that has weights/"
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Entry:
-    """One network of `published_networks.toml`, with what it has in common with its author's others."""
-
-    model: str
-    repository: str  # on GitHub
-    commit: str
-    path: str  # of the file in the repository
-    sha256: str  # of the file, as many hex digits as are known
-    training: str
-    licence: str
-    file: str = ""  # our name for it, where upstream's says too little
-    remark: str = ""
-    split: str = ""
-    mean: str = ""
-
-    @property
-    def address(self) -> str:
-        return f"{self.repository}/{self.commit}/{self.path}"
-
-    @property
-    def target(self) -> Path:
-        return weights_root() / (self.file or Path(self.path).name)
-
-    def at_hand(self) -> list[Path]:
-        """Files under our name, and under upstream's, with or without the outermost folder."""
-        upstream = [weights_root() / self.path, weights_root() / self.path.partition("/")[2]]
-        return [path for path in (self.target, *upstream) if os.path.isfile(path)]  # noqa: PTH113 -- False, too, where it cannot be looked for
+Entry = Mapping[str, str]
 
 
 @cache
-def _entries() -> dict[str, _Entry]:
+def _entries() -> dict[str, Entry]:
+    """The networks of `published_networks.toml` by name, each with what it has in common with its author's others."""
     listed = tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))
     return {
-        f"{author}/{model}": _Entry(model=model, **{key: common[key] for key in common if key != "networks"}, **own)
+        f"{author}/{model}": {"model": model, **common, **own}
         for author, common in listed.items()
-        for model, own in common["networks"].items()
+        for model, own in common.pop("networks").items()
     }
+
+
+def _address(entry: Entry) -> str:
+    return f"{entry['repository']}/{entry['commit']}/{entry['path']}"
+
+
+def _target(entry: Entry) -> Path:
+    return weights_root() / entry.get("file", Path(entry["path"]).name)
 
 
 def names() -> list[str]:
@@ -151,37 +131,46 @@ def published(name: str) -> Published:
     if name not in _entries():
         raise unknown("published network", name, _entries())
     entry = _entries()[name]
-    files = entry.at_hand()
-    if not files:
-        raise DatasetError(f"found no weights of {name}; expected {entry.target}, from {entry.address}; {_HOW}")
-    intact = (file for file in files if has_checksum(file, entry.sha256))
-    state, digest = read_weights(next(intact, files[0]), entry.sha256, _HOW)
-    mean, split = _of_author(entry)
+    state, digest = read_weights(_target(entry), entry["sha256"], _HOW)
+    normalization = Normalization.published((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    split = frozenset[str]()
+    if "split" in entry:
+        mean = torch.from_numpy(np.load(published_root() / entry["mean"]))
+        normalization = Normalization(mean, torch.tensor(255.0))
+        split = frozenset((published_root() / entry["split"]).read_text("ascii").split())
     return Published(
         name=name,
-        network=from_published(state, entry.model.partition("-")[0]).eval(),
-        normalization=mean,
-        source=f"{entry.repository} at {entry.commit[:8]}, {entry.path}",
-        training=entry.training + (f", {entry.remark}" if entry.remark else ""),
-        licence=entry.licence,
+        network=_network(entry["model"], state),
+        normalization=normalization,
+        source=f"{entry['repository']} at {entry['commit'][:8]}, {entry['path']}",
+        training=entry["training"],
+        licence=entry["licence"],
         sha256=digest,
         _split=split,
     )
 
 
-def _of_author(entry: _Entry) -> tuple[Normalization, frozenset[str]]:
-    """Normalization, and the hashes of the images that were kept out: none, where all were trained on."""
-    if not entry.split:
-        return Normalization.published((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)), frozenset()
-    try:
-        mean = torch.from_numpy(np.load(published_root() / entry.mean, allow_pickle=False))
-        split = frozenset((published_root() / entry.split).read_text("ascii").split())
-    except (OSError, ValueError) as error:
-        raise DatasetError(
-            f"{entry.model} of {entry.repository} needs {entry.mean} and {entry.split}, which come with the repository"
-            f" in {published_root()} ({error}); work in a checkout of it"
-        ) from error
-    return Normalization(mean, torch.tensor(255.0)), split
+def _network(model: str, state: Mapping[str, Tensor]) -> Network:
+    """The network, in eval mode, with the weights of a state dict: its names differ from ours, its order does not.
+
+    Biases of convolutions, which ours do not have, are taken from the running means of the BN that follows: the
+    network is the same.
+    """
+    family, _, depth = model.partition("-")
+    with torch.random.fork_rng([]):  # weights are drawn, and overwritten
+        network = residual_network(family, int(depth)).eval()
+    bias: Tensor | float = 0.0
+    values = list[Tensor]()
+    for key, value in state.items():
+        if key.endswith("bias") and values[-1].ndim == 4:
+            bias = value
+        elif key.endswith("running_mean"):
+            values.append(value - bias)
+        elif not key.endswith("num_batches_tracked"):  # which not all have, and nothing here reads
+            values.append(value)
+    keys = [key for key in network.state_dict() if not key.endswith("num_batches_tracked")]
+    network.load_state_dict(dict(zip(keys, values, strict=True)))
+    return network
 
 
 def read_weights(path: Path, sha256: str, how: str) -> tuple[dict[str, Tensor], str]:
@@ -216,58 +205,9 @@ def read_weights(path: Path, sha256: str, how: str) -> tuple[dict[str, Tensor], 
     return state, digest
 
 
-# A layer of a block in the state dict of either upstream: its stage, counted from 1 or from 2, its block and its place
-_LAYER = re.compile(
-    r"(?:layer(?P<from1>\d)|conv(?P<from2>\d)_x\.conv\d_x)\.(?P<block>\d+)\.(?:f\.)?(?P<layer>(?:conv|bn)[12]|[0134])\.(?P<rest>.+)"
-)
-_LAYERS = {"0": "conv1", "1": "bn1", "3": "conv2", "4": "bn2"}
-
-
-def from_published(state: Mapping[str, Tensor], family: str = "resnet") -> Network:
-    """The ``resnet-N`` or ``plain-N`` whose weights a state dict holds.
-
-    Biases of convolutions, which ours do not have, are taken from the running means of the BN that follows: the
-    network is the same.
-
-    Args:
-        state: named as by akamaster/pytorch_resnet_cifar10 (``[module.]conv1.weight``, ``layer1.0.conv1.weight``,
-            ``linear.weight``) or by wooyeolBaek/deep-residual-learning (``conv2_x.conv2_x.0.f.0.weight``).
-        family: ``"resnet"`` or ``"plain"``; a state dict does not tell, as shortcuts have no weights.
-
-    Raises:
-        UsageError: keys or shapes that are not those of such a network.
-    """
-    n = sum(bool(re.search(r"(layer1|conv2_x)\.\d+\.(conv1|f\.0)\.weight$", key)) for key in state)
-    if not n:
-        raise UsageError(f"no residual network: expected keys like layer1.0.conv1.weight, found {list(state)[:3]}")
-    with torch.random.fork_rng([]):  # weights are drawn, and overwritten
-        network = residual_network(family, 6 * n + 2)
-    renamed = {_ours(key, n): value for key, value in state.items()}
-    for bias in [key for key in renamed if re.search(r"conv\d?\.bias$", key)]:
-        mean = re.sub(r"conv(\d?)\.bias$", r"bn\1.running_mean", bias)
-        if mean in renamed and renamed[mean].shape == renamed[bias].shape:
-            renamed[mean] = renamed[mean] - renamed.pop(bias)
-    try:
-        network.load_state_dict(renamed)
-    except RuntimeError as error:
-        raise UsageError(f"the weights do not fit {family}-{6 * n + 2}: {error}") from error
-    return network
-
-
-def _ours(key: str, n: int) -> str:
-    """A key of either upstream as our networks of n blocks a stage have it; another as it is."""
-    key = key.removeprefix("module.")
-    if match := _LAYER.fullmatch(key):
-        stage = int(match["from1"] or match["from2"]) - (1 if match["from1"] else 2)
-        layer = _LAYERS.get(match["layer"], match["layer"])
-        return f"blocks.{stage * n + int(match['block'])}.residual.{layer}.{match['rest']}"
-    key = re.sub(r"^(?:conv1\.)?(conv|bn)1\.(\w+)$", r"stem.\1.\2", key)
-    return re.sub(r"^(?:linear|fc|fc\.fc)\.(\w+)$", r"head.fc.\1", key)
-
-
 def is_at_hand(name: str) -> bool:
     """Whether there is a file for a published network; it is not read."""
-    return bool(_entries()[name].at_hand())
+    return _target(_entries()[name]).is_file()
 
 
 def status() -> Availability:
@@ -284,17 +224,13 @@ def fetch() -> None:
     """Downloads the files of all published networks that are not there to ``RESNOTES_DATA/weights``.
 
     Raises:
-        DatasetError: the folder cannot be written, or GitHub did not give some file intact; all others are there.
+        DatasetError: the folder cannot be written, or GitHub did not give some files intact; all others are there.
     """
-    failures = {}
-    for name, entry in _entries().items():
-        if any(has_checksum(path, entry.sha256) for path in entry.at_hand()):
-            continue
+    failures = []
+    for entry in _entries().values():
         try:
-            download(f"{UPSTREAM}/{entry.address}", entry.target, entry.sha256)
+            download(f"{UPSTREAM}/{_address(entry)}", _target(entry), entry["sha256"])
         except DatasetError as error:
-            failures[name] = str(error)
+            failures.append(str(error))
     if failures:
-        first, *others = failures
-        more = f"; nor could {', '.join(others)}" if others else ""
-        raise DatasetError(f"{failures[first]}{more}")
+        raise DatasetError(f"{len(failures)} of {len(_entries())} networks are missing: {'; '.join(failures)}")

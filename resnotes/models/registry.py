@@ -7,15 +7,15 @@ import inspect
 import re
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 from resnotes.errors import UsageError
 from resnotes.models.feedforward import FEEDFORWARD
-from resnotes.models.imagenet import LAYOUTS, imagenet_resnet
+from resnotes.models.imagenet import LAYOUTS, ImageNetResNet
 from resnotes.models.network import Network
 from resnotes.models.residual import FAMILIES, residual_network
 from resnotes.models.segmentation import NAMES as SEGMENTATION
-from resnotes.models.segmentation import SMALL, segmentation_network
+from resnotes.models.segmentation import SMALL, SegmentationNetwork
 
 Builder = Callable[..., Any]
 
@@ -26,14 +26,7 @@ _NAMES = [
     f"fcn-E, pspnet-E (E = {SMALL}, {', '.join(LAYOUTS)})",
 ]
 
-
-class _Registered(NamedTuple):
-    build: Builder
-    definition: object  # what has the source: the builder, or its class
-    source: str
-
-
-_registered: dict[str, _Registered] = {}
+_registered: dict[str, tuple[Builder, str]] = {}  # with what `source` says of it
 
 
 def _ours(name: str) -> Builder | None:
@@ -43,8 +36,8 @@ def _ours(name: str) -> Builder | None:
     if name in FEEDFORWARD:
         return FEEDFORWARD[name]
     if name in LAYOUTS:
-        return partial(imagenet_resnet, name)
-    return partial(segmentation_network, name) if name in SEGMENTATION else None
+        return partial(ImageNetResNet, name)
+    return partial(SegmentationNetwork, name) if name in SEGMENTATION else None
 
 
 def register(name: str, build: Builder) -> None:
@@ -52,10 +45,10 @@ def register(name: str, build: Builder) -> None:
 
     Args:
         name: of letters, digits, - and _; becomes part of the names of runs.
-        build: a function, a class, or an object that is called, with at least the options `num_classes` and
-            `in_channels`; returns a `Network`. All randomness is to come from PyTorch's global generator. Where
-            somebody edits it and registers it again, as a notebook cell that is executed again does, it takes the
-            place of what it was before, and its runs get other addresses, see `source`.
+        build: a function or a class, with at least the options `num_classes` and `in_channels`; returns a `Network`.
+            All randomness is to come from PyTorch's global generator. Where somebody edits it and registers it again,
+            as a notebook cell that is executed again does, it takes the place of what it was before, and its runs get
+            other addresses, see `source`.
 
     Raises:
         UsageError: a name that is malformed, that a network of the package has, or another builder (one of another
@@ -63,43 +56,39 @@ def register(name: str, build: Builder) -> None:
     """
     if not re.fullmatch(r"[\w-]+", name, re.ASCII):
         raise UsageError(f"a network's name must be of letters, digits, - and _, found {name!r}")
-    definition = build if inspect.isroutine(build) or inspect.isclass(build) else type(build)
-    taken = _registered.get(name)
-    if _ours(name) or (taken and _written_as(taken.definition) != _written_as(definition)):
-        by = _written_as(taken.definition) if taken else "a network of resnotes"
-        raise UsageError(f"the name {name!r} is taken, by {by}; register your network under another")
     try:
-        if isinstance(build, partial):  # whose class would be found, in the library
-            raise TypeError("found a partial")
-        text = inspect.getsource(definition)
+        # Of an object that is called, the source would not say what it holds.
+        if not (inspect.isfunction(build) or inspect.isclass(build)):
+            raise TypeError(f"found {build!r}")
+        text = inspect.getsource(build)
         inspect.signature(build).bind(num_classes=10, in_channels=3)
-    except OSError:
-        reason = "its source cannot be read, which is part of the address of its runs"
-    except TypeError as error:
-        reason = f"it must be a function or class of Python that takes num_classes and in_channels ({error})"
-    else:
-        _registered[name] = _Registered(build, definition, hashlib.sha256(text.encode()).hexdigest()[:12])
-        return
-    raise UsageError(f"cannot register {name!r}: {reason}; write def build(num_classes, in_channels): ...")
+    except (OSError, TypeError) as error:
+        raise UsageError(
+            f"cannot register {name!r}: it must be a function or class of Python whose source can be read, and that"
+            f" takes num_classes and in_channels ({error}); write def build(num_classes, in_channels): ..."
+        ) from error
+    by = _written_as(registered(name)) if name in _registered else "a network of resnotes"
+    if _ours(name) or (name in _registered and by != _written_as(build)):
+        raise UsageError(f"the name {name!r} is taken, by {by}; register your network under another")
+    _registered[name] = build, hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-def _written_as(definition: Any) -> str:
-    return f"{definition.__module__}.{definition.__qualname__}"
+def _written_as(builder: Any) -> str:
+    return f"{builder.__module__}.{builder.__qualname__}"
 
 
 def source(name: str) -> str | None:
     """What tells two versions of a registered builder apart; None for every other name.
 
     Returns:
-        The first 12 hex digits of the SHA-256 of its source: of the function or class, or of an object's class. What
-        it calls or reads from elsewhere is not part of it.
+        The first 12 hex digits of the SHA-256 of its source. What it calls or reads from elsewhere is not part of it.
     """
-    return _registered[name].source if name in _registered else None
+    return _registered[name][1] if name in _registered else None
 
 
 def registered(name: str) -> Builder | None:
     """The builder that was registered under this name, if one was."""
-    return _registered[name].build if name in _registered else None
+    return _registered[name][0] if name in _registered else None
 
 
 def build(name: str, **options: Any) -> Any:
@@ -112,8 +101,8 @@ def build(name: str, **options: Any) -> Any:
             what somebody registered, see `register`.
         options: ``num_classes``, ``in_channels``, ``width`` and others, see
             `resnotes.models.residual.residual_network` for networks with N, `resnotes.models.feedforward` for VGG
-            and AlexNet, `resnotes.models.imagenet.imagenet_resnet`, and
-            `resnotes.models.segmentation.segmentation_network`.
+            and AlexNet, `resnotes.models.imagenet.ImageNetResNet`, and
+            `resnotes.models.segmentation.SegmentationNetwork`.
 
     Returns:
         A `Network`; for ``resnet18`` to ``resnet152`` a `resnotes.models.imagenet.ImageNetResNet`, which has its stem,
@@ -124,16 +113,15 @@ def build(name: str, **options: Any) -> Any:
         UsageError: an unknown name or option, a value that the network cannot take, or a registered builder that
             returns something else than a `Network`.
     """
-    builder = _registered[name].build if name in _registered else _ours(name)
+    builder = registered(name) or _ours(name)
     if builder is None:
         raise UsageError(f"unknown network {name!r}; allowed: {', '.join([*_NAMES, *_registered])}")
     try:
         inspect.signature(builder).bind(**options)
     except TypeError as error:
-        parameters = inspect.signature(builder).parameters.values()
-        allowed = [each.name for each in parameters if each.kind is each.KEYWORD_ONLY or name in _registered]
-        wrong = next((option for option in options if option not in allowed), None)
-        found = f"takes no option {wrong!r}" if wrong else f"cannot be built: {error}"
+        allowed = list(inspect.signature(builder).parameters)
+        wrong = [option for option in options if option not in allowed]
+        found = f"takes no option {wrong[0]!r}" if wrong else f"cannot be built: {error}"
         raise UsageError(f"{name} {found}; allowed: {', '.join(allowed)}") from None
     network = builder(**options)
     if name in _registered:

@@ -38,21 +38,13 @@ ORDERS: dict[str, tuple[str, str]] = {
 EXPANSION = 4  # a bottleneck puts out so many times the channels of its 3x3 convolution
 
 
-def unit_layers(order: str, convolutions: int = 2, *, batch_norm: bool = True) -> tuple[list[str], list[str]]:
-    """The residual branch, and what follows the addition, as lists of ``"conv"``, ``"bn"`` and ``"relu"``.
-
-    Raises:
-        UsageError: an unknown order.
-    """
+def _unit_layers(order: str, convolutions: int, batch_norm: bool) -> tuple[list[str], list[str]]:
+    """The residual branch, and what follows the addition, as lists of ``"conv"``, ``"bn"`` and ``"relu"``."""
     if order not in list(ORDERS):  # which compares, as not everything has a hash
         raise unknown("order", order, ORDERS)
-    branch, after = ORDERS[order]
+    branch, after = ORDERS[order] if batch_norm else (part.replace("bn", "") for part in ORDERS[order])
     opening, between, closing = branch.split("conv")
-    branch = "conv".join([opening, *[between] * (convolutions - 1), closing])
-    left_out = () if batch_norm else ("bn",)
-    return [kind for kind in branch.split() if kind not in left_out], [
-        kind for kind in after.split() if kind not in left_out
-    ]
+    return "conv".join([opening, *[between] * (convolutions - 1), closing]).split(), after.split()
 
 
 def _layers(kinds: list[str], channels: int, convolutions: list[nn.Conv2d]) -> nn.Sequential:
@@ -96,15 +88,20 @@ def _block(
     return (GatedBlock if isinstance(residual, Gated) else Block)(residual, skip, end)
 
 
-def _stem(in_channels: int, width: int, batch_norm: bool) -> nn.Sequential:
-    layers = OrderedDict[str, nn.Module](conv=nn.Conv2d(in_channels, width, 3, padding=1, bias=False))
+def rectified(
+    in_channels: int, out_channels: int, kernel: int = 3, *, batch_norm: bool, bias: bool = False
+) -> nn.Sequential:
+    """A convolution that keeps the map's size, BN and ReLU."""
+    layers = OrderedDict[str, nn.Module](
+        conv=nn.Conv2d(in_channels, out_channels, kernel, padding=kernel // 2, bias=bias)
+    )
     if batch_norm:
-        layers["bn"] = nn.BatchNorm2d(width)
+        layers["bn"] = nn.BatchNorm2d(out_channels)
     layers["relu"] = nn.ReLU()
     return nn.Sequential(layers)
 
 
-def _head(opening: list[str], channels: int, num_classes: int) -> nn.Sequential:
+def classifier(opening: list[str], channels: int, num_classes: int) -> nn.Sequential:
     """Pooling and classifier; where branches open with an activation, one more follows the last addition."""
     layers = OrderedDict[str, nn.Module]()
     for kind in opening:
@@ -165,7 +162,7 @@ def residual_network(
     count, usual_order = FAMILIES[family]
     if shortcut is None and family != "plain":
         shortcut = "A" if count == 2 else "B"
-    branch, after = unit_layers(usual_order if order is None else order, count, batch_norm=batch_norm)
+    branch, after = _unit_layers(usual_order if order is None else order, count, batch_norm)
     opening = branch[: branch.index("conv")]
     blocks: list[Block] = []
     channels = width
@@ -176,7 +173,8 @@ def residual_network(
             kinds = branch if blocks else branch[len(opening) :]
             blocks.append(_block(kinds, after, convolutions, shortcut, batch_norm))
             channels = convolutions[-1].out_channels
-    stem, head = _stem(in_channels, width, batch_norm), _head(opening, channels, num_classes)
+    stem = rectified(in_channels, width, batch_norm=batch_norm)
+    head = classifier(opening, channels, num_classes)
     network = Network(stem, blocks, head, stages=(n, n, n), name=name, options=options)
     initialize(network)
     for module in network.modules():

@@ -17,9 +17,8 @@ from torch.nn import functional as F
 
 from resnotes.datasets.segmentation import IGNORED as IGNORED
 from resnotes.errors import UsageError, unknown
-from resnotes.models.encoder import Encoder
-from resnotes.models.imagenet import LAYOUTS, OUTPUT_STRIDES, Layout
-from resnotes.models.network import check_options, count_parameters, initialize
+from resnotes.models.imagenet import LAYOUTS, OUTPUT_STRIDES, Encoder
+from resnotes.models.network import check_options, initialize
 
 BINS = (1, 2, 3, 6)
 POOLINGS = {"average": nn.AdaptiveAvgPool2d, "max": nn.AdaptiveMaxPool2d}
@@ -119,50 +118,104 @@ def _head(in_channels: int, width: int, num_classes: int, dropout: float) -> nn.
     return head
 
 
+def _check(name: str, given: Mapping[str, Any]) -> None:
+    """Refuse what no network of that name can take."""
+    family, _, encoder = name.partition("-")
+    absent = [*(["bins", "pooling", "reduction"] if family == "fcn" else []), *(["depths"] if encoder != SMALL else [])]
+    if surplus := [option for option in absent if option in given]:
+        raise UsageError(f"{name} takes no option {surplus[0]!r}")
+    counts = {
+        option: given[option] for option in ("num_classes", "in_channels", "width", "head_width") if option in given
+    }
+    for option, least in (("bins", 0), ("depths", 2)):
+        values = given.get(option, SMALL_DEPTHS)
+        if not isinstance(values, list | tuple) or len(values) < least:
+            raise UsageError(f"{name}: {option} must be a list of {least} or more numbers, found {values!r}")
+        counts |= {f"{option}[{i}]": value for i, value in enumerate(values)}
+    check_options(name, counts, reduction=given.get("reduction", True))
+    strides = (4, 8) if encoder == SMALL else OUTPUT_STRIDES
+    for option, allowed in (("pooling", list(POOLINGS)), ("output_stride", strides)):
+        if option in given and given[option] not in allowed:
+            raise unknown(option.replace("_", " "), given[option], allowed)
+    for option, below in (("auxiliary", math.inf), ("dropout", 1)):
+        value = given.get(option)
+        if not isinstance(value, int | float) or not 0 <= value < below:
+            raise UsageError(f"{name}: {option} must be a number from 0 to below {below}, found {value!r}")
+
+
 class SegmentationNetwork(nn.Module):
-    """Encoder, pyramid pooling, head, and an auxiliary head for training.
+    """Encoder, pyramid pooling, head, and an auxiliary head for training; with freshly drawn weights.
 
     Normalised images ``[N, in_channels, H, W]`` of any size become logits ``[N, num_classes, H, W]``; in train mode,
     `Outputs`. One seed draws the same encoder and auxiliary head for every pyramid and head.
 
+    Table 1 of the paper: the baseline is ``fcn-resnet50``; B1+MAX ``pspnet-resnet50`` with ``bins=(1,)``,
+    ``pooling="max"`` and ``reduction=False``; B1236+AVE+DR ``pspnet-resnet50`` as it is. Table 2: ``fcn-resnet50``
+    with ``auxiliary=0``, 0.3, 0.4, 0.6 and 0.9.
+
+    The first block of a dilated stage reads the spacing of the map that it gets, as in torchvision; the authors' code
+    spreads it, too.
+
     Args:
-        encoder: images to the last two maps.
+        name: out of `NAMES`: ``fcn`` or ``pspnet``, and the encoder, ``resnet18`` to ``resnet152``, or ``small``.
         num_classes: number of logits.
-        bins: see `PyramidPooling`, as for the next two.
-        pooling: average or maximum.
-        reduction: whether the pooled grids get fewer channels.
-        head_width: channels of the head's 3x3 convolution; None for a quarter of the last map's.
+        in_channels: channels of the images.
+        width: channels of the stem; 64 by default, 16 for the small encoder.
+        depths: blocks per stage, of two stages or more; for the small encoder alone, by default `SMALL_DEPTHS`.
+        output_stride: pixels per cell of the last map; 8 by default, for the small encoder 4 (or 8).
+        bins: side of each grid of PSPNet's pyramid; by default `BINS`, and () makes it the FCN.
+        pooling: PSPNet's pooling, ``"average"`` by default, or ``"max"``.
+        reduction: whether PSPNet's grids get fewer channels; True by default.
+        head_width: channels of the head's 3x3 convolution; by default a quarter of the last map's.
         auxiliary: weight of the auxiliary loss; 0 for no auxiliary head.
         dropout: share of the channels that are dropped before the classifiers, in training.
 
     Attributes:
-        name: the name that `segmentation_network` takes.
-        options: the options that it takes, so that the network can be built again.
+        name: as above.
+        options: as above, those that were given, so that the network can be built again.
         auxiliary: the auxiliary head, or None.
         auxiliary_weight: weight of its loss.
-    """
 
-    name: str
-    options: dict[str, Any]
+    Raises:
+        UsageError: an unknown output stride, an option that the network does not have, or a strange value.
+    """
 
     def __init__(
         self,
-        encoder: Encoder,
+        name: str,
         *,
-        num_classes: int,
-        bins: Sequence[int],
-        pooling: str = "average",
-        reduction: bool = True,
+        num_classes: int = 150,
+        in_channels: int = 3,
+        width: int | None = None,
+        depths: Sequence[int] | None = None,
+        output_stride: int | None = None,
+        bins: Sequence[int] | None = None,
+        pooling: str | None = None,
+        reduction: bool | None = None,
         head_width: int | None = None,
         auxiliary: float = 0.4,
         dropout: float = 0.1,
     ) -> None:
+        given = {option: value for option, value in locals().items() if option not in ("self", "name", "__class__")}
+        options = {option: value for option, value in given.items() if value is not None}
+        _check(name, options)
         super().__init__()
-        *_, before, last = encoder.channels
-        self.encoder = encoder
+        self.name, self.options = name, options
+        family, _, encoder = name.partition("-")
+        small = encoder == SMALL
+        self.encoder = Encoder(
+            *((False, tuple(depths or SMALL_DEPTHS)) if small else LAYOUTS[encoder]),
+            in_channels=in_channels,
+            width=width or (16 if small else 64),
+            output_stride=output_stride or (4 if small else 8),
+            small=small,
+        )
+        initialize(self.encoder)
+        *_, before, last = self.encoder.channels
         self.auxiliary_weight = auxiliary
         self.auxiliary = _head(before, max(1, before // 4), num_classes, dropout) if auxiliary else None
-        self.pyramid = PyramidPooling(last, bins, pooling=pooling, reduction=reduction)
+        grids = () if family == "fcn" else BINS if bins is None else bins
+        self.pyramid = PyramidPooling(last, grids, pooling=pooling or "average", reduction=reduction is not False)
         initialize(self.pyramid)
         self.head = _head(self.pyramid.out_channels, head_width or max(1, last // 4), num_classes, dropout)
 
@@ -198,132 +251,3 @@ class SegmentationNetwork(nn.Module):
         if outputs.auxiliary is None:
             return mean(outputs.logits)
         return mean(outputs.logits) + self.auxiliary_weight * mean(outputs.auxiliary)
-
-
-def new_layers(network: SegmentationNetwork) -> list[nn.Parameter]:
-    """The parameters outside the encoder, which the authors' code trains at 10 times the learning rate."""
-    return [parameter for name, parameter in network.named_parameters() if not name.startswith("encoder.")]
-
-
-def matching_head_width(name: str, **options: Any) -> int:
-    """The `head_width` with which the FCN has a PSPNet's number of parameters, to a channel: to control for capacity.
-
-    Args:
-        name: of the PSPNet, such as ``"pspnet-resnet50"``.
-        options: its options.
-
-    Raises:
-        UsageError: see `segmentation_network`.
-    """
-    fcn = {key: value for key, value in options.items() if key not in ("bins", "pooling", "reduction", "head_width")}
-    with torch.device("meta"):  # nothing is computed or drawn
-        target = count_parameters(segmentation_network(name, **options))
-        one, two = (
-            count_parameters(segmentation_network(name.replace("pspnet", "fcn"), **fcn, head_width=width))
-            for width in (1, 2)
-        )
-    return 1 + round((target - one) / (two - one))  # the count is linear in the width
-
-
-def _check(name: str, given: Mapping[str, Any]) -> None:
-    """Refuse what no network of that name can take.
-
-    Raises:
-        UsageError: names the option and what was found.
-    """
-    family, _, encoder = name.partition("-")
-    for option in ("bins", "pooling", "reduction"):
-        if family == "fcn" and option in given:
-            raise UsageError(f"{name} has no pyramid pooling, so it takes no option {option!r}")
-    if encoder != SMALL and "depths" in given:
-        raise UsageError(f"{name} has the depths of {encoder}, so it takes no option 'depths'")
-    counts = {
-        option: given[option] for option in ("num_classes", "in_channels", "width", "head_width") if option in given
-    }
-    for option, least in (("bins", 0), ("depths", 2)):
-        values = given.get(option, SMALL_DEPTHS)
-        if not isinstance(values, list | tuple) or len(values) < least:
-            raise UsageError(f"{name}: {option} must be a list of {least} or more numbers, found {values!r}")
-        counts |= {f"{option}[{i}]": value for i, value in enumerate(values)}
-    check_options(name, counts, reduction=given.get("reduction", True))
-    strides = (4, 8) if encoder == SMALL else OUTPUT_STRIDES
-    for option, allowed in (("pooling", list(POOLINGS)), ("output_stride", strides)):
-        if option in given and given[option] not in allowed:
-            raise unknown(option.replace("_", " "), given[option], allowed)
-    for option, below in (("auxiliary", math.inf), ("dropout", 1)):
-        value: Any = given.get(option)
-        if type(value) not in (int, float) or not 0 <= value < below:
-            limit = "" if below == math.inf else f" and below {below}"
-            raise UsageError(f"{name}: {option} must be a number of at least 0{limit}, found {value!r}")
-
-
-def segmentation_network(
-    name: str,
-    *,
-    num_classes: int = 150,
-    in_channels: int = 3,
-    width: int | None = None,
-    depths: Sequence[int] | None = None,
-    output_stride: int | None = None,
-    bins: Sequence[int] | None = None,
-    pooling: str | None = None,
-    reduction: bool | None = None,
-    head_width: int | None = None,
-    auxiliary: float = 0.4,
-    dropout: float = 0.1,
-) -> SegmentationNetwork:
-    """Build a network of `NAMES`, with freshly drawn weights.
-
-    Table 1 of the paper: the baseline is ``fcn-resnet50``; B1+MAX ``pspnet-resnet50`` with ``bins=(1,)``,
-    ``pooling="max"`` and ``reduction=False``; B1236+AVE+DR ``pspnet-resnet50`` as it is. Table 2: ``fcn-resnet50``
-    with ``auxiliary=0``, 0.3, 0.4, 0.6 and 0.9.
-
-    The first block of a dilated stage reads the spacing of the map that it gets, as in torchvision; the authors' code
-    spreads it, too.
-
-    Args:
-        name: ``fcn`` or ``pspnet``, and the encoder: ``resnet18`` to ``resnet152``, or ``small``.
-        num_classes: number of logits.
-        in_channels: channels of the images.
-        width: channels of the stem; 64 by default, 16 for the small encoder.
-        depths: blocks per stage, of two stages or more; for the small encoder alone, by default `SMALL_DEPTHS`.
-        output_stride: pixels per cell of the last map; 8 by default, for the small encoder 4 (or 8).
-        bins: side of each grid of PSPNet's pyramid; by default `BINS`, and () makes it the FCN.
-        pooling: PSPNet's pooling, ``"average"`` by default, or ``"max"``.
-        reduction: whether PSPNet's grids get fewer channels; True by default.
-        head_width: see `SegmentationNetwork`, as for the rest.
-        auxiliary: weight of the auxiliary loss.
-        dropout: before the classifiers.
-
-    Returns:
-        The network, in training mode.
-
-    Raises:
-        UsageError: an unknown name or output stride, an option that the network does not have, or a strange value.
-    """
-    options = {option: value for option, value in locals().items() if option != "name" and value is not None}
-    if name not in NAMES:
-        raise unknown("network", name, NAMES)
-    _check(name, options)
-    family, _, encoder_name = name.partition("-")
-    small = encoder_name == SMALL
-    encoder = Encoder(
-        Layout("BasicBlock", tuple(depths or SMALL_DEPTHS)) if small else LAYOUTS[encoder_name],
-        in_channels=in_channels,
-        width=width or (16 if small else 64),
-        output_stride=output_stride or (4 if small else 8),
-        small=small,
-    )
-    initialize(encoder)
-    network = SegmentationNetwork(
-        encoder,
-        num_classes=num_classes,
-        bins=() if family == "fcn" else BINS if bins is None else bins,
-        pooling=pooling or "average",
-        reduction=reduction is not False,
-        head_width=head_width,
-        auxiliary=auxiliary,
-        dropout=dropout,
-    )
-    network.name, network.options = name, options
-    return network

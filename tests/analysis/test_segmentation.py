@@ -16,7 +16,7 @@ from resnotes.analysis.receptive_fields import effective_receptive_field, theore
 from resnotes.analysis.scores import class_iou, confusion_matrix, mean_iou, pixel_accuracy
 from resnotes.datasets import Normalization
 from resnotes.errors import UsageError
-from resnotes.models.segmentation import SegmentationNetwork, segmentation_network
+from resnotes.models.segmentation import SegmentationNetwork
 
 AS_THEY_ARE = Normalization(torch.zeros(3, 1, 1), torch.tensor(1.0))
 
@@ -29,7 +29,7 @@ def _seed() -> None:
 @torch.no_grad()
 def small(name: str, **options: object) -> SegmentationNetwork:
     """In eval mode, with BN that is not the identity."""
-    network = segmentation_network(name, **{"num_classes": 5, "width": 4, **options})  # type: ignore[arg-type]
+    network = SegmentationNetwork(name, **{"num_classes": 5, "width": 4, **options})  # type: ignore[arg-type]
     randomise_bn(network)
     return network.eval()
 

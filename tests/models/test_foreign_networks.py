@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from kit.networks import plain_loop, randomise_bn
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
+from torchvision.models.resnet import BasicBlock, ResNet
 from torchvision.ops import StochasticDepth
 
-from resnotes import models, unravel
+from resnotes import unravel
 from resnotes.analysis.propagation import gradient_flow, gradient_norms, identity_errors, layer_responses
 from resnotes.errors import UsageError
 from resnotes.models import Network
@@ -96,45 +96,30 @@ class Kept(nn.Module):
         return self.map
 
 
-class Twice(nn.Module):
-    """Reads what a convolution puts out a second time, after ReLU."""
+class Does(nn.Module):
+    """What a function does with its input and with some layers."""
 
-    def __init__(self) -> None:
+    def __init__(self, function: Callable[..., Any], *layers: nn.Module) -> None:
         super().__init__()
-        self.convolution, self.relu = conv(), nn.ReLU()
+        self.function, self.layers = function, nn.ModuleList(layers)
+
+    def forward(self, x: Tensor) -> Any:
+        return self.function(x, *self.layers)
+
+
+class Odd(Unit):
+    """A block with a forward of its own: a function of the block, its input, and what its parts would make of it."""
+
+    def __init__(self, function: Callable[[Any, Tensor, Tensor], Tensor], residual: nn.Module | None = None) -> None:
+        super().__init__(residual or RESIDUALS["conv-bn"]())
+        self.function = function
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.convolution(x)
-        return self.relu(y) + y
+        return self.function(self, x, super().forward(x))
 
 
-class Squeezed(nn.Module):
-    """A branch whose size is one number for each channel, which the addition broadcasts."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x.mean((2, 3), keepdim=True)
-
-
-class Viewed(nn.Module):
-    """A head that wants its maps with the channels first."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.fc = nn.Linear(CHANNELS * 64, 10)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.fc(x.view(len(x), -1))
-
-
-class Centred(nn.Module):
-    """A stem that writes over the images."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.convolution = conv(3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.convolution(x.sub_(0.5))
+def twins(function: Callable[[Any, Tensor, Tensor], Tensor], residual: str = "conv-bn") -> Stack:
+    return settled(Stack([Odd(function, RESIDUALS[residual]()) for _ in range(2)]))
 
 
 def halved(_: nn.Module, __: object, output: Tensor) -> Tensor:
@@ -153,41 +138,34 @@ def shifted(layer: nn.Module) -> nn.Module:
     return layer
 
 
-def shared_relu() -> nn.Sequential:
-    relu = nn.ReLU()
-    return nn.Sequential(conv(), relu, norm(), conv(), relu, norm())
-
-
-def shared_conv() -> nn.Sequential:
-    both = conv()
-    return nn.Sequential(both, norm(), nn.ReLU(), both, norm())
+def sharing(layer: nn.Module) -> nn.Sequential:
+    """It stands there twice."""
+    return nn.Sequential(conv(), layer, norm(), conv(), layer, norm())
 
 
 RESIDUALS: dict[str, Callable[[], nn.Module]] = {
     "conv-bn": lambda: nn.Sequential(conv(), norm(), nn.ReLU(), conv(), norm()),
+    "pair": lambda: nn.Sequential(conv(), norm()),
     "in place": lambda: nn.Sequential(conv(), norm(), nn.ReLU(inplace=True), conv(), norm()),
     "in place first": lambda: nn.Sequential(nn.ReLU(inplace=True), conv(), nn.ReLU(inplace=True), conv()),
     "relu only": lambda: nn.Sequential(nn.ReLU(), conv(), norm(), nn.ReLU(), conv(), norm()),
     "ends with relu": lambda: nn.Sequential(conv(), nn.ReLU(inplace=True)),
-    "shared relu": shared_relu,
-    "shared conv": shared_conv,
+    "shared relu": lambda: sharing(nn.ReLU()),
+    "shared conv": lambda: sharing(conv()),
     "subclass": lambda: PreActivated(conv(), norm(), nn.ReLU()),
     "nested": lambda: nn.Sequential(nn.Sequential(conv(), norm()), nn.Sequential(nn.ReLU(), conv()), norm()),
-    "nested subclass": lambda: nn.Sequential(PreActivated(conv(), norm(), nn.ReLU()), norm(), nn.ReLU()),
     "hooked conv": lambda: nn.Sequential(hooked(conv()), norm(), nn.ReLU(), conv(), norm()),
     "hooked bn": lambda: nn.Sequential(conv(), hooked(norm()), nn.ReLU(), conv()),
     "hooked relu": lambda: nn.Sequential(conv(), hooked(nn.ReLU()), conv()),
-    "hooked whole": lambda: hooked(nn.Sequential(conv(), norm())),
     "replaced forward": lambda: nn.Sequential(shifted(conv()), norm()),
     "clipped": lambda: nn.Sequential(conv(), norm(), Clipped(), conv()),
     "kept": lambda: nn.Sequential(conv(), Kept(conv())),
-    "twice": lambda: nn.Sequential(Twice(), norm()),
-    "squeezed": lambda: Squeezed(),
+    "twice": lambda: nn.Sequential(Does(lambda x, layer, relu: relu(y := layer(x)) + y, conv(), nn.ReLU()), norm()),
+    "squeezed": lambda: Does(lambda x: x.mean((2, 3), keepdim=True)),  # the addition broadcasts it
     "weight norm": lambda: nn.Sequential(nn.utils.parametrizations.weight_norm(conv()), norm()),
-    "spectral norm": lambda: nn.Sequential(nn.utils.parametrizations.spectral_norm(conv()), norm()),
     "group norm": lambda: nn.Sequential(conv(), nn.GroupNorm(2, CHANNELS), nn.ReLU(inplace=True), conv()),
     "no affine": lambda: nn.Sequential(conv(), nn.BatchNorm2d(CHANNELS, affine=False), nn.ReLU()),
-    "hands on": lambda: nn.Identity(),
+    "hands on": nn.Identity,
 }
 AFTERS: dict[str, Callable[[], nn.Module]] = {
     "nothing": nn.Identity,
@@ -209,7 +187,7 @@ STEMS: dict[str, Callable[[], nn.Module]] = {
     "conv": lambda: conv(3),
     "rectified": lambda: nn.Sequential(conv(3), norm(), nn.ReLU()),
     "not rectified": lambda: PreActivated(conv(3), nn.BatchNorm2d(3), nn.ReLU()),
-    "centred": Centred,
+    "writes over images": lambda: Does(lambda x, layer: layer(x.sub_(0.5)), conv(3)),
 }
 
 
@@ -226,20 +204,18 @@ def build(
     blocks = [Unit(RESIDUALS[name](), SHORTCUTS[shortcut](), one if share else AFTERS[after]()) for name in residuals]
     if share:
         blocks[-1] = blocks[-2]
-    network = Stack(blocks, STEMS[stem]())
-    randomise_affine(network)
+    return settled(Stack(blocks, STEMS[stem]()))
+
+
+def settled(network: Stack) -> Stack:
+    """In eval mode, with BN whose statistics, and weights if it has some, are not those of a fresh one."""
+    for layer in network.modules():
+        if isinstance(layer, nn.BatchNorm2d) and layer.affine:
+            randomise_bn(layer)
     return network.eval()
 
 
-def randomise_affine(network: nn.Module) -> None:
-    """As `randomise_bn`, where BN may have no weights."""
-    for layer in network.modules():
-        if isinstance(layer, nn.BatchNorm2d):
-            nn.init.uniform_(layer.running_var, 0.5, 1.5)
-            nn.init.normal_(layer.running_mean, std=0.3)
-            if layer.affine:
-                nn.init.uniform_(layer.weight, 0.5, 1.5)
-                nn.init.normal_(layer.bias, std=0.3)
+ONE_BY_ONE = [unravel.Lesion(), *unravel.single_deletions(range(2))]
 
 
 def assert_plain_loop(network: nn.Module, lesions: Sequence[unravel.Lesion], images: Tensor = IMAGES) -> None:
@@ -269,32 +245,17 @@ def test_every_kind_of_branch_and_of_what_follows(residual: str, after: str) -> 
     assert_plain_loop(build([residual] * 3, after), lesions)
 
 
-@st.composite
-def networks(draw: st.DrawFn) -> nn.Module:
-    torch.manual_seed(draw(st.integers(0, 99)))
-    if draw(st.integers(0, 3)):
-        return build(
-            draw(st.lists(st.sampled_from(list(RESIDUALS)), min_size=2, max_size=4)),
-            draw(st.sampled_from(list(AFTERS))),
-            draw(st.sampled_from(list(SHORTCUTS))),
-            draw(st.sampled_from(list(STEMS))),
-            share=draw(st.booleans()),
-        )
-    if draw(st.booleans()):
-        name = draw(st.sampled_from(["resnet-8", "preresnet-14", "bottleneck-11"]))
-        ours = models.build(name, width=4, num_classes=10).eval()
-        randomise_bn(ours)
-        return ours
-    block = draw(st.sampled_from([BasicBlock, Bottleneck]))
-    dilated = [False, block is Bottleneck, False]
-    theirs = ResNet(block, [1, 2, 1, 1], num_classes=10, replace_stride_with_dilation=dilated)
-    randomise_bn(theirs)
-    if draw(st.booleans()):
-        theirs.layer2[0].conv1.register_forward_hook(halved)  # type: ignore[union-attr,operator]
-    return unravel.adapt(theirs.eval())
+NETWORKS = st.builds(
+    build,
+    st.lists(st.sampled_from(list(RESIDUALS)), min_size=2, max_size=4),
+    st.sampled_from(list(AFTERS)),
+    st.sampled_from(list(SHORTCUTS)),
+    st.sampled_from(list(STEMS)),
+    share=st.booleans(),
+)
 
 
-@given(networks(), st.data())
+@given(NETWORKS, st.data())
 @settings(max_examples=60, suppress_health_check=[HealthCheck.too_slow])
 def test_a_sweep_in_any_order_and_company_is_the_plain_loop(network: nn.Module, data: st.DataObject) -> None:
     with warnings.catch_warnings():
@@ -313,180 +274,141 @@ def test_a_sweep_in_any_order_and_company_is_the_plain_loop(network: nn.Module, 
     assert_plain_loop(network, lesions)
 
 
-@pytest.mark.parametrize("make", [vision.resnet18, vision.resnet50])
-def test_lesions_of_networks_of_torchvision(make: Callable[..., nn.Module]) -> None:
+@pytest.mark.parametrize(("make", "last"), [(vision.resnet18, "bn2"), (vision.resnet50, "bn3")])
+@torch.no_grad()
+def test_lesions_of_networks_of_torchvision(make: Callable[..., nn.Module], last: str) -> None:
     model = make(num_classes=10).eval()
     randomise_bn(model)
-    network = unravel.adapt(model)
-    images = torch.randn(3, 3, 64, 64)
-    lesions = [unravel.Lesion(), *unravel.single_deletions(range(len(network.blocks)))]
-    assert_plain_loop(network, lesions, images)
-    with torch.no_grad():
-        intact = unravel.lesion_logits(network, [()], images)[0]
-        torch.testing.assert_close(intact, model(images), rtol=1e-4, atol=1e-4)
-        # Block 1 by hand: in torchvision's words, its last BN puts out zero.
-        nn.init.zeros_(model.layer1[1].get_submodule("bn2" if make is vision.resnet18 else "bn3").weight)
-        nn.init.zeros_(model.layer1[1].get_submodule("bn2" if make is vision.resnet18 else "bn3").bias)
-        without = unravel.lesion_logits(network, [(1,)], images)[0]
-        torch.testing.assert_close(without, model(images), rtol=1e-4, atol=1e-4)
+    network, images = unravel.adapt(model), torch.randn(3, 3, 64, 64)
+    assert_plain_loop(network, [unravel.Lesion(), *unravel.single_deletions(network)], images)
+    intact, without = unravel.lesion_logits(network, [(), (1,)], images)
+    torch.testing.assert_close(intact, model(images), rtol=1e-4, atol=1e-4)
+    # Block 1 by hand: in torchvision's words, its last BN puts out zero.
+    nn.init.zeros_(model.layer1[1].get_submodule(last).weight)
+    nn.init.zeros_(model.layer1[1].get_submodule(last).bias)
+    torch.testing.assert_close(without, model(images), rtol=1e-4, atol=1e-4)
 
 
-class Swapped(Unit):
-    """Calls the layers of its branch one by one, in another order than they are registered in."""
+class Reminded(nn.Module):
+    """A head that reads what the stem put out; between them, ReLU works in place."""
+
+    def __init__(self, stem: Kept, head: nn.Module) -> None:
+        super().__init__()
+        self.stem, self.head = [stem], head
 
     def forward(self, x: Tensor) -> Tensor:
-        convolution, bn = self.residual
-        return self.after(self.shortcut(x) + convolution(bn(x)))
+        return self.head(x + self.stem[0].map)
 
 
-def test_blocks_that_call_their_layers_in_another_order() -> None:
-    network = Stack([Swapped(nn.Sequential(conv(), norm())) for _ in range(2)])
-    randomise_affine(network.eval())
-    assert_plain_loop(network, [unravel.Lesion(), unravel.Lesion(frozenset({1}))])
+def constant(x: Tensor, table: nn.Embedding) -> Tensor:
+    return table.weight.view(1, CHANNELS, 8, 8).expand(len(x), -1, -1, -1)
 
 
-def bounded_by(network: Stack, image: Tensor) -> Callable[[nn.Module, object, Tensor], Tensor]:
-    """A hook that changes nothing for one image, and much for others."""
+def viewed(x: Tensor, fc: nn.Linear) -> Tensor:
+    """Which wants its maps with the channels first."""
+    return fc(x.view(len(x), -1))
+
+
+def with_a_hook_that_hides() -> Stack:
+    """It changes nothing for one image, and much for others."""
+    network = build(["conv-bn", "conv-bn"])
     with torch.no_grad():
-        limit = network.blocks[0](network.stem(image)).max()
-    return lambda _, __, output: output.clamp(max=limit)
+        limit = network.blocks[0](network.stem(IMAGES[:1])).max()
+    network.blocks[0].register_forward_hook(lambda _, __, output: output.clamp(max=limit))
+    return network
 
 
-def test_what_a_block_does_beside_its_parts_is_done() -> None:
-    class Scaled(Unit):
-        def forward(self, x: Tensor) -> Tensor:
-            return self.shortcut(x) + 0.5 * self.residual(x)
-
-    lesions = [unravel.Lesion(), *unravel.single_deletions(range(2))]
-    hooks = build(["conv-bn", "conv-bn"])
-    hooks.blocks[0].register_forward_hook(bounded_by(hooks, IMAGES[:1]))
-    assert_plain_loop(hooks, lesions)
-    forwards = Stack([Scaled(nn.Sequential(conv())) for _ in range(2)]).eval()
-    assert_plain_loop(forwards, lesions, torch.cat([torch.zeros(1, 3, 8, 8), IMAGES]))
-    assert_plain_loop(torch.compile(forwards, backend="eager"), lesions)  # type: ignore[arg-type]
+def with_a_negative_block() -> Stack:
+    """ReLU of the block after it, which is deleted, has something left to do."""
+    network = build(["conv-bn"] * 2, "ReLU", stem="rectified")
+    network.blocks[0] = Odd(lambda self, x, whole: -whole.relu())
+    return network.eval()
 
 
-def test_a_block_that_puts_out_what_is_negative_whatever_follows_its_sum() -> None:
-    """ReLU of a block that is deleted has something left to rectify."""
-
-    class Negative(Unit):
-        def forward(self, x: Tensor) -> Tensor:
-            return -super().forward(x)
-
-    network = build(["conv-bn"] * 3, "ReLU", stem="rectified")
-    network.blocks[0] = Negative(RESIDUALS["conv-bn"](), None, nn.ReLU())
-    assert_plain_loop(network.eval(), [unravel.Lesion(), *unravel.single_deletions(range(3))])
+def with_maps_that_are_kept() -> Stack:
+    network = build(["conv-bn"] * 2, "ReLU in place")
+    network.stem = Kept(network.stem)
+    network.head = Reminded(network.stem, network.head)
+    return network
 
 
-class Half(Unit):
-    def forward(self, x: Tensor) -> Tensor:
-        return 0.93 * super().forward(x)
+def with_the_older_weight_norm() -> Stack:
+    """Its weight is a result with a history, which PyTorch does not copy."""
+    network = build(["conv-bn", "conv-bn"])
+    nn.utils.weight_norm(network.blocks[0].residual[0])
+    network(IMAGES).sum().backward()
+    return network
+
+
+def replaced(part: str, layer: Callable[[nn.Module], nn.Module]) -> Stack:
+    network = build(["conv-bn", "conv-bn"], "ReLU in place")
+    owner = network.blocks[0] if part in ("residual", "after") else network
+    setattr(owner, part, layer(getattr(owner, part)))
+    return network
+
+
+ODD: dict[str, Callable[[], nn.Module]] = {
+    "own forward": lambda: twins(lambda self, x, _: x + 0.5 * self.residual(x)),
+    "compiled": lambda: torch.compile(ODD["own forward"](), backend="eager"),  # type: ignore[dict-item,return-value]
+    "hook on a block": with_a_hook_that_hides,
+    "negative": with_a_negative_block,
+    "another order": lambda: twins(lambda self, x, _: x + self.residual[0](self.residual[1](x)), "pair"),
+    "kept maps": with_maps_that_are_kept,
+    "stem is its parameter": lambda: replaced("stem", lambda _: Does(constant, nn.Embedding(CHANNELS, 64))),
+    "head that views": lambda: replaced("head", lambda _: Does(viewed, nn.Linear(CHANNELS * 64, 10))),
+    "older weight norm": with_the_older_weight_norm,
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*deprecated")
+@pytest.mark.parametrize("kind", ODD)
+def test_a_sweep_of_an_odd_network_is_the_plain_loop(kind: str) -> None:
+    network = ODD[kind]()
+    if kind == "older weight norm":
+        network(IMAGES)
+        torch.testing.assert_close(unravel.lesion_logits(network, [()], IMAGES)[0], network(IMAGES).detach())
+    else:
+        assert_plain_loop(network, ONE_BY_ONE)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_blocks_of_their_own_kind_in_any_precision(dtype: torch.dtype) -> None:
-    network = Stack([Half(RESIDUALS["conv-bn"]()) for _ in range(2)])
-    randomise_affine(network.to(dtype).eval())
-    lesions, images = [unravel.Lesion(), *unravel.single_deletions(range(2))], IMAGES.to(dtype)
-    found, expected = unravel.lesion_logits(network, lesions, images), plain_loop(network, lesions, images)
+    network = twins(lambda self, x, whole: 0.93 * whole).to(dtype)
+    images = IMAGES.to(dtype)
+    found, expected = unravel.lesion_logits(network, ONE_BY_ONE, images), plain_loop(network, ONE_BY_ONE, images)
     torch.testing.assert_close(found, expected, rtol=0, atol=4 * torch.finfo(dtype).eps * expected.abs().max().item())
     with pytest.raises(UsageError, match="something else than its stem"):
         unravel.path_gradients(network, images, LABELS)
 
 
-def test_mixed_precision_of_the_caller_is_not_ours() -> None:
+@pytest.mark.parametrize("around", [lambda: torch.autocast("cpu", torch.bfloat16), torch.inference_mode, torch.no_grad])
+def test_modes_of_the_caller_are_not_ours(around: Callable[[], Any]) -> None:
     network = build(["conv-bn", "conv-bn"])
-    lesions = [unravel.Lesion(), *unravel.single_deletions(range(2))]
-    expected = plain_loop(network, lesions, IMAGES), unravel.path_gradients(network, IMAGES, LABELS)
-    flow = gradient_flow(network, IMAGES, LABELS)  # type: ignore[arg-type]
-    for around in (torch.autocast("cpu", torch.bfloat16), torch.inference_mode(), torch.no_grad()):
-        with around:
-            torch.testing.assert_close(unravel.lesion_logits(network, lesions, IMAGES), expected[0], rtol=0, atol=1e-5)
-            torch.testing.assert_close(unravel.path_gradients(network, IMAGES, LABELS), expected[1], rtol=0, atol=1e-5)
-            again = gradient_flow(network, IMAGES, LABELS)  # type: ignore[arg-type]
-        torch.testing.assert_close(torch.tensor(again.to_numpy()), torch.tensor(flow.to_numpy()), rtol=1e-5, atol=1e-5)
-    assert (unravel.lesion_logits(network, lesions, IMAGES) * nn.Parameter(torch.ones(1))).requires_grad
 
+    def measured() -> list[Tensor]:
+        flow = gradient_flow(network, IMAGES, LABELS)  # type: ignore[arg-type]
+        paths = unravel.path_gradients(network, IMAGES, LABELS)
+        return [unravel.lesion_logits(network, ONE_BY_ONE, IMAGES), paths, torch.tensor(flow.to_numpy())]
 
-def test_maps_that_somebody_keeps_are_not_written_over() -> None:
-    """The head reads what the stem put out; between them, ReLU works in place."""
-
-    class Reminded(nn.Module):
-        def __init__(self, stem: Kept, head: nn.Module) -> None:
-            super().__init__()
-            self.stem, self.head = [stem], head
-
-        def forward(self, x: Tensor) -> Tensor:
-            return self.head(x + self.stem[0].map)
-
-    network = build(["conv-bn"] * 3, "ReLU in place")
-    network.stem = Kept(network.stem)
-    network.head = Reminded(network.stem, network.head)
-    lesions = [unravel.Lesion(frozenset(each)) for k in (0, 1, 2) for each in itertools.combinations(range(3), k)]
-    assert_plain_loop(network, lesions)
-
-
-def test_a_stem_that_hands_out_its_own_parameter() -> None:
-    class Constant(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.map = nn.Parameter(torch.randn(1, CHANNELS, 8, 8))
-
-        def forward(self, x: Tensor) -> Tensor:
-            return self.map.expand(len(x), -1, -1, -1)
-
-    network = build(["conv-bn"] * 2, "ReLU in place")
-    network.stem = Constant()
-    assert_plain_loop(network, [unravel.Lesion(), *unravel.single_deletions(range(2))])
-
-
-def test_a_head_that_views_its_maps() -> None:
-    network = build(["conv-bn", "relu only"])
-    network.head = Viewed()
-    assert_plain_loop(network, [unravel.Lesion(), *unravel.single_deletions(range(2))])
-
-
-@pytest.mark.filterwarnings("ignore:.*weight_norm.*deprecated")
-def test_the_older_weight_norm_after_a_pass() -> None:
-    """Its weight is a result with a history, which PyTorch does not copy."""
-    network = build(["conv-bn", "conv-bn"])
-    nn.utils.weight_norm(network.blocks[0].residual[0])
-    network(IMAGES).sum().backward()
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", UserWarning)
-        found = unravel.lesion_logits(network, [(), (1,)], IMAGES)
-    with torch.no_grad():
-        torch.testing.assert_close(found[0], network(IMAGES), rtol=1e-5, atol=1e-5)
-    unravel.path_gradients(network, IMAGES, LABELS)
+    expected = measured()
+    with around():
+        found = measured()
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
 
 
 # What is refused: in one line, that says why
 
 
-class Pair(nn.Module):
-    def __init__(self, layer: nn.Module) -> None:
-        super().__init__()
-        self.layer = layer
-
-    def forward(self, x: Tensor) -> tuple[Tensor, None]:
-        return self.layer(x), None
+def pair(layer: nn.Module) -> nn.Module:
+    return Does(lambda x, layer: (layer(x), None), layer)
 
 
-class Noise(nn.Module):
-    def forward(self, x: Tensor) -> Tensor:
-        return x + torch.rand_like(x)
+def noise(_: nn.Module | None = None) -> nn.Module:
+    return Does(lambda x: x + torch.rand_like(x))
 
 
-class Mixed(nn.Module):
-    def forward(self, x: Tensor) -> Tensor:
-        return x - x.mean(0)
-
-
-def replaced(part: str, layer: Callable[[nn.Module], nn.Module]) -> nn.Module:
-    network = build(["conv-bn", "conv-bn"])
-    owner = network.blocks[0] if part in ("residual", "after") else network
-    setattr(owner, part, layer(getattr(owner, part)))
-    return network
+def mixed(_: nn.Module | None = None) -> nn.Module:
+    return Does(lambda x: x - x.mean(0))
 
 
 def without_statistics() -> nn.Module:
@@ -512,13 +434,6 @@ def container(after: nn.Module) -> nn.Module:
     return model.eval()
 
 
-class Scaled(nn.Module):
-    """By the largest number of all images."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x / x.abs().max()
-
-
 def lazy() -> nn.Module:
     network = build(["conv-bn", "conv-bn"])
     network.head[2] = nn.LazyLinear(10)
@@ -527,19 +442,15 @@ def lazy() -> nn.Module:
 
 REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "no statistics": (without_statistics, r"blocks.1.residual.1 of Stack keeps no running statistics"),
-    "residual's tuple": (lambda: replaced("residual", Pair), "cannot be evaluated on images .*TypeError"),
-    "after's tuple": (lambda: replaced("after", Pair), "a Unit puts out a tuple, expected a tensor"),
-    "head's tuple": (lambda: replaced("head", Pair), "the head of Stack puts out a tuple, expected a tensor"),
-    "stem's tuple": (lambda: replaced("stem", Pair), "the stem of Stack puts out a tuple, expected a tensor"),
+    "after's tuple": (lambda: replaced("after", pair), "a Unit puts out a tuple, expected a tensor"),
+    "head's tuple": (lambda: replaced("head", pair), "the head of Stack puts out a tuple, expected a tensor"),
     "forward": (with_more_in_forward, "More puts out something else than its stem, its blocks and its head in a row"),
-    "chance": (lambda: replaced("after", lambda _: Noise()), "Stack puts out other logits each time, in eval mode"),
-    "batch": (lambda: replaced("after", lambda _: Mixed()), "the logits that Stack puts out .* depend on the others"),
-    "chance, no forward": (lambda: container(Noise()), "Module puts out other logits each time, in eval mode"),
-    "batch, no forward": (lambda: container(Scaled()), "the logits that Module puts out .* depend on the others"),
+    "chance": (lambda: replaced("after", noise), "Stack puts out other logits each time, in eval mode"),
+    "batch": (lambda: replaced("after", mixed), "the logits that Stack puts out .* depend on the others"),
+    "batch, no forward": (lambda: container(mixed()), "the logits that Module puts out .* depend on the others"),
     "lazy": (lazy, "Stack has lazy modules, without weights yet; send an image through it"),
     "maps": (lambda: replaced("head", lambda _: nn.Conv2d(8, 10, 1)), r"puts out \[\d, 10, 8, 8\], expected logits"),
     "numbers": (lambda: replaced("head", lambda _: nn.Flatten(0)), r"the head of Stack puts out \[\d+\]"),
-    "blocks": (lambda: replaced("blocks", lambda _: nn.Linear(2, 2)), "expected a list of blocks, found Linear"),
     "channels": (lambda: replaced("stem", lambda _: conv(1)), r"on images \[6, 3, 8, 8\]: RuntimeError: .*channels"),
 }
 
@@ -551,29 +462,25 @@ def test_what_cannot_be_swept_is_refused(kind: str) -> None:
         unravel.lesion_errors(make(), [(), (1,)], IMAGES, LABELS)
 
 
-def test_a_message_is_one_line() -> None:
-    class Broken(nn.Module):
-        def forward(self, _: Tensor) -> Tensor:
-            raise ValueError("first\nsecond")
-
-    for measure in (
-        unravel.path_gradients,
-        gradient_flow,
-        lambda *data: unravel.lesion_errors(data[0], [()], *data[1:]),
-    ):
-        with pytest.raises(UsageError, match=r"ValueError: first second$"):
-            measure(replaced("head", lambda _: Broken()), IMAGES, LABELS)
+def raises(x: Tensor) -> Tensor:
+    raise ValueError("first\nsecond")
 
 
 @pytest.mark.parametrize(
-    "lesions", [3, [3], [torch.tensor(0)], [[[0]]], [unravel.Lesion(order=3)], [unravel.Lesion(order=("a", 1))]]
+    "measure", [unravel.path_gradients, gradient_flow, lambda net, *data: unravel.lesion_errors(net, [()], *data)]
 )
+def test_a_message_is_one_line(measure: Callable[..., object]) -> None:
+    with pytest.raises(UsageError, match=r"ValueError: first second$"):
+        measure(replaced("head", lambda _: Does(raises)), IMAGES, LABELS)
+
+
+@pytest.mark.parametrize("lesions", [3, [3], [torch.tensor(0)], [[[0]]], [unravel.Lesion(order=("a", 1))]])
 def test_what_are_no_lesions_is_refused(lesions: Any) -> None:
     with pytest.raises(UsageError, match="expected"):
         unravel.lesion_errors(build(["conv-bn", "conv-bn"]), lesions, IMAGES, LABELS)
 
 
-@pytest.mark.parametrize("kind", ["after's tuple", "head's tuple", "stem's tuple", "forward", "channels"])
+@pytest.mark.parametrize("kind", ["after's tuple", "head's tuple", "forward", "channels"])
 def test_paths_of_what_cannot_be_evaluated_are_refused(kind: str) -> None:
     make, _ = REFUSED[kind]
     with pytest.raises(UsageError, match=r"expected a tensor|something else|cannot be evaluated"):
@@ -592,22 +499,14 @@ MEASURES: dict[str, Callable[[nn.Module, Tensor, Tensor], object]] = {
     ("wrong", "message"),
     [
         ({"images": IMAGES[:0], "labels": LABELS[:0]}, "expected at least one image, found none"),
-        ({"images": IMAGES[0]}, r"images, floating point \[N, C, H, W\]; found float32 \[3, 8, 8\]"),
-        ({"images": IMAGES.to(torch.uint8)}, r"found uint8 \[6, 3, 8, 8\]"),
-        ({"images": IMAGES.numpy()}, "found numpy.ndarray"),
+        ({"images": IMAGES.to(torch.uint8)}, r"images, floating point \[N, C, H, W\]; found uint8 \[6, 3, 8, 8\]"),
         ({"labels": LABELS[:5]}, r"expected one label an image, whole numbers \[6\]; found int64 \[5\]"),
-        ({"labels": LABELS.numpy()}, r"expected one label an image, whole numbers \[6\]; found numpy.ndarray"),
         ({"labels": LABELS.tolist()}, "found list"),
         ({"labels": LABELS.float()}, r"found float32 \[6\]"),
-        ({"labels": F.one_hot(LABELS, 10)}, r"found int64 \[6, 10\]"),
         ({"labels": LABELS + 5}, "labels must be 0 to 9, found 5 to 10"),
-        ({"model": nn.Linear(2, 2)}, "expected a network with stem, blocks and head, found Linear; .*adapt"),
-        ({"model": nn.ModuleDict({"blocks": nn.Identity()})}, "with stem, blocks and head, found ModuleDict"),
+        ({"model": nn.Linear(2, 2)}, "expected stem, blocks and head, .* found Linear without stem; .*adapt"),
         ({"model": Stack([])}, "at least one block, found Stack with none"),
-        (
-            {"model": Stack([nn.ReLU()])},
-            "with residual, shortcut and after; block 0 of Stack is a ReLU without residual",
-        ),
+        ({"model": Stack([nn.ReLU()])}, "found block 0 of Stack, a ReLU, without residual"),
     ],
 )
 @pytest.mark.parametrize("measure", MEASURES)
@@ -656,19 +555,14 @@ def test_an_input_that_is_written_over_before_the_shortcut_reads_it() -> None:
     """The sum of paths must be that of the network: of what a projection reads first nothing may be changed later."""
     blocks = [Unit(RESIDUALS["in place first"](), SHORTCUTS["projection"]()) for _ in range(2)]
     network = Stack(blocks).eval()
-    assert_plain_loop(network, [unravel.Lesion(), *unravel.single_deletions(range(2))])
+    assert_plain_loop(network, ONE_BY_ONE)
     with pytest.raises(UsageError, match=r"something else than .* each block after\(shortcut\(x\) \+ residual\(x\)\)"):
         unravel.path_gradients(network, IMAGES, LABELS)
 
 
-class Detached(Unit):
-    def forward(self, x: Tensor) -> Tensor:
-        return self.after(self.shortcut(x) + self.residual(x.detach()))
-
-
 def test_paths_that_do_not_add_up_are_refused() -> None:
     """Forward, all is as it should be."""
-    detached = Stack([Detached(RESIDUALS["conv-bn"]()) for _ in range(2)]).eval()
+    detached = twins(lambda self, x, _: x + self.residual(x.detach()))
     hooks = build(["conv-bn", "conv-bn"])
     hooks.blocks[0].register_full_backward_hook(lambda _, given, __: tuple(each * 0.5 for each in given))
     for network in (detached, hooks):
@@ -676,7 +570,7 @@ def test_paths_that_do_not_add_up_are_refused() -> None:
             unravel.path_gradients(network, IMAGES, LABELS)
 
 
-@pytest.mark.parametrize("drop", [StochasticDepth(0.2, "batch"), StochasticDepth(0.2, "row"), nn.Dropout2d()])
+@pytest.mark.parametrize("drop", [StochasticDepth(0.2, "row"), nn.Dropout2d()])
 def test_what_drops_by_chance_is_refused(drop: nn.Module) -> None:
     network = build(["conv-bn", "conv-bn"]).train()
     network.blocks[1].residual.append(drop)
@@ -685,15 +579,11 @@ def test_what_drops_by_chance_is_refused(drop: nn.Module) -> None:
             measure(network, IMAGES, LABELS)  # type: ignore[arg-type]
 
 
-class Counting(nn.Module):
-    """Has a buffer of its own that each pass changes."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.register_buffer("passes", torch.zeros(()))
+class Counting(nn.BatchNorm2d):
+    """Counts its passes in any mode."""
 
     def forward(self, x: Tensor) -> Tensor:
-        self.passes += 1
+        self.num_batches_tracked += 1
         return x
 
 
@@ -701,9 +591,9 @@ def test_nothing_of_the_network_is_changed() -> None:
     """Buffers of all kinds of modules; and of those that only the original knows, behind a function."""
     network = build(["conv-bn", "weight norm"]).train()
     network.blocks[0].residual = shifted(network.blocks[0].residual)
-    network.head = nn.Sequential(*network.head[:2], nn.BatchNorm1d(CHANNELS), Counting(), network.head[2])
+    network.head = nn.Sequential(*network.head[:2], nn.BatchNorm1d(CHANNELS), Counting(1), network.head[2])
     model = vision.resnet18(num_classes=10)
-    model.fc = nn.Sequential(Counting(), model.fc)
+    model.fc = nn.Sequential(Counting(1), model.fc)
     for each in (network, model):
         before = copy.deepcopy(each.state_dict())
         modes = [module.training for module in each.modules()]
@@ -750,18 +640,14 @@ def test_flow_through_what_works_in_place(residual: str, after: str) -> None:
 @pytest.mark.parametrize("measure", [layer_responses, gradient_norms, identity_errors, gradient_flow])
 def test_measures_refuse_networks_of_another_shape(measure: Callable[..., object]) -> None:
     arguments = (IMAGES,) if measure is layer_responses else (IMAGES, LABELS)
-    with pytest.raises(UsageError, match=r"expected a network .*found ResNet; resnotes.unravel.adapt"):
+    with pytest.raises(UsageError, match=r"found ResNet.*; resnotes.unravel.adapt"):
         measure(ResNet(BasicBlock, [1, 1, 1, 1]), *arguments)
 
 
 # Adapting
 
 
-@pytest.mark.parametrize(
-    "make",
-    [vision.resnet34, vision.resnet101, vision.resnext50_32x4d, vision.wide_resnet50_2],
-    ids=lambda make: make.__name__,
-)
+@pytest.mark.parametrize("make", [vision.quantization.resnet18, vision.resnext50_32x4d])
 def test_networks_of_torchvision_are_adapted(make: Callable[..., nn.Module]) -> None:
     model = make(num_classes=10).eval()
     network = unravel.adapt(model)
@@ -782,10 +668,6 @@ def test_adapting_changes_no_mode() -> None:
     network = unravel.adapt(model)
     assert modes == {name: module.training for name, module in model.named_modules()}
     assert network.training
-
-
-def quantizable() -> nn.Module:
-    return vision.quantization.resnet18(weights=None)
 
 
 def with_other_forward() -> nn.Module:
@@ -819,8 +701,6 @@ def with_flat_head() -> nn.Module:
     ("make", "message"),
     [
         (lambda: nn.Linear(2, 2), "cannot adapt a Linear; known are torchvision's ResNet"),
-        (lambda: vision.mobilenet_v2(), "cannot adapt a MobileNetV2"),
-        (quantizable, r"cannot adapt QuantizableResNet.layer1.0, a QuantizableBasicBlock"),
         (with_other_forward, "cannot adapt this Warm: .* put out something else"),
         (with_hook, "cannot adapt this ResNet: .* put out something else"),
         (without_a_stage, "cannot adapt this ResNet: its parts are not those of a ResNet"),

@@ -30,16 +30,9 @@ def test_parameter_counts_are_those_of_table_6(name: str, millions: float) -> No
     assert round(count_parameters(models.build(name)) / 1e6, digits) == millions
 
 
-@pytest.mark.parametrize("depth", [8, 20, 56])
-def test_shortcuts_cost_no_parameters_with_option_a(depth: int) -> None:
-    plain, residual, projected = (
-        count_parameters(models.build(name, **options))
-        for name, options in (
-            (f"plain-{depth}", {}),
-            (f"resnet-{depth}", {"shortcut": "A"}),
-            (f"resnet-{depth}", {"shortcut": "B"}),
-        )
-    )
+def test_shortcuts_cost_no_parameters_with_option_a() -> None:
+    networks = models.build("plain-8"), models.build("resnet-8"), models.build("resnet-8", shortcut="B")
+    plain, residual, projected = map(count_parameters, networks)
     assert plain == residual
     # Two 1x1 convolutions and their BN: 16 to 32 and 32 to 64 channels.
     assert projected - residual == 16 * 32 + 2 * 32 + 32 * 64 + 2 * 64
@@ -54,14 +47,6 @@ def test_zero_padding_equals_a_loop(size: tuple[int, int]) -> None:
     assert torch.equal(ZeroPadShortcut(6, 12, 2)(x), option_a(x))
 
 
-def test_an_odd_number_of_new_channels_keeps_every_old_one() -> None:
-    x = torch.randn(1, 3, 4, 4)
-    y = ZeroPadShortcut(3, 6, 1)(x)
-    assert y.shape == (1, 6, 4, 4)
-    assert torch.equal(y[:, 1:4], x)
-    assert y.abs().sum() == x.abs().sum()
-
-
 # Initialisation and options
 
 
@@ -71,18 +56,13 @@ def test_convolutions_are_drawn_with_fan_out() -> None:
     expected = math.sqrt(2 / (3 * 3 * 64))
     # The standard error of a standard deviation is itself over sqrt(2 n); 4 of them, n = 18,432.
     assert conv1.std().item() == pytest.approx(expected, rel=4 / math.sqrt(2 * conv1.numel()))
-    assert abs(conv1.mean().item()) < 4 * expected / math.sqrt(conv1.numel())
     projection = network.blocks[2].shortcut.conv.weight
     assert projection.std().item() == pytest.approx(math.sqrt(2 / 64), rel=4 / math.sqrt(2 * projection.numel()))
-    for module in network.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            assert (module.weight == 1).all()
-            assert (module.bias == 0).all()
     assert (network.head.fc.bias == 0).all()
 
 
 @pytest.mark.parametrize("name", ["plain-8", "resnet-8", "preresnet-8"])
-@pytest.mark.parametrize("size", [(32, 32), (8, 8), (33, 21), (1, 1)])
+@pytest.mark.parametrize("size", [(33, 21), (1, 1)])
 def test_any_channels_classes_width_and_image_size(name: str, size: tuple[int, int]) -> None:
     network = models.build(name, num_classes=7, in_channels=2, width=6).eval()
     assert network(torch.randn(3, 2, *size)).shape == (3, 7)
@@ -92,25 +72,15 @@ def test_any_channels_classes_width_and_image_size(name: str, size: tuple[int, i
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        (
-            "vgg-20",
-            {},
-            r"'vgg-20'; allowed: plain-N \(N = 6n \+ 2\), .*, prebottleneck-N \(N = 9n \+ 2\), resnet18",
-        ),
-        ("resnet", {}, "unknown network 'resnet'; allowed"),
+        ("vgg-20", {}, r"'vgg-20'; allowed: plain-N \(N = 6n \+ 2\), .*, prebottleneck-N \(N = 9n \+ 2\), resnet18"),
         ("resnet-20b", {}, "unknown network"),
         ("resnet-21", {}, "resnet-21: depth must be 6n .* nearest: 20, 26"),
         ("plain-2", {}, "nearest: 8, 14"),
         ("resnet-20", {"depth": 3}, "takes no option 'depth'; allowed: num_classes, in_channels, width, shortcut"),
         ("resnet-20", {"shortcut": "D"}, "unknown shortcut 'D'; allowed: A, B, C, scaling:λ"),
-        (
-            "resnet-20",
-            {"order": "post"},
-            "order 'post'; allowed: original, bn-after-addition, .*, pre-activation",
-        ),
+        ("resnet-20", {"order": ["original"]}, r"order \['original'\]; allowed: original, .*, pre-activation"),
         ("plain-20", {"shortcut": "A"}, "plain-20 has no shortcuts"),
         ("plain-20", {"width": 0}, "width must be a whole number of at least 1, found 0"),
-        ("plain-20", {"num_classes": -1}, "num_classes must be a whole number of at least 1, found -1"),
     ],
 )
 def test_what_cannot_be_built_is_refused(name: str, options: dict[str, object], message: str) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from resnotes import models, unravel
 from resnotes.errors import UsageError
@@ -36,14 +36,6 @@ class Mine(Network):
         super().__init__(whole.stem, whole.blocks, whole.head)
 
 
-class Builder:
-    def __init__(self, width: int) -> None:
-        self.width = width
-
-    def __call__(self, num_classes: int, in_channels: int) -> Network:
-        return mine(num_classes, in_channels, self.width)
-
-
 def test_a_network_of_three_parts_needs_nothing_else() -> None:
     network, images = mine(5, 3), torch.randn(2, 3, 8, 8)
     assert (network.stages, network.options) == ((1,), {})
@@ -62,11 +54,11 @@ def test_a_registered_network_is_built_by_name_and_label() -> None:
     again.load_state_dict(network.state_dict())
 
 
-@pytest.mark.parametrize(("builder", "definition"), [(mine, mine), (Mine, Mine), (Builder(3), Builder)])
-def test_its_source_is_that_of_the_function_or_class(builder: Any, definition: Any) -> None:
+@pytest.mark.parametrize("builder", [mine, Mine])
+def test_its_source_is_that_of_the_function_or_class(builder: Any) -> None:
     models.register("mine", builder)
     assert isinstance(models.build("mine", num_classes=2, in_channels=3), Network)
-    assert models.source("mine") == hashlib.sha256(inspect.getsource(definition).encode()).hexdigest()[:12]
+    assert models.source("mine") == hashlib.sha256(inspect.getsource(builder).encode()).hexdigest()[:12]
     assert models.source("resnet-20") is models.source("nobody's") is None
 
 
@@ -99,10 +91,9 @@ def test_a_cell_that_is_executed_again_replaces_what_it_registered() -> None:
         ("resnet-20", mine, "the name 'resnet-20' is taken, by a network of resnotes"),
         ("pspnet-small", mine, "is taken"),
         *((name, mine, "must be of letters, digits, - and _, found") for name in ("", "a b", "../a", "a=b", "ä")),
-        ("mine", eval("lambda num_classes, in_channels: None"), "its source cannot be read"),
+        ("mine", eval("lambda num_classes, in_channels: None"), r"source can be read.*\(could not get source"),
         ("mine", partial(mine, width=3), "must be a function or class of Python"),
         ("mine", nn.Linear, "takes num_classes and in_channels .*argument"),
-        ("mine", None, "must be a function or class"),
     ],
 )
 def test_what_cannot_be_registered_is_refused(name: str, builder: Any, message: str) -> None:
@@ -126,17 +117,3 @@ def test_what_a_builder_may_not_do_is_refused() -> None:
         models.build("mine", num_classes=2)
     with pytest.raises(UsageError, match=r"unknown network 'yours'; allowed: plain-N .*, linear, mine"):
         models.build("yours")
-
-
-def test_a_network_of_torchvision_takes_part() -> None:
-    def adapted(num_classes: int, in_channels: int) -> Network:
-        import torchvision
-
-        assert in_channels == 3
-        return unravel.adapt(torchvision.models.resnet18(num_classes=num_classes))
-
-    models.register("theirs", adapted)
-    network: Any = models.build("theirs", num_classes=4, in_channels=3)
-    assert network.name == "theirs"
-    out: Tensor = network(torch.randn(2, 3, 32, 32))
-    assert out.shape == (2, 4)

@@ -19,8 +19,6 @@ from resnotes.models.segmentation import (
     PooledBatchNorm,
     PyramidPooling,
     SegmentationNetwork,
-    matching_head_width,
-    segmentation_network,
     upsample,
 )
 
@@ -45,12 +43,12 @@ def _seed() -> None:
 
 
 def small(name: str, **options: Any) -> SegmentationNetwork:
-    return segmentation_network(name, **{"num_classes": 5, "width": 4, **options})
+    return SegmentationNetwork(name, **{"num_classes": 5, "width": 4, **options})
 
 
 def on_meta(name: str, **options: Any) -> SegmentationNetwork:
     with torch.device("meta"):
-        return segmentation_network(name, **options)
+        return SegmentationNetwork(name, **options)
 
 
 # Against torchvision
@@ -63,7 +61,7 @@ def test_fcn_is_torchvisions() -> None:
         weights=None, weights_backbone=None, aux_loss=True, num_classes=5
     )
     warmed_up(theirs)
-    ours = segmentation_network("fcn-resnet50", num_classes=5)
+    ours = SegmentationNetwork("fcn-resnet50", num_classes=5)
     prefixes = {"backbone": "encoder", "classifier": "head", "aux_classifier": "auxiliary"}
     renamed = {}
     for key, value in theirs.state_dict().items():
@@ -85,20 +83,6 @@ def test_fcn_is_torchvisions() -> None:
     torch.testing.assert_close(auxiliary, theirs.aux_classifier(expected["aux"]), rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["resnet18", "resnet50"])
-@torch.no_grad()
-def test_a_classifiers_weights_load_into_the_encoder(name: str) -> None:
-    dilated = {"replace_stride_with_dilation": [False, True, True]} if name == "resnet50" else {}
-    theirs = getattr(torchvision.models, name)(weights=None, **dilated)
-    warmed_up(theirs)
-    ours = segmentation_network(f"pspnet-{name}", num_classes=5, output_stride=8 if dilated else 32).eval()
-    ours.encoder.load_state_dict({key: value for key, value in theirs.state_dict().items() if "fc." not in key})
-    images, last = torch.randn(2, 3, 64, 64), {}
-    theirs.layer4.register_forward_hook(lambda *args: last.update(map=args[2]))
-    theirs.eval()(images)
-    torch.testing.assert_close(ours.encoder(images)[1], last["map"], rtol=1e-4, atol=1e-5)
-
-
 # Counts
 
 
@@ -109,24 +93,6 @@ def test_parameter_counts() -> None:
     levels = 4 * (2048 * 512 + 2 * 512)
     assert count_parameters(pspnet) - count_parameters(fcn) == levels + 3 * 3 * 2048 * 512
     assert count_parameters(pspnet) == 49_057_132
-
-
-@pytest.mark.parametrize(
-    ("name", "options"),
-    [
-        ("pspnet-small", {"num_classes": 12}),
-        ("pspnet-small", {"num_classes": 12, "width": 8, "depths": (1, 1, 1), "bins": (1,), "pooling": "max"}),
-        ("pspnet-small", {"num_classes": 12, "reduction": False, "auxiliary": 0}),
-        ("pspnet-resnet50", {}),
-    ],
-)
-def test_a_wider_head_gives_the_fcn_as_many_parameters(name: str, options: dict[str, Any]) -> None:
-    before = torch.get_rng_state()
-    width = matching_head_width(name, **options)
-    assert torch.equal(torch.get_rng_state(), before), "nothing is drawn"
-    kept = {key: value for key, value in options.items() if key not in ("bins", "pooling", "reduction")}
-    fcn = count_parameters(on_meta(name.replace("pspnet", "fcn"), **kept, head_width=width))
-    assert fcn == pytest.approx(count_parameters(on_meta(name, **options)), rel=0.01)
 
 
 # One network, pyramid off or on
@@ -144,19 +110,10 @@ def test_the_baseline_is_the_network_with_the_pyramid_taken_out() -> None:
     assert all(torch.equal(fcn[key], pspnet[key]) for key in same), "one seed, one encoder"
 
 
-@torch.no_grad()
-def test_without_bins_pspnet_is_the_fcn() -> None:
-    fcn, pspnet = small("fcn-small").eval(), small("pspnet-small", bins=()).eval()
-    pspnet.load_state_dict(fcn.state_dict())
-    images = torch.randn(2, 3, 40, 40)
-    assert torch.equal(fcn(images), pspnet(images))
-
-
 @pytest.mark.parametrize("row", ROWS)
-@pytest.mark.parametrize("encoder", ["small", "resnet50"])
-def test_every_row_of_the_papers_tables_takes_a_step(row: str, encoder: str) -> None:
+def test_every_row_of_the_papers_tables_takes_a_step(row: str) -> None:
     family, options = ROWS[row]
-    network = small(f"{family}-{encoder}", **options)
+    network = small(f"{family}-resnet50", **options)
     images, labels = torch.randn(2, 3, 33, 49), torch.randint(5, (2, 33, 49))
     outputs = network(images)
     assert isinstance(outputs, Outputs)
@@ -205,13 +162,12 @@ def test_pyramid_pooling_by_arithmetic(pooling: str, reduction: bool) -> None:
 # Sizes and batches
 
 
-@pytest.mark.parametrize("size", [(1, 1), (5, 9), (31, 47), (32, 32), (33, 70)])
+@pytest.mark.parametrize("size", [(1, 1), (31, 47), (33, 70)])
 @pytest.mark.parametrize(
     ("name", "options"),
     [
         ("fcn-small", {}),
-        ("pspnet-small", {"output_stride": 8}),
-        ("pspnet-small", {"depths": (1, 2, 1)}),
+        ("pspnet-small", {"output_stride": 8, "depths": (1, 2, 1)}),
         ("pspnet-resnet18", {}),
     ],
 )
@@ -239,20 +195,11 @@ def test_upsampling_aligns_the_corners_and_repeats_what_is_left() -> None:
     torch.testing.assert_close(larger[:, :, 28, 39], cells[:, :, -1, -1])
 
 
-@pytest.mark.parametrize("bins", [(1, 2, 3, 6), (1,)])
-def test_a_single_image_trains(bins: tuple[int, ...]) -> None:
-    network = small("pspnet-small", bins=bins)
-    optimizer = torch.optim.SGD(network.parameters(), lr=0.01)
-    images, labels = torch.randn(1, 3, 40, 40), torch.randint(5, (1, 40, 40))
+def test_a_single_image_trains() -> None:
+    network = small("pspnet-small", bins=(1,))
+    network.loss(network(torch.randn(1, 3, 40, 40)), torch.randint(5, (1, 40, 40))).backward()
     pooled = network.pyramid.levels[0][2]
-    losses = []
-    for _ in range(10):
-        loss = network.loss(network(images), labels)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
-    assert losses[-1] < losses[0]
+    assert pooled.bias.grad.any()
     assert (pooled.running_mean == 0).all() and (pooled.running_var == 1).all(), "one value has no statistics"
 
 
@@ -303,7 +250,6 @@ def test_options_survive_a_label() -> None:
     assert models.from_label(text) == ("pspnet-small", options)
     assert models.label("pspnet-small", options | {"bins": [1, 6], "depths": [1, 1, 2]}) == text, "as JSON has it"
     assert models.from_label("pspnet-small bins=()") == ("pspnet-small", {"bins": ()})
-    assert models.from_label("pspnet-small bins={1}") == ("pspnet-small", {"bins": "{1}"}), "a set is no option"
 
 
 @pytest.mark.parametrize(
@@ -311,26 +257,19 @@ def test_options_survive_a_label() -> None:
     [
         ("pspnet-vgg", {}, r"unknown network .pspnet-vgg.; allowed: .*pspnet-E \(E = small, resnet18, .*resnet152\)"),
         ("pspnet-small", {"bin": 1}, "pspnet-small takes no option 'bin'; allowed: num_classes, .*bins"),
-        ("fcn-small", {"bins": (1,)}, "fcn-small has no pyramid pooling, so it takes no option 'bins'"),
-        ("fcn-resnet50", {"pooling": "max"}, "takes no option 'pooling'"),
-        ("fcn-resnet50", {"depths": (1, 1, 1)}, "has the depths of resnet50"),
+        ("fcn-small", {"bins": (1,)}, "fcn-small takes no option 'bins'"),
+        ("fcn-resnet50", {"depths": (1, 1, 1)}, "fcn-resnet50 takes no option 'depths'"),
         ("pspnet-small", {"bins": (1, 0)}, r"bins\[1\] must be a whole number of at least 1, found 0"),
         ("pspnet-small", {"bins": 6}, "bins must be a list of 0 or more numbers, found 6"),
         ("fcn-small", {"depths": (1,)}, "depths must be a list of 2 or more numbers"),
-        ("pspnet-small", {"pooling": "median"}, "unknown pooling 'median'; allowed: average, max"),
+        ("pspnet-small", {"pooling": ["max"]}, r"unknown pooling \['max'\]; allowed: average, max"),
         ("pspnet-small", {"reduction": 0}, "reduction must be True or False, found 0"),
         ("pspnet-small", {"output_stride": 16}, "unknown output stride 16; allowed: 4, 8"),
-        ("pspnet-resnet18", {"output_stride": 4}, "unknown output stride 4; allowed: 8, 16, 32"),
         ("fcn-small", {"head_width": 0}, "head_width must be a whole number of at least 1, found 0"),
-        ("fcn-small", {"num_classes": 2.0}, "num_classes must be a whole number"),
-        ("fcn-small", {"auxiliary": -0.1}, "auxiliary must be a number of at least 0, found -0.1"),
-        ("fcn-small", {"auxiliary": None}, "auxiliary must be a number of at least 0, found None"),
-        ("fcn-small", {"dropout": 1}, "dropout must be a number of at least 0 and below 1, found 1"),
-        ("fcn-small", {"dropout": "half"}, "dropout must be a number of at least 0 and below 1, found 'half'"),
-        ("pspnet-small", {"pooling": ["max"]}, r"unknown pooling \['max'\]; allowed: average, max"),
+        ("fcn-small", {"auxiliary": -0.1}, "auxiliary must be a number from 0 to below inf, found -0.1"),
+        ("fcn-small", {"auxiliary": None}, "auxiliary must be a number from 0 to below inf, found None"),
+        ("fcn-small", {"dropout": 1}, "dropout must be a number from 0 to below 1, found 1"),
         ("resnet18", {"width": "a"}, "resnet18: width must be a whole number of at least 1, found 'a'"),
-        ("resnet18", {"num_classes": -1}, "num_classes must be a whole number of at least 1, found -1"),
-        ("resnet-8", {"order": ["original"]}, r"unknown order \['original'\]; allowed: original"),
     ],
 )
 def test_what_cannot_be_is_refused(name: str, options: dict[str, Any], message: str) -> None:

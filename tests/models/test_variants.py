@@ -2,7 +2,6 @@
 
 import ast
 import copy
-import math
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +17,7 @@ from torch.nn import functional as F
 
 from resnotes import models
 from resnotes.errors import UsageError
-from resnotes.models import Block, Network, count_parameters, deepen
+from resnotes.models import Block, Network, count_parameters
 from resnotes.models.shortcuts import Gate
 from resnotes.training.loop import save_weights
 
@@ -133,21 +132,16 @@ def test_shortcut_is_the_papers_arithmetic(shortcut: str, index: int) -> None:
     torch.testing.assert_close(block(x), (h + f).clamp(min=0))
 
 
-@pytest.mark.parametrize("b", [0.0, -6.0, -7.0, 1.5])
 @pytest.mark.parametrize("kind", ["exclusive-gating", "shortcut-gating"])
-def test_gates_begin_at_their_bias(kind: str, b: float) -> None:
-    network = models.build("resnet-14", width=4, shortcut=f"{kind}:{b:g}")
+def test_each_unit_has_one_gate_that_begins_at_its_bias(kind: str) -> None:
+    network = models.build("resnet-14", width=4, shortcut=f"{kind}:-6")
     gates = gates_of(network)
-    assert [gate.conv.weight.shape for gate in gates] == [
-        (channels_out, channels_in, 1, 1)
-        for channels_in, channels_out in ((4, 4), (4, 4), (4, 8), (8, 8), (8, 16), (16, 16))
-    ]
+    assert len(gates) == len(network.blocks)
     for gate in gates:
-        assert (gate.conv.bias == b).all()
+        assert (gate.conv.bias == -6).all()
         assert gate.conv.weight.std() > 0.1
-    # One gate for each unit, counted once, on top of what the network without gates has.
     surplus = count_parameters(network) - count_parameters(models.build("resnet-14", width=4))
-    assert surplus == 16 + 4 + 16 + 4 + 32 + 8 + 64 + 8 + 128 + 16 + 256 + 16
+    assert surplus == sum(count_parameters(gate) for gate in gates)  # a shared one counts once
 
 
 @pytest.mark.parametrize("kind", ["exclusive-gating", "shortcut-gating"])
@@ -165,27 +159,18 @@ def test_gradients_reach_a_gate_through_everything_it_gates(kind: str) -> None:
 
 
 @pytest.mark.parametrize("index", [1, 2])
-@pytest.mark.parametrize("p", [0.5, 0.25])
 @torch.no_grad()
-def test_dropout_acts_on_the_shortcut_in_training_mode_only(p: float, index: int) -> None:
-    network = small("resnet-14", shortcut=f"dropout:{p}").train()
-    shortcut = network.blocks[index].shortcut
-    x = torch.randn(16, 4, 16, 16, dtype=torch.float64)
+def test_dropout_acts_on_the_shortcut_in_training_mode_only(index: int) -> None:
+    network = small("resnet-14", shortcut="dropout:0.25").train()
+    block, x = network.blocks[index], torch.randn(16, 4, 16, 16, dtype=torch.float64)
     identity = option_a(x) if index == 2 else x
     torch.manual_seed(5)
-    dropped = shortcut(x)
+    dropped = block.shortcut(x)
     torch.manual_seed(5)
-    assert torch.equal(dropped, F.dropout(identity, p))
-
-    kept = dropped != 0
-    torch.testing.assert_close(dropped[kept], identity[kept] / (1 - p))
-    share, n = kept.sum().item() / x[:, :, ::index, ::index].numel(), x[:, :, ::index, ::index].numel()
-    assert abs(share - (1 - p)) < 5 * math.sqrt(p * (1 - p) / n)
-
-    residual = network.blocks[index].residual
-    assert torch.equal(residual(x), residual(x))
+    assert torch.equal(dropped, F.dropout(identity, 0.25))
+    assert torch.equal(block.residual(x), block.residual(x))
     network.eval()
-    assert torch.equal(shortcut(x), identity)
+    assert torch.equal(block.shortcut(x), identity)
 
 
 # Orders of layers: He et al. 2016, Table 2
@@ -254,10 +239,6 @@ def test_stem_and_head_of_every_order(order: str, batch_norm: bool) -> None:
 def test_families_differ_in_their_order_alone(family: str, other: str) -> None:
     depth = 8 if family == "resnet" else 11
     images = torch.randn(2, 3, 8, 8, dtype=torch.float64)
-    for order in ORDERS:
-        one, two = (small(f"{name}-{depth}", order=order) for name in (family, other))
-        two.load_state_dict(one.state_dict())
-        assert torch.equal(one(images), two(images))
     for name, order in ((family, "original"), (other, "pre-activation")):
         usual, spelled = small(f"{name}-{depth}"), small(f"{name}-{depth}", order=order)
         spelled.load_state_dict(usual.state_dict())
@@ -281,10 +262,6 @@ PER_N = {"plain": 6, "resnet": 6, "preresnet": 6, "bottleneck": 9, "prebottlenec
 
 @given(family=st.sampled_from(sorted(PER_N)), depth=st.integers(0, 2500))
 @example(family="bottleneck", depth=0)
-@example(family="bottleneck", depth=2)
-@example(family="bottleneck", depth=10)
-@example(family="bottleneck", depth=110)
-@example(family="prebottleneck", depth=1000)
 def test_depths_between_are_refused_with_their_neighbours(family: str, depth: int) -> None:
     allowed = [PER_N[family] * n + 2 for n in range(1, 500)]
     if depth in allowed:
@@ -297,30 +274,15 @@ def test_depths_between_are_refused_with_their_neighbours(family: str, depth: in
 
 
 @pytest.mark.parametrize("shortcut", ["A", "B", "C", "exclusive-gating:-6"])
-@pytest.mark.parametrize("depth", [11, 20, 29])
 @pytest.mark.parametrize("family", ["bottleneck", "prebottleneck"])
-def test_depth_counts_what_is_off_the_shortcuts(family: str, depth: int, shortcut: str) -> None:
-    network = models.build(f"{family}-{depth}", width=2, shortcut=shortcut)
+def test_depth_counts_what_is_off_the_shortcuts(family: str, shortcut: str) -> None:
+    network = models.build(f"{family}-20", width=2, shortcut=shortcut)
     weighted = [module for module in network.modules() if isinstance(module, nn.Conv2d | nn.Linear)]
     # A shared gate stands in the residual branch, and is no layer of it.
     besides = {module for block in network.blocks for module in block.shortcut.modules()}
     besides |= {gate.conv for gate in gates_of(network)}
-    assert len([module for module in weighted if module not in besides]) == depth
-    assert network.stages == ((depth - 2) // 9,) * 3
-
-
-def bottleneck_parameters(n: int, *, pre_activation: bool) -> tuple[int, int]:
-    """Weights of convolutions and classifier, and parameters of BN, of 3 n bottlenecks on CIFAR-10."""
-    weights, norms = 3 * 9 * 16 + 256 * 10 + 10, 2 * 16
-    channels = 16
-    for m in (16, 32, 64):
-        inputs = [channels] + [4 * m] * (n - 1)
-        weights += sum(c * m + 9 * m * m + m * 4 * m for c in inputs) + channels * 4 * m
-        norms += 2 * sum((c if pre_activation else 4 * m) + m + m for c in inputs) + 2 * 4 * m
-        channels = 4 * m
-    if pre_activation:  # the first unit's opening BN is the stem's; another one comes before the classifier
-        norms += 2 * 256 - 2 * 16
-    return weights, norms
+    assert len([module for module in weighted if module not in besides]) == 20
+    assert network.stages == (2, 2, 2)
 
 
 @pytest.mark.parametrize("family", ["bottleneck", "prebottleneck"])
@@ -328,64 +290,31 @@ def bottleneck_parameters(n: int, *, pre_activation: bool) -> tuple[int, int]:
 def test_bottlenecks_have_the_papers_parameters(family: str, depth: int, millions: float) -> None:
     """He et al. 2016 give 1.7M and 10.2M: convolutions and classifier round to these; BN adds under 2 %."""
     network = models.build(f"{family}-{depth}")
-    weights, norms = bottleneck_parameters((depth - 2) // 9, pre_activation=family == "prebottleneck")
-    assert count_parameters(network) == weights + norms
-    assert round(weights / 1e6, 1) == millions
-    assert weights + norms == pytest.approx(millions * 1e6, rel=0.02)
-    if depth == 164:
-        assert round((weights + norms) / 1e6, 1) == millions
+    norms = sum(count_parameters(module) for module in network.modules() if isinstance(module, nn.BatchNorm2d))
+    assert round((count_parameters(network) - norms) / 1e6, 1) == millions
+    assert norms < 0.02 * millions * 1e6
 
 
 # Without BN
 
 
-WITHOUT_BN: list[tuple[str, dict[str, object]]] = [
-    *(("resnet-8", {"shortcut": shortcut}) for shortcut in TABLE_1),
-    *((f"{family}-{per_n + 2}", {"order": order}) for family, per_n in PER_N.items() for order in ORDERS),
-]
-
-
 @pytest.mark.parametrize(
-    ("name", "options"), WITHOUT_BN, ids=[models.label(name, options) for name, options in WITHOUT_BN]
+    ("name", "options"),
+    [
+        *(("resnet-8", {"shortcut": shortcut}) for shortcut in TABLE_1),
+        *((f"{family}-{per_n + 2}", {"order": order}) for family, per_n in PER_N.items() for order in ORDERS),
+    ],
 )
 def test_without_bn_everything_else_stays(name: str, options: dict[str, object]) -> None:
     torch.manual_seed(7)
     normed = models.build(name, width=4, **options)
     torch.manual_seed(7)
     bare = models.build(name, width=4, batch_norm=False, **options)
-    kinds = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm, nn.GroupNorm, nn.LayerNorm)
-    assert not any(isinstance(module, kinds) for module in bare.modules())
     assert not list(bare.buffers())
-    of_bn = {
-        f"{prefix}.{key}"
-        for prefix, module in normed.named_modules()
-        if isinstance(module, nn.BatchNorm2d)
-        for key, _ in module.named_parameters()
-    }
+    of_bn = {id(p) for module in normed.modules() if isinstance(module, nn.BatchNorm2d) for p in module.parameters()}
     assert of_bn
-    expected = {key: value for key, value in normed.named_parameters() if key not in of_bn}
-    found = dict(bare.named_parameters())
-    assert list(found) == list(expected)
-    for key, value in expected.items():
-        assert torch.equal(found[key], value), key
-
-
-@torch.no_grad()
-def test_projection_and_gates_without_bn() -> None:
-    x = torch.randn(2, 4, 7, 10, dtype=torch.float64)
-    block = small("resnet-14", shortcut="C", batch_norm=False).blocks[2]
-    residual = conv(conv(x, block.residual.conv1, 2).relu(), block.residual.conv2)
-    torch.testing.assert_close(block(x), (conv(x, block.shortcut.conv, 2) + residual).relu())
-
-    block = spread_gates(small("resnet-14", shortcut="exclusive-gating:0", batch_norm=False)).blocks[2]
-    layers, g = block.residual.branch, Unit(block, x, 2).gate
-    residual = conv(conv(x, layers.conv1, 2).relu(), layers.conv2)
-    torch.testing.assert_close(block(x), ((1 - g) * option_a(x) + g * residual).relu())
-
-    block = small("bottleneck-11", batch_norm=False).blocks[0]
-    layers = block.residual
-    residual = conv(conv(conv(x, layers.conv1).relu(), layers.conv2).relu(), layers.conv3)
-    torch.testing.assert_close(block(x), (conv(x, block.shortcut.conv) + residual).relu())
+    expected = {key: value.detach() for key, value in normed.named_parameters() if id(value) not in of_bn}
+    torch.testing.assert_close(dict(bare.state_dict()), expected, rtol=0, atol=0)
 
 
 # State dicts and copies
@@ -393,32 +322,30 @@ def test_projection_and_gates_without_bn() -> None:
 
 @each_variant
 @torch.no_grad()
-def test_weights_come_back_from_a_file(name: str, options: dict[str, object], tmp_path: Path) -> None:
+def test_label_and_weights_build_a_variant_again(name: str, options: dict[str, object], tmp_path: Path) -> None:
     network = spread_gates(small(name, **options))
     state = network.state_dict()
     assert len({value.untyped_storage().data_ptr() for value in state.values()}) == len(state)
     assert {key for key, _ in network.named_parameters()} <= set(state)
-
     save_weights(network, tmp_path / "weights.safetensors")
-    fresh = spread_gates(small(name, **options))
+
+    assert (network.name, network.options) == (name, network.options | options)
+    found_name, found_options = models.from_label(models.label(name, network.options))
+    assert (found_name, found_options) == (name, network.options)
+    again = models.build(found_name, **found_options).double().eval()
+    assert repr(again) == repr(network)
     images = torch.randn(2, 3, 8, 8, dtype=torch.float64)
-    expected = network(images)
-    assert not torch.allclose(fresh(images), expected)
-    fresh.load_state_dict(load_file(tmp_path / "weights.safetensors"))
-    assert torch.equal(fresh(images), expected)
+    assert not torch.allclose(again(images), network(images))
+    again.load_state_dict(load_file(tmp_path / "weights.safetensors"))
+    assert torch.equal(again(images), network(images))
 
 
-@pytest.mark.parametrize("what", ["network", "block"])
 @torch.no_grad()
-def test_the_copy_of_a_gated_network_has_its_own_shared_gates(what: str) -> None:
-    network = small("resnet-14", shortcut="exclusive-gating:0")
-    original = network.blocks[2]
-    copied = copy.deepcopy(network).blocks[2] if what == "network" else copy.deepcopy(original)
+def test_the_copy_of_a_gated_block_has_its_own_shared_gate() -> None:
+    original = small("resnet-14", shortcut="exclusive-gating:0").blocks[2]
+    copied = copy.deepcopy(original)
     x = torch.randn(2, 4, 6, 6, dtype=torch.float64)
     before = original.shortcut(x), original.residual(x)
-    assert torch.equal(copied.shortcut(x), before[0])
-    assert torch.equal(copied.residual(x), before[1])
-
     (gate,) = gates_of(copied)
     gate.conv.bias += torch.arange(1.0, 9.0, dtype=torch.float64)
     assert torch.equal(original.shortcut(x), before[0])
@@ -427,7 +354,6 @@ def test_the_copy_of_a_gated_network_has_its_own_shared_gates(what: str) -> None
     torch.testing.assert_close(copied.shortcut(x), (1 - unit.gate) * unit.identity)
     torch.testing.assert_close(copied.residual(x), unit.gate * unit.branch)
     assert not torch.allclose(copied.shortcut(x), before[0])
-    assert not torch.allclose(copied.residual(x), before[1])
 
 
 # Structure
@@ -458,56 +384,23 @@ def test_every_variant_is_stem_blocks_and_head(name: str, options: dict[str, obj
     assert torch.equal(network.head(x), network(images))
 
 
-@each_variant
-@torch.no_grad()
-def test_name_options_and_label_build_a_variant_again(name: str, options: dict[str, object]) -> None:
-    network = spread_gates(small(name, **options))
-    assert network.name == name
-    assert options.items() <= network.options.items()
-    assert models.from_label(models.label(network.name, network.options)) == (network.name, network.options)
-    again = models.build(network.name, **network.options).double().eval()
-    assert repr(again) == repr(models.build(name, width=4, **options))
-    again.load_state_dict(network.state_dict())
-    images = torch.randn(2, 3, 8, 8, dtype=torch.float64)
-    assert torch.equal(again(images), network(images))
-
-
 # What is refused
 
 FORMS = ["A", "B", "C", "scaling:λ", "scaling:λ,μ", "exclusive-gating:b", "shortcut-gating:b", "dropout:p (0 <= p < 1)"]
 
 
-@pytest.mark.parametrize("family", ["resnet-8", "prebottleneck-11"])
 @pytest.mark.parametrize(
     "shortcut",
     [
-        *("scaling", "scaling:", "scaling:a", "scaling:1,2,3", "scaling:1,", "scaling:nan", "scaling:1,nan"),
-        *("scaling:inf", "scaling:-inf", "scaling:1,-inf"),
-        *("exclusive-gating", "exclusive-gating:0,1", "exclusive-gating:-inf", "shortcut-gating:nan"),
-        *("shortcut-gating:-inf", "dropout", "dropout:1", "dropout:-0.1", "dropout:nan", "dropout:0.5,0.5"),
-        *("A:1", "A:", "C:0", "a", "AB", "", ":", "identity", "gating:0"),
+        *("scaling", "scaling:", "scaling:a", "scaling:1,2,3", "scaling:1,", "scaling:1,nan", "scaling:inf"),
+        *("exclusive-gating:0,1", "shortcut-gating:-inf", "dropout", "dropout:1", "dropout:-0.1", "dropout:nan"),
+        *("A:1", "A:", "a", "", ":", "gating:0", "scaling:0.5, 1"),  # labels are split at spaces
     ],
 )
-def test_malformed_shortcuts_are_refused(family: str, shortcut: str) -> None:
+def test_malformed_shortcuts_are_refused(shortcut: str) -> None:
     expected = re.escape(f"unknown shortcut {shortcut!r}; allowed: {', '.join(FORMS)}")
     with pytest.raises(UsageError, match=f"^{expected}$"):
-        models.build(family, width=2, shortcut=shortcut)
-
-
-@pytest.mark.parametrize(
-    ("name", "options"),
-    [
-        *(("resnet-8", {"shortcut": shortcut}) for shortcut in TABLE_1 if shortcut not in ("A", "B")),
-        *((name, {"order": order}) for name in ("plain-8", "resnet-8") for order in ORDERS if order != "original"),
-        *((name, {"batch_norm": False}) for name in ("plain-8", "resnet-8")),
-        *((name, {}) for name in ("preresnet-8", "bottleneck-11", "prebottleneck-11")),
-        ("preresnet-8", {"order": "original"}),
-    ],
-)
-def test_only_networks_with_identity_blocks_are_deepened(name: str, options: dict[str, object]) -> None:
-    network = small(name, **options)
-    with pytest.raises(UsageError, match=rf"^cannot deepen {name} \{{.*\}}: identity blocks need"):
-        deepen(network, 20, torch.randn(2, 3, 8, 8, dtype=torch.float64))
+        models.build("resnet-8", width=2, shortcut=shortcut)
 
 
 # Labels
@@ -554,30 +447,10 @@ def test_labels_as_they_are_written() -> None:
     assert models.from_label("  resnet-56   width=8 ") == ("resnet-56", {"width": 8})
 
 
-@pytest.mark.parametrize(
-    ("text", "setting"),
-    [
-        ("resnet-56 shortcut", "shortcut"),
-        ("resnet-56 =B", "=B"),
-        ("resnet-56 shortcut=", "shortcut="),
-        ("resnet-56 width=4 =", "="),
-        ("resnet-56 width = 4", "width"),
-    ],
-)
-def test_malformed_labels_are_refused(text: str, setting: str) -> None:
-    message = re.escape(f"network {text!r}: expected option=value after its name, found {setting!r}")
-    with pytest.raises(UsageError, match=f"^{message}$"):
-        models.from_label(text)
-
-
-@pytest.mark.parametrize("shortcut", ["scaling:0.5, 1", "scaling: 0.5"])
-def test_a_shortcut_is_refused_or_its_label_comes_back(shortcut: str) -> None:
-    """Labels are split at spaces."""
-    try:
-        network = models.build("resnet-8", shortcut=shortcut)
-    except UsageError:
-        return
-    assert models.from_label(models.label(network.name, network.options)) == (network.name, network.options)
+@pytest.mark.parametrize("setting", ["shortcut", "=B", "shortcut=", "="])
+def test_malformed_labels_are_refused(setting: str) -> None:
+    with pytest.raises(UsageError, match=f"expected option=value after its name, found '{setting}'$"):
+        models.from_label(f"resnet-56 width=4 {setting}")
 
 
 def test_an_empty_name_is_unknown() -> None:
