@@ -5,7 +5,6 @@ Examples are the same every time. `RESNOTES_FUZZ=5000` draws so many others for 
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import io
 import json
@@ -21,7 +20,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from kit.cifar10 import Originals, Tree, as_folder, as_tar, as_zip, decoded_folders, load, tree
+from kit.cifar10 import Originals, Tree, as_tar, as_zip, decoded_folders, load, tree
 from kit.pairs import ade20k_tree, labels, picture, save
 from kit.runs import SPEC, TINY, finished
 
@@ -86,25 +85,6 @@ def damaged(whole: bytes, changes: list[tuple[str, int, bytes]]) -> bytes:
     return bytes(content)
 
 
-values = st.sampled_from(
-    [None, True, -1, 0, 1.5, 10**400, 2**63, 1e308, float("nan"), float("inf"), "", "x", "../../x", "\0", [], {}, [[1]]]
-) | st.recursive(st.none() | st.integers() | st.text(max_size=3), st.lists, max_leaves=5)
-
-
-def replaced(document: Any, path: list[int], value: Any) -> Any:
-    """`document`, of dictionaries and lists, with `value` somewhere in it."""
-    if not path or not isinstance(document, dict | list) or not document:
-        return value
-    document = copy.copy(document)
-    keys = list(document) if isinstance(document, dict) else list(range(len(document)))
-    key = keys[path[0] % len(keys)]
-    document[key] = replaced(document[key], path[1:], value)
-    return document
-
-
-somewhere = st.lists(st.integers(0, 30), min_size=1, max_size=3)
-
-
 # Specifications and runs
 
 
@@ -119,11 +99,9 @@ def reads_as_a_specification_or_not(content: bytes | str) -> None:
 
 
 @fuzzed(400)
-@given(changes, somewhere, values)
-def test_a_damaged_specification(changes: list[tuple[str, int, bytes]], path: list[int], value: Any) -> None:
+@given(changes)
+def test_a_damaged_specification(changes: list[tuple[str, int, bytes]]) -> None:
     reads_as_a_specification_or_not(damaged(SPEC.to_json().encode(), changes))
-    spec = json.loads(SPEC.to_json())
-    reads_as_a_specification_or_not(json.dumps(replaced({**spec, "start": spec}, path, value)))
 
 
 @pytest.fixture
@@ -165,18 +143,6 @@ def test_a_forged_run(
     whole = (finished.folder / file).read_bytes()
     head = 8 + int.from_bytes(whole[:8], "little") if file.endswith("s") else len(whole)  # of safetensors, the header
     reads_as_a_run_or_not(forged(file, damaged(whole[:head], changes) + whole[head:]))
-
-
-@fuzzed(100)
-@given(somewhere, values)
-def test_forged_facts_and_headers_of_weights(
-    forged: Callable[[str, bytes], Run], finished: Run, path: list[int], value: Any
-) -> None:
-    reads_as_a_run_or_not(forged("run.json", json.dumps(replaced(finished.facts, path, value)).encode()))
-    whole = (finished.folder / "model.safetensors").read_bytes()
-    end = 8 + int.from_bytes(whole[:8], "little")
-    header = json.dumps(replaced(json.loads(whole[8:end]), path, value)).encode()
-    reads_as_a_run_or_not(forged("model.safetensors", len(header).to_bytes(8, "little") + header + whole[end:]))
 
 
 @pytest.mark.parametrize("file", ["spec.json", "run.json", "model.safetensors"])
@@ -409,38 +375,16 @@ def _checkpoint(root: Path, content: bytes) -> None:
     RunStore(root / "runs", root / "recorded").get(SPEC, device="cpu")
 
 
-def _cifar_archive(root: Path, content: bytes) -> None:
-    as_tar({"cifar-10-batches-py/data_batch_1": content}, root / "cifar-10-python.tar.gz", "w:gz")
-    load(root)
-
-
-def _array_in_the_cache(root: Path, content: bytes) -> None:
-    """The decoded copy is replaced; what is read is decoded again."""
-    as_folder(SMALL_TREE, root / "cifar10")
-    load(root)
-    [array] = Path(os.environ["RESNOTES_CACHE"]).glob("*/train_images.npy")
-    array.write_bytes(content)
-    load(root)
-    raise DatasetError("it is decoded again")
-
-
 CODE: dict[str, Callable[[Any], bytes]] = {
     "a pickle": pickle.dumps,
     "torch.save": saved,
     "torch.save before 1.6": lambda value: saved(value, _use_new_zipfile_serialization=False),
-    "numpy.save": lambda value: _saved_array(value),
 }
-
-
-def _saved_array(value: Any) -> bytes:
-    buffer = io.BytesIO()
-    np.save(buffer, np.array([value], dtype=object), allow_pickle=True)
-    return buffer.getvalue()
 
 
 @STRANGE_PICKLES
 @pytest.mark.parametrize("form", CODE)
-@pytest.mark.parametrize("reader", [_weights, _checkpoint, _cifar_archive, _array_in_the_cache])
+@pytest.mark.parametrize("reader", [_weights, _checkpoint])
 def test_code_in_a_file_is_never_run(
     root: Path, monkeypatch: pytest.MonkeyPatch, form: str, reader: Callable[[Path, bytes], None]
 ) -> None:
@@ -450,6 +394,5 @@ def test_code_in_a_file_is_never_run(
     with pytest.raises((RunError, DatasetError)):
         reader(root, content)
     assert not mark.exists()
-    if form != "numpy.save":  # it is there to be run
-        pickle.loads(CODE["a pickle"](_Runs(mark)))
-        assert mark.exists()
+    pickle.loads(CODE["a pickle"](_Runs(mark)))  # it is there to be run
+    assert mark.exists()

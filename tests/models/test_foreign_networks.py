@@ -2,7 +2,6 @@
 
 import copy
 import itertools
-import warnings
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -77,13 +76,6 @@ class PreActivated(nn.Sequential):
         return convolution(relu(bn(x)))
 
 
-class Clipped(nn.ReLU):
-    """A subclass with a forward of its own."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x.clamp(-0.2, 0.5)
-
-
 class Kept(nn.Module):
     """Keeps what it puts out, to be looked at, and adds what it put out before: its last map is read elsewhere."""
 
@@ -138,32 +130,16 @@ def shifted(layer: nn.Module) -> nn.Module:
     return layer
 
 
-def sharing(layer: nn.Module) -> nn.Sequential:
-    """It stands there twice."""
-    return nn.Sequential(conv(), layer, norm(), conv(), layer, norm())
-
-
 RESIDUALS: dict[str, Callable[[], nn.Module]] = {
     "conv-bn": lambda: nn.Sequential(conv(), norm(), nn.ReLU(), conv(), norm()),
     "pair": lambda: nn.Sequential(conv(), norm()),
     "in place": lambda: nn.Sequential(conv(), norm(), nn.ReLU(inplace=True), conv(), norm()),
     "in place first": lambda: nn.Sequential(nn.ReLU(inplace=True), conv(), nn.ReLU(inplace=True), conv()),
-    "relu only": lambda: nn.Sequential(nn.ReLU(), conv(), norm(), nn.ReLU(), conv(), norm()),
-    "ends with relu": lambda: nn.Sequential(conv(), nn.ReLU(inplace=True)),
-    "shared relu": lambda: sharing(nn.ReLU()),
-    "shared conv": lambda: sharing(conv()),
     "subclass": lambda: PreActivated(conv(), norm(), nn.ReLU()),
-    "nested": lambda: nn.Sequential(nn.Sequential(conv(), norm()), nn.Sequential(nn.ReLU(), conv()), norm()),
     "hooked conv": lambda: nn.Sequential(hooked(conv()), norm(), nn.ReLU(), conv(), norm()),
-    "hooked bn": lambda: nn.Sequential(conv(), hooked(norm()), nn.ReLU(), conv()),
-    "hooked relu": lambda: nn.Sequential(conv(), hooked(nn.ReLU()), conv()),
     "replaced forward": lambda: nn.Sequential(shifted(conv()), norm()),
-    "clipped": lambda: nn.Sequential(conv(), norm(), Clipped(), conv()),
-    "kept": lambda: nn.Sequential(conv(), Kept(conv())),
-    "twice": lambda: nn.Sequential(Does(lambda x, layer, relu: relu(y := layer(x)) + y, conv(), nn.ReLU()), norm()),
     "squeezed": lambda: Does(lambda x: x.mean((2, 3), keepdim=True)),  # the addition broadcasts it
     "weight norm": lambda: nn.Sequential(nn.utils.parametrizations.weight_norm(conv()), norm()),
-    "group norm": lambda: nn.Sequential(conv(), nn.GroupNorm(2, CHANNELS), nn.ReLU(inplace=True), conv()),
     "no affine": lambda: nn.Sequential(conv(), nn.BatchNorm2d(CHANNELS, affine=False), nn.ReLU()),
     "hands on": nn.Identity,
 }
@@ -172,8 +148,6 @@ AFTERS: dict[str, Callable[[], nn.Module]] = {
     "ReLU": nn.ReLU,
     "ReLU in place": lambda: nn.ReLU(inplace=True),
     "BN": norm,
-    "clipped": Clipped,
-    "hooked ReLU": lambda: hooked(nn.ReLU()),
     "hooked nothing": lambda: hooked(nn.Identity()),
 }
 SHORTCUTS: dict[str, Callable[[], nn.Module]] = {
@@ -185,8 +159,6 @@ SHORTCUTS: dict[str, Callable[[], nn.Module]] = {
 }
 STEMS: dict[str, Callable[[], nn.Module]] = {
     "conv": lambda: conv(3),
-    "rectified": lambda: nn.Sequential(conv(3), norm(), nn.ReLU()),
-    "not rectified": lambda: PreActivated(conv(3), nn.BatchNorm2d(3), nn.ReLU()),
     "writes over images": lambda: Does(lambda x, layer: layer(x.sub_(0.5)), conv(3)),
 }
 
@@ -222,10 +194,8 @@ def assert_plain_loop(network: nn.Module, lesions: Sequence[unravel.Lesion], ima
     """In float32 to the prediction, and to 1e-5 in the logits, relative to the largest."""
     expected = plain_loop(network, lesions, images)
     before, state = images.clone(), copy.deepcopy(network.state_dict())
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # says that it is swept as it is
-        found = unravel.lesion_logits(network, lesions, images)
-        predicted = unravel.lesion_predictions(network, lesions, images)
+    found = unravel.lesion_logits(network, lesions, images)
+    predicted = unravel.lesion_predictions(network, lesions, images)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-5 * max(1.0, expected.abs().max().item()))
     assert torch.equal(predicted, expected.argmax(2))
     assert torch.equal(images, before)
@@ -258,9 +228,7 @@ NETWORKS = st.builds(
 @given(NETWORKS, st.data())
 @settings(max_examples=60, suppress_health_check=[HealthCheck.too_slow])
 def test_a_sweep_in_any_order_and_company_is_the_plain_loop(network: nn.Module, data: st.DataObject) -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)
-        blocks, groups = unravel.deletable(network, IMAGES), unravel.exchangeable(network, IMAGES)
+    blocks, groups = unravel.deletable(network, IMAGES), unravel.exchangeable(network, IMAGES)
     deleted = st.frozensets(st.sampled_from(blocks))
     orders = [
         tuple(lesion.order or ())
@@ -320,7 +288,7 @@ def with_a_hook_that_hides() -> Stack:
 
 def with_a_negative_block() -> Stack:
     """ReLU of the block after it, which is deleted, has something left to do."""
-    network = build(["conv-bn"] * 2, "ReLU", stem="rectified")
+    network = build(["conv-bn"] * 2)
     network.blocks[0] = Odd(lambda self, x, whole: -whole.relu())
     return network.eval()
 
@@ -539,7 +507,7 @@ def gradient(network: Any, images: Tensor) -> Tensor:
     return found
 
 
-@pytest.mark.parametrize(("residual", "after"), [kind for kind in KINDS if kind[0] != "kept"])
+@pytest.mark.parametrize(("residual", "after"), KINDS)
 def test_paths_add_up_to_the_gradient(residual: str, after: str) -> None:
     network = build([residual] * 3, after).double()
     images = IMAGES.double()
@@ -598,10 +566,8 @@ def test_nothing_of_the_network_is_changed() -> None:
         before = copy.deepcopy(each.state_dict())
         modes = [module.training for module in each.modules()]
         subject = unravel.adapt(each) if each is model else each
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)
-            images = torch.randn(6, 3, 32, 32) if each is model else IMAGES
-            unravel.lesion_logits(subject, [(), (1,)], images)
+        images = torch.randn(6, 3, 32, 32) if each is model else IMAGES
+        unravel.lesion_logits(subject, [(), (1,)], images)
         for measure in (unravel.path_gradients, gradient_flow):
             measure(subject, images, LABELS)
         torch.testing.assert_close(each.state_dict(), before, rtol=0, atol=0)
