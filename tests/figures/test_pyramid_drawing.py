@@ -11,14 +11,14 @@ from matplotlib.text import Text
 from resnotes import figures
 from resnotes.errors import UsageError
 from resnotes.figures.pspnet import pyramid_pooling
-from resnotes.models.segmentation import segmentation_network
+from resnotes.models.segmentation import SegmentationNetwork
 
 
 @pytest.mark.parametrize("options", [{}, {"bins": (1,)}, {"bins": (1, 2, 3, 4, 6, 8), "reduction": False}])
 def test_the_drawing_names_the_levels_and_fits(options: dict[str, object]) -> None:
     with mpl.rc_context({"backend": "agg"}), torch.device("meta"):
         figures.use_style()
-        network = segmentation_network("pspnet-resnet152", **options)  # type: ignore[arg-type]
+        network = SegmentationNetwork("pspnet-resnet152", **options)  # type: ignore[arg-type]
         fig = pyramid_pooling(network)
         fig.draw_without_rendering()
         boxes = [text.get_window_extent() for text in fig.findobj(Text) if text.get_text()]
@@ -36,4 +36,4 @@ def test_the_drawing_names_the_levels_and_fits(options: dict[str, object]) -> No
 
 def test_a_network_without_pyramid_is_not_drawn() -> None:
     with pytest.raises(UsageError, match="expected a pyramid of 1 to 6 levels to draw, found 0 in fcn-small"):
-        pyramid_pooling(segmentation_network("fcn-small", num_classes=5, width=4))
+        pyramid_pooling(SegmentationNetwork("fcn-small", num_classes=5, width=4))
