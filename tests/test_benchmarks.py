@@ -15,7 +15,6 @@ from benchmarks import __main__ as command
 from benchmarks import cost, gradients, lesions, report
 from benchmarks.growth import fit
 from benchmarks.timing import Row, Settings
-from resnotes.errors import UsageError
 from resnotes.runs import profiles
 from resnotes.unravel import lesion_predictions, path_gradients, single_deletions
 
@@ -122,14 +121,6 @@ def test_a_power_law_is_recovered(x: list[float], exponent: float, factor: float
     assert found.low <= found.exponent <= found.high < found.low + 1e-4
 
 
-@pytest.mark.parametrize(
-    ("x", "y"), [([1, 2], [1, 2]), ([1, 2, 3], [1, 2]), ([2, 2, 2], [1, 2, 3]), ([1, 2, 3], [1, 0, 3])]
-)
-def test_too_little_for_a_fit_is_refused(x: list[float], y: list[float]) -> None:
-    with pytest.raises(UsageError, match="3 or more positive sizes"):
-        fit(x, y)
-
-
 def test_parts_are_measured_alone_and_the_others_stay(measuring: list[str], tmp_path: Path) -> None:
     command.main(["training", "loading", "--to", str(tmp_path)])
     assert measuring == ["training", "loading"]
@@ -144,35 +135,6 @@ def test_parts_are_measured_alone_and_the_others_stay(measuring: list[str], tmp_
     assert text.count("| adding; by hand |") == 3
     assert "## What the paper profile costs\n\nIt costs a lot." in text
     assert "(lesions" not in text, "one machine: no need to say which part was measured on it"
-
-
-@pytest.mark.parametrize(
-    ("arguments", "damage", "status", "message"),
-    [
-        (["lesion"], None, 2, "unknown benchmark 'lesion'; allowed: lesions, .*, growth, cost, report"),
-        (["--rounds", "0"], None, 2, "--rounds must be at least 1, found 0"),
-        (["report"], "{", 1, "cannot read .*results.json"),
-        (["report"], '{"lesions": {"rows": [{"who": 1}]}}', 1, "does not hold results of benchmarks"),
-    ],
-)
-def test_errors_are_one_line(
-    arguments: list[str],
-    damage: str | None,
-    status: int,
-    message: str,
-    tmp_path: Path,
-    measuring: list[str],
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    if damage is not None:
-        (tmp_path / "results.json").write_text(damage)
-    with pytest.raises(SystemExit) as ended:
-        command.main([*arguments, "--to", str(tmp_path)])
-    assert ended.value.code == status
-    [line] = capsys.readouterr().err.splitlines()
-    assert re.search(message, line)
-    assert not measuring
-    assert [path.name for path in tmp_path.iterdir()] == (["results.json"] if damage is not None else [])
 
 
 def test_what_a_profile_costs_adds_up(monkeypatch: pytest.MonkeyPatch) -> None:

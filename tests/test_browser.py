@@ -17,7 +17,7 @@ import time
 import urllib.request
 from base64 import b64decode
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,6 @@ import nbformat
 import psutil
 import pytest
 from ipykernel.kernelspec import write_kernel_spec
-from kit.runs import RECIPE, SPEC
 from playwright.sync_api import Browser, ConsoleMessage, Error, Locator, Page, expect, sync_playwright
 
 import resnotes
@@ -296,31 +295,6 @@ def explore(explorer: Locator) -> None:
     assert len({example, intact, without_five, two_gone, two_others_gone, reordered}) == 6
     assert after(part("reset").click) == intact
     assert after(lambda: part("network", "select").select_option(index=1)) != example
-
-
-def test_long_cells_show_their_progress_and_leave_nothing(lab: Lab, page: Page, tmp_path: Path) -> None:
-    background, itself = (replace(SPEC, recipe=RECIPE, seed=seed, train_images=None) for seed in (1, 2))
-    sources = [
-        "from pathlib import Path\nfrom resnotes.runs.store import RunStore\nfrom resnotes.runs.spec import RunSpec\n"
-        f"store = RunStore(Path({str(tmp_path)!r}), Path('none'))",
-        f"_ = list(store.start([RunSpec.from_json({background.to_json()!r})], device='cpu', workers=1))",
-        f"_ = store.get(RunSpec.from_json({itself.to_json()!r}), device='cpu')",
-    ]
-    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in sources])
-    notebook.metadata["kernelspec"] = {"display_name": "Python 3", "language": "python", "name": "python3"}
-    path = lab.folder / "progress.ipynb"
-    nbformat.write(notebook, path)
-    lab.open(page, path.name)
-
-    start_all(page)
-    outputs = page.locator(".jp-OutputArea-output")
-    expect(outputs.filter(has_text=re.compile(r"runs: .* 0/1 "))).to_be_visible(timeout=60 * SECOND)
-    training = outputs.filter(has_text=re.compile(rf"{itself.name}: .* \d+/{RECIPE.iterations} "))
-    expect(training).to_be_visible(timeout=60 * SECOND)
-    finish(page)
-    expect(outputs.filter(has_text=re.compile("."))).to_have_count(0)
-    left = [output for cell in saved(page, path).cells for output in cell.outputs]
-    assert [output.get("data") for output in left] == 2 * [{"text/plain": ""}]
 
 
 @pytest.fixture(scope="module")

@@ -21,10 +21,10 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from kit.cifar10 import Originals, Tree, as_tar, as_zip, decoded_folders, load, tree
-from kit.pairs import ade20k_tree, labels, picture, save
+from kit.pairs import labels, picture, save
 from kit.runs import SPEC, TINY, finished
 
-from resnotes.datasets import Classification, ade20k, camvid
+from resnotes.datasets import Classification, camvid
 from resnotes.datasets.pairs import Pair, read
 from resnotes.errors import DatasetError, RunError, UsageError
 from resnotes.models import build
@@ -331,22 +331,6 @@ def reads_as_a_pair_or_not(pair: Pair, highest: int) -> None:
     else:
         assert (image.dtype, found.dtype, image.shape) == (np.uint8, np.uint8, (3, *found.shape))
         assert found.max() <= highest
-
-
-@pytest.mark.parametrize("file", ["objectInfo150.txt", "sceneCategories.txt"])
-@fuzzed(150)
-@given(changes)
-def test_damaged_tables_of_ade20k(root: Path, file: str, changes: list[tuple[str, int, bytes]]) -> None:
-    path = ade20k_tree(root / "ade20k", splits=("validation",)) / file
-    path.write_bytes(damaged(path.read_bytes(), changes))
-    try:
-        scenes, classes = ade20k.scene_categories(root), ade20k.class_names(root)
-    except DatasetError as error:
-        assert str(path) in str(error)
-        assert "\n" not in str(error)
-    else:
-        assert all(name and scene for name, scene in scenes.items())
-        assert len(classes) == 150
 
 
 # Code in files

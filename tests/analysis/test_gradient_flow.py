@@ -230,14 +230,6 @@ def test_the_gradient_is_the_sum_over_all_paths(name: str, options: dict[str, ob
             assert abs(shares[0] - 1) > 1e-6, "a branch has a share, too"
 
 
-def test_a_plain_network_has_no_direct_gradient() -> None:
-    found = gradient_flow(build("plain-14"), IMAGES, LABELS)
-    assert found.unit.tolist() == list(range(7))
-    assert found.direct[:6].tolist() == found.share[:6].tolist() == [0] * 6
-    assert found.share[6] == pytest.approx(1)
-    assert found.direct[6] == pytest.approx(found.gradient[6], rel=1e-12)
-
-
 # Shattered gradients
 
 

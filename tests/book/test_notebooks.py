@@ -1,7 +1,5 @@
 """Notebooks: found, given what they take, executed each on its own; and those of the repository are fit to be there."""
 
-import base64
-import io
 import json
 import os
 import re
@@ -15,7 +13,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from kit.notebooks import write_notebook
-from PIL import Image
 
 import resnotes
 from resnotes import paths
@@ -213,20 +210,6 @@ def test_committed_notebooks_are_fit_to_be_shown(path):
         data = output.get("data", {})
         for text in [output.get("text", ""), *(data[mime] for mime in data if mime.startswith("text/"))]:
             assert [re.findall(pattern, text) for pattern in UNFIT] == [[], [], []]
-
-
-def test_committed_figures_have_a_white_ground():
-    """Or they could not be read where a page is dark."""
-    outputs = [
-        output for path in COMMITTED for cell in notebooks.read(path).cells for output in cell.get("outputs", ())
-    ]
-    figures = [output.data["image/png"] for output in outputs if "image/png" in output.get("data", ())]
-    assert figures
-    for figure in figures:
-        image = Image.open(io.BytesIO(base64.b64decode(figure))).convert("RGBA")
-        right, bottom = image.width - 1, image.height - 1
-        corners = {image.getpixel(corner) for corner in ((0, 0), (right, 0), (0, bottom), (right, bottom))}
-        assert corners == {(255, 255, 255, 255)}
 
 
 def test_a_checkout_with_spaces_and_other_scripts_in_its_path(tmp_path):

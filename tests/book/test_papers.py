@@ -1,16 +1,12 @@
 """The papers' numbers: whole, consistent, and about networks that can be built."""
 
-from collections import Counter
-
 import pytest
 from scipy.stats import binom
 
 from resnotes import models, paths
 from resnotes.book import papers
 from resnotes.errors import UsageError
-from resnotes.models.residual import ORDERS
 from resnotes.models.segmentation import SegmentationNetwork
-from resnotes.models.shortcuts import parse
 
 COLUMNS = ["where", "network", "metric", "value", "spread", "unit", "mark", "note"]
 MARKS = {"", "fig", "rep", "calc", "mem"}  # read off a figure, replicated by others, calculated, from memory
@@ -76,32 +72,3 @@ def test_find_gives_the_papers_first_number_or_nothing() -> None:
 def test_an_unknown_paper_is_refused() -> None:
     with pytest.raises(UsageError, match=f"unknown paper 'he2014'; allowed: {', '.join(PAPERS)}"):
         papers.numbers("he2014")
-
-
-def test_table_1_has_every_shortcut_of_the_paper_and_four_that_failed() -> None:
-    """Eleven rows, with 110 layers; the shortcut with weight zero is a plain network."""
-    found = HE2016[HE2016["where"] == "Table 1"].set_index("network").value
-    labels = [models.from_label(label) for label in found.index]
-    assert sorted(name for name, _ in labels) == ["plain-110", *["resnet-110"] * 10]
-    kinds = Counter(parse(options["shortcut"])[0] for _, options in labels if options)
-    assert kinds == {"C": 1, "scaling": 2, "exclusive-gating": 3, "shortcut-gating": 2, "dropout": 1}
-    failed = (f"resnet-110 shortcut={name}" for name in ("scaling:0.5,1", "exclusive-gating:0", "dropout:0.5"))
-    assert set(found.index[found.isna()]) == {"plain-110", *failed}
-    assert found.dropna().max() < 20, 'the paper prints "fail" for errors above'
-    assert found.idxmin() == "resnet-110", "the paper's point: nothing beats the identity"
-
-
-def test_table_2_has_every_order_of_layers_at_both_depths() -> None:
-    """Ten numbers in the paper; the original order with 110 layers is in Table 1 already."""
-    found = HE2016[HE2016["where"] == "Table 2"].set_index("network").value
-    assert not found.isna().any()
-    orders: dict[str, list[str]] = {"110": ["original"], "164": []}
-    for label in found.index:
-        name, options = models.from_label(label)
-        family, depth = name.split("-")
-        orders[depth].append(options.get("order", "pre-activation" if family.startswith("pre") else "original"))
-    assert sorted(orders["110"]) == sorted(orders["164"]) == sorted(ORDERS)
-    assert {found[found.index.str.contains(depth)].idxmin() for depth in orders} == {
-        "preresnet-110",
-        "prebottleneck-164",
-    }

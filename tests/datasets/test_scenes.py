@@ -8,7 +8,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sklearn.ensemble import RandomForestClassifier
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -163,11 +162,8 @@ def test_who_sees_a_vehicle_only_cannot_name_it(pair: tuple[str, str], margin: i
     (train, labels), (test, truth) = (patches(many(count, seed, PAIRS[pair]), pair, margin) for seed in (1, 2))
     # 900 guesses are right in 55 % of the cases with a probability of 0.2 %.
     assert len(truth) > 900
-    for classifier in (
-        make_pipeline(StandardScaler(), LogisticRegression(C=1e-3)),
-        RandomForestClassifier(25, min_samples_leaf=3, max_features=40, random_state=0),
-    ):
-        assert classifier.fit(train, labels).score(test, truth) < 0.55
+    classifier = make_pipeline(StandardScaler(), LogisticRegression(C=1e-3))
+    assert classifier.fit(train, labels).score(test, truth) < 0.55
 
 
 @pytest.mark.parametrize("pair", PAIRS)
@@ -229,17 +225,6 @@ def outlines(labels: torch.Tensor) -> torch.Tensor:
     for axis in (1, 2):
         edges |= labels != labels.roll(1, axis)
     return edges
-
-
-def test_small_things_are_overlooked_first(some: Stacked) -> None:
-    noisy = annotated(some, Noise(0, 0, 0.03))
-    areas: dict[bool, list[int]] = {True: [], False: []}
-    for sample, seen in zip(some, noisy, strict=True):
-        for index, each in enumerate(sample.objects):
-            mask = sample.instances == index
-            if each.thing:
-                areas[bool(torch.any(seen[mask] != each.label))].append(int(mask.sum()))
-    assert np.mean(areas[True]) < np.mean(areas[False])
 
 
 @settings(max_examples=10, derandomize=True)

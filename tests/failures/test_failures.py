@@ -269,13 +269,6 @@ def test_failures_are_the_wrong_pixels_whatever_order_or_side(
     assert sorted(mirrored[described].itertuples(index=False)) == usual
 
 
-@settings(max_examples=10, derandomize=True)
-@given(maps(3))
-def test_what_is_right_gives_no_failure(labels: Tensor) -> None:
-    table = found(labels, labels.to(torch.uint8), contradicting=torch.ones(3, 4, dtype=torch.bool), **RULES)
-    assert table.empty and not counts(table, 3)[["pixels", "objects"]].any(axis=None)
-
-
 @settings(max_examples=25, derandomize=True)
 @given(maps(1, 12))
 def test_components_are_those_of_scipy_in_the_order_of_their_pixels(values: Tensor) -> None:
@@ -507,22 +500,6 @@ def test_validation_against_the_known_causes(made: tuple[Any, Tensor, pd.DataFra
     assert scores.loc["relationship", "recall"] == 1
     assert causes.loc["confusion", "relationship"] == table.pixels[table.labelled == "hill"].sum() > 0
     assert np.isnan(scores.loc["other", "recall"])
-
-
-def test_the_cause_is_that_of_the_object_with_most_pixels(made: tuple[Any, Tensor, pd.DataFrame]) -> None:
-    split, predictions, table = made
-    boat = table[table.labelled == "boat"].iloc[:1]
-    image = int(boat.image.item())
-    sample = split[image]
-    rows, columns = ((predictions[image] != sample.label) & (sample.label == scenes.CLASSES.index("boat"))).nonzero().T
-    sky = next(i for i, each in enumerate(sample.objects) if each.ambiguity == "none")
-    for part, cause in ((0.3, "relationship"), (1.0, "other")):
-        few = int(part * len(rows))
-        changed = sample.instances.clone()
-        changed[rows[:few], columns[:few]] = sky
-        samples = [*split]
-        samples[image] = sample._replace(instances=changed)
-        assert validate(boat, predictions, samples)[1].sum(axis=1)[cause] == boat.pixels.item()
 
 
 def test_validation_needs_objects(made: tuple[Any, Tensor, pd.DataFrame]) -> None:

@@ -1,7 +1,6 @@
 """Residual units: what is drawn is the block, and the blocks are those of the papers."""
 
 import pytest
-import torch
 from kit.drawings import fits
 from torch import nn
 
@@ -93,9 +92,3 @@ def test_what_cannot_be_drawn_is_named():
             drawings.read_unit(Block(branch, nn.Identity(), nn.Identity()))
     with pytest.raises(UsageError, match="without a shortcut"):
         drawings.read_unit(build("plain-8").blocks[0])
-
-
-def test_drawing_takes_nothing_from_the_random_generator():
-    before = torch.get_rng_state()
-    drawings.activation_orders()
-    assert torch.equal(before, torch.get_rng_state())

@@ -16,7 +16,7 @@ from resnotes import datasets, models
 from resnotes.datasets import Classification
 from resnotes.errors import UsageError
 from resnotes.figures import explorer
-from resnotes.figures.examination import Subject, lesioned, swapped
+from resnotes.figures.examination import Subject, lesioned
 from resnotes.figures.explorer import Explorer, choice, draw, explore
 from resnotes.models import Network
 from resnotes.unravel import Lesion, lesion_errors, lesion_predictions, path_gradients, path_shares
@@ -100,15 +100,6 @@ def test_the_summary_counts_paths_and_order(data: Classification) -> None:
         f"error {finding.error:.1f} % (intact {subject.intact.error:.1f} %), "
         f"{len(subject.changed(finding))} of 24 predictions changed, 2⁸ paths left of 2⁹, Kendall τ 0.89"
     )
-
-
-def test_swaps_undo_each_other() -> None:
-    groups = [(0, 1, 2), (3,), (4, 5)]
-    once = swapped(Lesion(frozenset({1})), 0, 2, groups)
-    assert once == Lesion(frozenset({1}), (2, 1, 0, 3, 4, 5))
-    assert swapped(once, 2, 1, groups).order == (1, 2, 0, 3, 4, 5), "blocks, not places"
-    assert swapped(once, 2, 0, groups) == Lesion(frozenset({1}))
-    assert swapped(Lesion(), 1, 1, groups) == Lesion()
 
 
 # The figure

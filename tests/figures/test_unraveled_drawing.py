@@ -111,16 +111,6 @@ def test_each_row_leads_through_the_units_of_its_path():
         assert "·".join(reversed(taken)) == label.replace("shortcuts", "")
 
 
-def test_key_names_what_is_drawn():
-    keys = [
-        {text.get_text() for text in unraveled.unraveled_view(network).axes[0].texts}
-        for network in (build("resnet-8"), build("preresnet-8", shortcut="C"))
-    ]
-    assert "addition, then ReLU" in keys[0] and "addition" in keys[1]
-    assert all("half the resolution" in key for key in keys)
-    assert ["shortcut other than the identity" in key for key in keys] == [False, True]
-
-
 def test_bars_are_the_weights():
     torch.manual_seed(0)
     network = build("resnet-8", width=4).eval()
@@ -144,12 +134,6 @@ def test_lesion_takes_half_of_the_paths_or_the_only_one(deleted):
     assert not any(alive for *_, alive in boxes(feed_forward))
     assert len(residual.lines) == 2 * 2 ** (2 - deleted), "each is crossed out"
     assert len(feed_forward.lines) == 2 * 2, "once there and once in the key"
-
-
-def test_a_box_is_faded_if_no_path_through_it_is_left():
-    residual, _ = unraveled.lesioned_view(build("resnet-8"), deleted=1).axes
-    found = Counter((unit, alive) for *_, unit, alive in boxes(residual))
-    assert found == {(1, True): 2, (1, False): 2, (2, False): 2, (3, True): 1}
 
 
 @pytest.mark.filterwarnings("error")

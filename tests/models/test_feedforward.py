@@ -8,11 +8,9 @@ from kit.networks import randomise_bn
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from resnotes import datasets, models, unravel
+from resnotes import models, unravel
 from resnotes.errors import UsageError
-from resnotes.models import Network, count_parameters
-from resnotes.training.loop import train
-from resnotes.training.recipe import Recipe
+from resnotes.models import Network
 
 VGG_BLOCKS, VGG_POOLED = 13, (3, 8)  # the fifth and the tenth convolution; the first one is the stem
 ALEXNET_CHANNELS = (1, 3, 6, 4, 4)
@@ -78,26 +76,6 @@ def test_network_is_the_layers_in_turn(name: str, by_hand: object, batch_norm: b
     torch.testing.assert_close(logits, by_hand(images, network.state_dict()))  # type: ignore[operator]
 
 
-@pytest.mark.parametrize(
-    ("name", "batch_norm", "parameters"),
-    [
-        # A bias for each channel of 14 convolutions; BN has two numbers in its place.
-        ("vgg-15", False, 9 * 2 * 4 + 13 * 9 * 4**2 + 14 * 4 + 5 * 7),
-        ("vgg-15", True, 9 * 2 * 4 + 13 * 9 * 4**2 + 2 * 14 * 4 + 5 * 7),
-        ("alexnet", False, 25 * 2 * 4 + 9 * 61 * 4**2 + 18 * 4 + (64 * 4 + 1) * 64 + 65 * 64 + 65 * 7),
-        ("alexnet", True, 25 * 2 * 4 + 9 * 61 * 4**2 + 2 * 18 * 4 + (64 * 4 + 1) * 64 + 65 * 64 + 65 * 7),
-    ],
-)
-@pytest.mark.parametrize("size", [(33, 21), (1, 1)])
-@torch.no_grad()
-def test_any_channels_classes_and_image_size(
-    name: str, batch_norm: bool, parameters: int, size: tuple[int, int]
-) -> None:
-    network = models.build(name, num_classes=7, in_channels=2, width=4, batch_norm=batch_norm).eval()
-    assert network(torch.randn(1, 2, *size)).shape == (1, 7)
-    assert count_parameters(network) == parameters
-
-
 # Deletion: a block that goes leaves what follows it, `after(x)`
 
 
@@ -149,19 +127,3 @@ def test_what_cannot_be_built_is_refused(name: str, options: dict[str, object], 
 
 
 # Training
-
-
-@pytest.mark.parametrize(
-    ("label", "lr", "iterations"),
-    [
-        ("vgg-15 width=32", 0.01, 132),  # without BN, the loss stays where it is for a long time
-        ("alexnet width=8", 0.03, 44),
-    ],
-)
-def test_the_loss_falls(label: str, lr: float, iterations: int) -> None:
-    name, options = models.from_label(label)
-    network = models.build(name, in_channels=1, **options)
-    recipe = Recipe(iterations=iterations, schedule="one-cycle", lr=lr, pad=0, flip=False, precision="float32")
-    history = train(network, datasets.load("digits"), recipe, seed=0, device="cpu").history
-    assert history[-1].clean_loss < 0.9 * math.log(10)  # nats of a guess among ten
-    assert history[-1].clean_error < 70

@@ -17,7 +17,7 @@ from torchvision.models.resnet import BasicBlock, ResNet
 from torchvision.ops import StochasticDepth
 
 from resnotes import unravel
-from resnotes.analysis.propagation import gradient_flow, gradient_norms, identity_errors, layer_responses
+from resnotes.analysis.propagation import gradient_flow
 from resnotes.errors import UsageError
 from resnotes.models import Network
 
@@ -448,13 +448,6 @@ def test_what_are_no_lesions_is_refused(lesions: Any) -> None:
         unravel.lesion_errors(build(["conv-bn", "conv-bn"]), lesions, IMAGES, LABELS)
 
 
-@pytest.mark.parametrize("kind", ["after's tuple", "head's tuple", "forward", "channels"])
-def test_paths_of_what_cannot_be_evaluated_are_refused(kind: str) -> None:
-    make, _ = REFUSED[kind]
-    with pytest.raises(UsageError, match=r"expected a tensor|something else|cannot be evaluated"):
-        unravel.path_gradients(make(), IMAGES, LABELS)
-
-
 MEASURES: dict[str, Callable[[nn.Module, Tensor, Tensor], object]] = {
     "lesions": lambda model, images, labels: unravel.lesion_errors(model, [()], images, labels),
     "paths": unravel.path_gradients,
@@ -588,26 +581,6 @@ def test_paths_of_networks_of_torchvision(make: Callable[..., nn.Module], traini
     assert (found - expected).norm() < 1e-9 * expected.norm()
     if training:  # whose gradient is of the mean
         assert flow.gradient[0] == pytest.approx(expected.norm().item() / len(images), rel=1e-9)
-
-
-@pytest.mark.parametrize("residual", ["in place", "in place first"])
-@pytest.mark.parametrize("after", ["ReLU in place", "nothing"])
-def test_flow_through_what_works_in_place(residual: str, after: str) -> None:
-    network = build([residual] * 3, after).double().train().requires_grad_(False)
-    images = IMAGES.double()
-    found = gradient_flow(network, images, LABELS)  # type: ignore[arg-type]
-    expected = gradient(network, images) / len(images)
-    assert found.gradient[0] == pytest.approx(expected.norm().item(), rel=1e-9)
-    # With the branches' derivatives left out, what is left came through the shortcuts alone.
-    paths = unravel.gradients_along(network, images, LABELS, torch.zeros(1, 3, dtype=torch.bool))
-    assert found.direct[0] == pytest.approx(paths.norm().item() / len(images), rel=1e-9)
-
-
-@pytest.mark.parametrize("measure", [layer_responses, gradient_norms, identity_errors, gradient_flow])
-def test_measures_refuse_networks_of_another_shape(measure: Callable[..., object]) -> None:
-    arguments = (IMAGES,) if measure is layer_responses else (IMAGES, LABELS)
-    with pytest.raises(UsageError, match=r"found ResNet.*; resnotes.unravel.adapt"):
-        measure(ResNet(BasicBlock, [1, 1, 1, 1]), *arguments)
 
 
 # Adapting

@@ -10,11 +10,10 @@ import torch
 from kit.weights import FILE, SPEC
 from torch import Tensor
 
-from resnotes import datasets, models
+from resnotes import models
 from resnotes.errors import DatasetError, RunError, UsageError
 from resnotes.models.pretrained import load_pretrained
 from resnotes.models.segmentation import SegmentationNetwork
-from resnotes.runs import profiles
 from resnotes.runs.folder import initial_network
 from resnotes.runs.recording import verify
 from resnotes.runs.spec import RunSpec
@@ -75,13 +74,6 @@ def test_a_run_starts_from_them_and_is_read_without(
         store.get(dataclasses.replace(SPEC, seed=1), device="cpu")
 
 
-def test_without_the_field_a_run_keeps_its_address() -> None:
-    canonical = b'{"dataset":"digits","model":"plain-8","recipe":{"iterations":2},"seed":3}'
-    spec = RunSpec(model="plain-8", dataset="digits", seed=3, recipe=Recipe(iterations=2), pretrained=None)
-    assert spec.name == f"plain-8-digits-s3-{hashlib.sha256(canonical).hexdigest()[:10]}"
-    assert RunSpec.from_json(SPEC.to_json()) == SPEC
-
-
 def test_a_missing_file_is_named_with_its_place_and_source(weights: Path) -> None:
     weights.unlink()
     with pytest.raises(DatasetError) as caught:
@@ -139,14 +131,3 @@ def test_a_classifiers_run_is_refused(weights: Path, tmp_path: Path) -> None:
     assert not [path for path in (tmp_path / "runs").glob("*/*") if path.suffix != ".lock"], "nothing is left of it"
     with pytest.raises(UsageError, match=r"resnet-14 cannot start both from resnet-8 and from resnet18\.pth"):
         dataclasses.replace(spec, model="resnet-14", start=dataclasses.replace(spec, pretrained=None))
-
-
-def test_a_profile_names_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(profiles, "FOLDER", tmp_path)
-    (tmp_path / "tiny.toml").write_text(
-        '[small]\ndataset = "scenes"\nmodels = ["fcn-resnet18"]\nseeds = [0, 1]\n'
-        f'data = {{ seed = 3 }}\npretrained = "{FILE}"\n[small.recipe]\niterations = 1\n'
-    )
-    specs = profiles.load("tiny").study("small").all_specs()
-    assert [(spec.pretrained, spec.data) for spec in specs] == [(FILE, {"seed": 3})] * 2
-    assert datasets.load("scenes", train=1, test=1, **specs[0].data).sizes == (1, 1)

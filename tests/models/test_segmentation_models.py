@@ -243,15 +243,6 @@ def test_networks_are_built_again_from_name_and_options(name: str) -> None:
     assert network.eval()(torch.randn(1, 1, 16, 16)).shape == (1, 5, 16, 16)
 
 
-def test_options_survive_a_label() -> None:
-    options = {"bins": (1, 6), "depths": (1, 1, 2), "pooling": "max", "reduction": False}
-    text = models.label("pspnet-small", options)
-    assert text == "pspnet-small bins=(1,6) depths=(1,1,2) pooling=max reduction=False"
-    assert models.from_label(text) == ("pspnet-small", options)
-    assert models.label("pspnet-small", options | {"bins": [1, 6], "depths": [1, 1, 2]}) == text, "as JSON has it"
-    assert models.from_label("pspnet-small bins=()") == ("pspnet-small", {"bins": ()})
-
-
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [

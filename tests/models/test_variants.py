@@ -144,20 +144,6 @@ def test_each_unit_has_one_gate_that_begins_at_its_bias(kind: str) -> None:
     assert surplus == sum(count_parameters(gate) for gate in gates)  # a shared one counts once
 
 
-@pytest.mark.parametrize("kind", ["exclusive-gating", "shortcut-gating"])
-def test_gradients_reach_a_gate_through_everything_it_gates(kind: str) -> None:
-    """(1 - g) x + g F has the derivative g (1 - g) (F - x) with respect to the gate's bias."""
-    block = spread_gates(small("resnet-14", shortcut=f"{kind}:0")).blocks[1]
-    x = torch.randn(2, 4, 6, 6, dtype=torch.float64)
-    gate = gates_of(block)[0]
-    (block.shortcut(x) + block.residual(x)).sum().backward()
-    with torch.no_grad():
-        unit = Unit(block, x, 1)
-        g = unit.gate
-        gated = (unit.branch if kind == "exclusive-gating" else 0) - unit.identity
-        torch.testing.assert_close(gate.conv.bias.grad, (g * (1 - g) * gated).sum(dim=(0, 2, 3)))
-
-
 @pytest.mark.parametrize("index", [1, 2])
 @torch.no_grad()
 def test_dropout_acts_on_the_shortcut_in_training_mode_only(index: int) -> None:
@@ -234,27 +220,7 @@ def test_stem_and_head_of_every_order(order: str, batch_norm: bool) -> None:
     torch.testing.assert_close(head(maps), F.linear(activated.mean(dim=(2, 3)), head.fc.weight, head.fc.bias))
 
 
-@pytest.mark.parametrize(("family", "other"), [("resnet", "preresnet"), ("bottleneck", "prebottleneck")])
-@torch.no_grad()
-def test_families_differ_in_their_order_alone(family: str, other: str) -> None:
-    depth = 8 if family == "resnet" else 11
-    images = torch.randn(2, 3, 8, 8, dtype=torch.float64)
-    for name, order in ((family, "original"), (other, "pre-activation")):
-        usual, spelled = small(f"{name}-{depth}"), small(f"{name}-{depth}", order=order)
-        spelled.load_state_dict(usual.state_dict())
-        assert torch.equal(usual(images), spelled(images))
-
-
 # Bottlenecks
-
-
-@torch.no_grad()
-def test_bottleneck_with_option_a_pads_with_zeros() -> None:
-    blocks = small("bottleneck-11", shortcut="A").blocks
-    first, second = (torch.randn(2, channels, 5, 6, dtype=torch.float64) for channels in (4, 16))
-    six = torch.zeros(2, 6, 5, 6, dtype=torch.float64)
-    assert torch.equal(blocks[0].shortcut(first), torch.cat([six, first, six], dim=1))
-    assert torch.equal(blocks[1].shortcut(second), option_a(second))
 
 
 PER_N = {"plain": 6, "resnet": 6, "preresnet": 6, "bottleneck": 9, "prebottleneck": 9}
@@ -296,25 +262,6 @@ def test_bottlenecks_have_the_papers_parameters(family: str, depth: int, million
 
 
 # Without BN
-
-
-@pytest.mark.parametrize(
-    ("name", "options"),
-    [
-        *(("resnet-8", {"shortcut": shortcut}) for shortcut in TABLE_1),
-        *((f"{family}-{per_n + 2}", {"order": order}) for family, per_n in PER_N.items() for order in ORDERS),
-    ],
-)
-def test_without_bn_everything_else_stays(name: str, options: dict[str, object]) -> None:
-    torch.manual_seed(7)
-    normed = models.build(name, width=4, **options)
-    torch.manual_seed(7)
-    bare = models.build(name, width=4, batch_norm=False, **options)
-    assert not list(bare.buffers())
-    of_bn = {id(p) for module in normed.modules() if isinstance(module, nn.BatchNorm2d) for p in module.parameters()}
-    assert of_bn
-    expected = {key: value.detach() for key, value in normed.named_parameters() if id(value) not in of_bn}
-    torch.testing.assert_close(dict(bare.state_dict()), expected, rtol=0, atol=0)
 
 
 # State dicts and copies
@@ -451,8 +398,3 @@ def test_labels_as_they_are_written() -> None:
 def test_malformed_labels_are_refused(setting: str) -> None:
     with pytest.raises(UsageError, match=f"expected option=value after its name, found '{setting}'$"):
         models.from_label(f"resnet-56 width=4 {setting}")
-
-
-def test_an_empty_name_is_unknown() -> None:
-    with pytest.raises(UsageError, match="unknown network ''; allowed: plain-N"):
-        models.build(*models.from_label("")[:1])

@@ -184,22 +184,6 @@ def test_a_store_that_cannot_be_locked_gives_what_it_has(
     assert not (root / other.name).exists()
 
 
-def test_a_clock_that_goes_back_changes_nothing(
-    store: RunStore, whole: dict[str, Run], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """By an hour whenever someone looks; in the end the store's files are of later."""
-    now = iter(range(2_000_000_000, 0, -3600))
-    monkeypatch.setattr(time, "time", lambda: float(next(now)))
-    monkeypatch.setattr(time, "time_ns", lambda: next(now) * 10**9)
-    run = store.get(SHORT, device="cpu")
-    assert_whole(run, whole)
-    assert run.history.seconds.between(0, 60).all()
-    for path in store.root.rglob("*"):
-        os.utime(path, (4_000_000_000, 4_000_000_000))
-    monkeypatch.setattr("resnotes.runs.store.train", lambda *_, **__: pytest.fail("trained again"))
-    assert store.get(SHORT) == run
-
-
 def test_data_with_other_times_is_the_same_data(root: Path) -> None:
     as_folder(tree(), root / "cifar10")
     before = datasets.load("cifar10", root).fingerprint

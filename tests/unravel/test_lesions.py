@@ -2,8 +2,6 @@
 
 import copy
 import itertools
-import math
-import weakref
 from collections.abc import Callable, Sequence
 
 import pytest
@@ -30,7 +28,6 @@ from resnotes.unravel import (
     random_deletions,
     random_reorderings,
     single_deletions,
-    tree,
 )
 
 IMAGES = torch.randn(12, 1, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
@@ -132,58 +129,6 @@ def test_images_are_taken_to_the_precision_of_the_network() -> None:
 
 
 # Work, memory
-
-
-class Counted:
-    """Steps that write themselves down as digits, and count the activations at hand."""
-
-    def __init__(self) -> None:
-        self.steps = self.alive = self.most = 0
-
-    def input(self, images: Tensor) -> Tensor:
-        return images
-
-    head = input
-
-    def stem(self, images: Tensor) -> Tensor:
-        return self.noted(images.clone())
-
-    def keep(self, i: int, x: Tensor) -> Tensor:
-        self.steps += 1
-        return self.noted(10 * x + 1 + 2 * i)
-
-    def delete(self, i: int, x: Tensor) -> Tensor:
-        self.steps += 1
-        return self.noted(10 * x + 2 + 2 * i)
-
-    def noted(self, x: Tensor) -> Tensor:
-        self.alive += 1
-        self.most = max(self.most, self.alive)
-        weakref.finalize(x, self.gone)
-        return x
-
-    def gone(self) -> None:
-        self.alive -= 1
-
-
-@given(st.lists(st.permutations(range(4)).flatmap(lambda p: st.tuples(st.just(p), st.sets(st.integers(0, 3))))))
-def test_a_walk_does_once_what_begins_alike_and_keeps_few_activations(drawn: list[tuple[list[int], set[int]]]) -> None:
-    programs = [((0, False), *((i, i in deleted) for i in order)) for order, deleted in [([0, 1, 2, 3], set()), *drawn]]
-    counted = Counted()
-    found = tree.walk(counted, programs, torch.zeros(2, 1), "float32", 2, lambda x: x)  # type: ignore[arg-type]
-    expected = [int("".join(str(1 + deleted + 2 * i) for i, deleted in program)) for program in programs]
-    assert found[:, :, 0].int().tolist() == [[each, each] for each in expected]
-    assert counted.steps == len({program[:length] for program in programs for length in range(1, 6)})
-    assert counted.most <= math.log2(len(programs)) + 2  # one is at work
-
-
-@pytest.mark.parametrize(("sweep", "kept"), [(single_deletions(range(30)), 2), (pairs(range(12)), 3)])
-def test_single_deletions_and_pairs_keep_two_and_three_activations(sweep: list[Lesion], kept: int) -> None:
-    blocks = range(max(max(lesion.deleted) for lesion in sweep) + 1)
-    programs = [tuple((i, i in lesion.deleted) for i in blocks) for lesion in sweep]
-    counted = Counted()
-    tree.walk(counted, programs, torch.zeros(1, 1), "float32", 1, lambda x: x)  # type: ignore[arg-type]
-    assert counted.most <= kept + 1
 
 
 # No trace

@@ -13,7 +13,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from kit.networks import small
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from resnotes import models
@@ -131,26 +131,6 @@ def test_all_lengths_together_are_the_gradient(name: str, dtype: torch.dtype, wi
     if training:
         within *= 3  # BN on the statistics of few images multiplies rounding errors, autograd's own as well
     assert (found.sum(0) - expected).norm() < within * expected.norm()
-
-
-def test_views_and_repeated_gradients_do_no_harm() -> None:
-    """The input of the first unit is a slice, and the gradient at the output of the last is one number per map."""
-
-    class Sum(nn.Module):
-        def forward(self, x: Tensor) -> Tensor:
-            return x.sum((2, 3))
-
-    class Slice(nn.Module):
-        def forward(self, x: Tensor) -> Tensor:
-            return x[:, :, ::2, 1:].expand(-1, 4, -1, -1)
-
-    network = build("preresnet-14")
-    network.stem, network.head = Slice(), Sum()
-    paths = every_path(6)
-    singly = torch.stack([one_path(network, path) for path in paths])
-    along = gradients_along(network, IMAGES, LABELS, torch.tensor(paths))
-    torch.testing.assert_close(along, singly, rtol=1e-9, atol=1e-11)
-    torch.testing.assert_close(path_gradients(network, IMAGES, LABELS).sum(0), singly.sum(0), rtol=1e-9, atol=1e-9)
 
 
 def test_dropout_that_drops_nothing_is_none() -> None:
