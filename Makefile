@@ -21,7 +21,7 @@ lint: $(STAMP)  ## style, types, who imports whom, and how much there is to read
 	"$(BIN)/ruff" format --check .
 	"$(BIN)/mypy"
 	"$(BIN)/lint-imports"
-	-"$(BIN)/python" -m benchmarks.size
+	"$(BIN)/python" -m benchmarks.size
 
 coverage: $(STAMP)  ## lines of the package that unit tests execute; fails below 90 %
 	"$(BIN)/python" -m coverage erase

@@ -140,7 +140,8 @@ def _check(name: str, given: Mapping[str, Any]) -> None:
     for option, below in (("auxiliary", math.inf), ("dropout", 1)):
         value = given.get(option)
         if not isinstance(value, int | float) or not 0 <= value < below:
-            raise UsageError(f"{name}: {option} must be a number from 0 to below {below}, found {value!r}")
+            bound = "" if below == math.inf else f" and below {below}"
+            raise UsageError(f"{name}: {option} must be a number of at least 0{bound}, found {value!r}")
 
 
 class SegmentationNetwork(nn.Module):

@@ -257,9 +257,9 @@ def test_networks_are_built_again_from_name_and_options(name: str) -> None:
         ("pspnet-small", {"reduction": 0}, "reduction must be True or False, found 0"),
         ("pspnet-small", {"output_stride": 16}, "unknown output stride 16; allowed: 4, 8"),
         ("fcn-small", {"head_width": 0}, "head_width must be a whole number of at least 1, found 0"),
-        ("fcn-small", {"auxiliary": -0.1}, "auxiliary must be a number from 0 to below inf, found -0.1"),
-        ("fcn-small", {"auxiliary": None}, "auxiliary must be a number from 0 to below inf, found None"),
-        ("fcn-small", {"dropout": 1}, "dropout must be a number from 0 to below 1, found 1"),
+        ("fcn-small", {"auxiliary": -0.1}, "auxiliary must be a number of at least 0, found -0.1"),
+        ("fcn-small", {"auxiliary": None}, "auxiliary must be a number of at least 0, found None"),
+        ("fcn-small", {"dropout": 1}, "dropout must be a number of at least 0 and below 1, found 1"),
         ("resnet18", {"width": "a"}, "resnet18: width must be a whole number of at least 1, found 'a'"),
     ],
 )
