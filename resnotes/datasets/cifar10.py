@@ -138,7 +138,8 @@ def _downloaded(root: Path) -> Path:
 
 def _found(root: Path) -> Path | None:
     home = root / "cifar10"
-    inside, beside = (sorted(folder.iterdir()) if folder.is_dir() else [] for folder in (home, root))
+    with damage_reported(root, "a readable folder"):
+        inside, beside = (sorted(folder.iterdir()) if folder.is_dir() else [] for folder in (home, root))
     originals = (folder / name for folder in (home, root) for name in _ORIGINALS)
     trees = (folder for folder in (home, *inside, root) if _is_tree(folder))
     archives = (file for file in (*inside, *beside) if _TREE_ARCHIVE.fullmatch(file.name) and file.is_file())
