@@ -12,9 +12,19 @@ import resnotes
 from resnotes import datasets, models
 from resnotes.models import registry
 
-README = (Path(resnotes.__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+PACKAGE = Path(resnotes.__file__).parent
+README = (PACKAGE.parent / "README.md").read_text(encoding="utf-8")
 SECTION = README.split("## Your own network and data")[1].split("\n## ")[0]
 SNIPPETS = {code.split("\n", 1)[0]: code for code in re.findall(r"```python\n(.*?)```", SECTION, re.DOTALL)}
+
+
+def test_what_the_readme_says_where_is_there() -> None:
+    table = README.split("| where is … |")[1].split("\n\n")[0]
+    found = {file: list(PACKAGE.glob(file)) for file in re.findall(r"`([\w/*]+\.(?:py|toml))`", table)}
+    assert len(found) > 15 and all(found.values())
+    source = "".join(path.read_text("utf-8") for paths in found.values() for path in paths)
+    for name in set(re.findall(r"`([\w.]+)`", table)) - set(found):
+        assert re.search(rf"(def|class) {name.rpartition('.')[2]}\b", source), name
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Executing notebooks: each through papermill, in a process of its own, into the folder of a run."""
+"""Executing notebooks: each through papermill, in a process of its own (`lifeline`), into the folder of a run."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ import nbformat
 from ipykernel.kernelspec import write_kernel_spec
 
 from resnotes import paths
-from resnotes.book.lifeline import lifeline, papermill
+from resnotes.book.lifeline import execute_in_child, lifeline
 from resnotes.book.notebooks import Notebook, read
 from resnotes.book.results import NOTE, merge
 from resnotes.errors import ResnotesError
@@ -75,7 +75,7 @@ def execute(
         # `python3` must mean this interpreter, whatever kernels the user has installed under that name.
         write_kernel_spec(Path(kernels) / "kernels" / "python3")
         call = functools.partial(
-            papermill,
+            execute_in_child,
             held,
             _environment(out, Path(kernels), threads=max(1, cores // jobs), workers=cores),
             kernel_name="python3",

@@ -24,7 +24,7 @@ _PATIENCE = 10.0  # seconds in which papermill can notice that its kernel is gon
 
 @contextlib.contextmanager
 def lifeline() -> Iterator[IO[bytes]]:
-    """What `papermill` is to hold on to; once this is left, or its process ends, all that do end with their kernels.
+    """What `execute_in_child` holds on to; once this is left, or its process ends, all that do end with their kernels.
 
     A notebook then keeps the cells that were finished.
     """
@@ -33,7 +33,9 @@ def lifeline() -> Iterator[IO[bytes]]:
         yield held
 
 
-def papermill(held: IO[bytes], environment: Mapping[str, str], **arguments: Any) -> subprocess.CompletedProcess[str]:
+def execute_in_child(
+    held: IO[bytes], environment: Mapping[str, str], **arguments: Any
+) -> subprocess.CompletedProcess[str]:
     """Call `papermill.execute_notebook` with arguments that JSON can hold; `stdout` says what it raised."""
     return subprocess.run(
         [sys.executable, "-m", "resnotes.book.lifeline", json.dumps(arguments)],

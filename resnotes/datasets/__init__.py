@@ -1,7 +1,7 @@
 """Data sets by name, and `register` for your own.
 
-A new one of the package is a loader module and a line in the table below. Importing this costs no more than torch:
-scikit-learn and torchvision are imported by the loaders when called.
+A new one of the package is a loader module, a line in the table below, and its name in the hints of `load`.
+Importing this costs no more than torch: scikit-learn and torchvision are imported by the loaders when called.
 """
 
 from __future__ import annotations

@@ -64,7 +64,7 @@ def check(
     return pairs
 
 
-def connected(values: NDArray[Any]) -> Numbers:
+def components(values: NDArray[Any]) -> Numbers:
     """Numbers ``[H, W]`` of the 4-connected components of equal values, from 0, in the order of their first pixels."""
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
@@ -74,13 +74,13 @@ def connected(values: NDArray[Any]) -> Numbers:
     start = np.concatenate([pixel[:-1][down], pixel[:, :-1][across]])
     end = np.concatenate([pixel[1:][down], pixel[:, 1:][across]])
     graph = coo_array((np.ones(len(start), np.int8), (start, end)), shape=(values.size, values.size))
-    components = connected_components(graph, directed=False)[1]
-    return pd.factorize(components)[0].reshape(values.shape)
+    numbers = connected_components(graph, directed=False)[1]
+    return pd.factorize(numbers)[0].reshape(values.shape)
 
 
 def piece_numbers(prediction: NDArray[Any], label: NDArray[Any]) -> Numbers:
     """Numbers ``[H, W]`` of the connected pixels with one label and one prediction; those of column ``piece``."""
-    return connected(label.astype(np.int64) * (int(prediction.max()) + 1) + prediction)
+    return components(label.astype(np.int64) * (int(prediction.max()) + 1) + prediction)
 
 
 def image_pieces(prediction: NDArray[Any], label: NDArray[Any], margin: int) -> pd.DataFrame:
@@ -96,7 +96,7 @@ def image_pieces(prediction: NDArray[Any], label: NDArray[Any], margin: int) -> 
         A row a piece; classes are numbers, boxes are half-open. A piece is `spread` if it touches a pixel whose label
         is the class predicted in it.
     """
-    objects, pieces = connected(label), piece_numbers(prediction, label)
+    objects, pieces = components(label), piece_numbers(prediction, label)
     window = 2 * margin + 1
     inside = minimum_filter(objects, window, mode="nearest") == maximum_filter(objects, window, mode="nearest")
     spread = np.zeros(pieces.shape, bool)

@@ -16,7 +16,7 @@ from torch import nn
 from resnotes.errors import UsageError
 from resnotes.figures.canvas import Canvas, Point, blank
 from resnotes.models import Block, build
-from resnotes.models.shortcuts import Gate, Gated, GatedShortcut, Scale, ZeroPadShortcut
+from resnotes.models.shortcuts import Gate, GatedResidual, GatedShortcut, Scale, ZeroPadShortcut
 
 # The panels of He et al. 2016, Figs. 4 and 2: title, and the order or shortcut that `models.build` takes.
 ORDERS = {
@@ -92,7 +92,7 @@ def read_nodes(module: nn.Module) -> list[Node]:
             return [Node("other", "zero padding")]
         case Gate():
             return [*read_nodes(module.conv), Node("other", "sigmoid")]
-        case Gated() | GatedShortcut():
+        case GatedResidual() | GatedShortcut():
             return [*read_nodes(module.branch), TIMES]
     raise UsageError(f"cannot draw a module of type {type(module).__name__}")
 
@@ -105,7 +105,7 @@ def read_unit(block: Block) -> Unit:
     """
     if block.shortcut is None:
         raise UsageError("expected a residual unit to draw, found one without a shortcut")
-    gates = {path.gate for path in block.modules() if isinstance(path, Gated | GatedShortcut)}
+    gates = {path.gate for path in block.modules() if isinstance(path, GatedResidual | GatedShortcut)}
     return Unit(
         residual=read_nodes(block.residual),
         shortcut=read_nodes(block.shortcut),

@@ -77,7 +77,7 @@ def swapped(lesion: Lesion, first: int, second: int, groups: Iterable[Sequence[i
 
 
 @dataclass(frozen=True, eq=False)
-class Finding:
+class LesionOutcome:
     """What became of a network.
 
     Attributes:
@@ -121,7 +121,7 @@ class Subject:
         self.groups = exchangeable(self.network, self.images)
         self.intact = self.examine(Lesion())
 
-    def examine(self, lesion: Lesion) -> Finding:
+    def examine(self, lesion: Lesion) -> LesionOutcome:
         """The network after a lesion.
 
         Raises:
@@ -129,7 +129,7 @@ class Subject:
         """
         (predictions,) = lesion_predictions(self.network, [lesion], self.images)
         error = 100 * (predictions != self.labels).double().mean().item()
-        return Finding(lesion, predictions, error, self._shares(lesion))
+        return LesionOutcome(lesion, predictions, error, self._shares(lesion))
 
     def _shares(self, lesion: Lesion) -> Shares | None:
         images, labels = self.images[self.traced], self.labels[self.traced].to(self.images.device)
@@ -147,9 +147,9 @@ class Subject:
         shortcuts = {i for i, block in enumerate(self.network.blocks) if block.shortcut is not None}
         return len(shortcuts - lesion.deleted)
 
-    def changed(self, finding: Finding) -> list[int]:
+    def changed(self, outcome: LesionOutcome) -> list[int]:
         """Numbers of the images that the intact network takes for something else."""
-        numbers: list[int] = (finding.predictions != self.intact.predictions).nonzero().flatten().tolist()
+        numbers: list[int] = (outcome.predictions != self.intact.predictions).nonzero().flatten().tolist()
         return numbers
 
     def structure(self, lesion: Lesion) -> str:
@@ -160,8 +160,8 @@ class Subject:
         order = kendall_tau(lesion.order or range(len(self.network.blocks)))
         return f"{paths if self.ways(Lesion()) else 'one path'}, Kendall τ {order:.2f}"
 
-    def summary(self, finding: Finding) -> str:
-        """A finding in one line."""
-        error = f"error {finding.error:.1f} % (intact {self.intact.error:.1f} %)"
-        changed = f"{len(self.changed(finding))} of {len(self.images)} predictions changed"
-        return f"{error}, {changed}, {self.structure(finding.lesion)}"
+    def summary(self, outcome: LesionOutcome) -> str:
+        """A outcome in one line."""
+        error = f"error {outcome.error:.1f} % (intact {self.intact.error:.1f} %)"
+        changed = f"{len(self.changed(outcome))} of {len(self.images)} predictions changed"
+        return f"{error}, {changed}, {self.structure(outcome.lesion)}"

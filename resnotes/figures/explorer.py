@@ -28,7 +28,7 @@ from matplotlib.ticker import MaxNLocator
 
 from resnotes.datasets import Classification
 from resnotes.errors import UsageError
-from resnotes.figures.examination import Finding, Subject, swapped
+from resnotes.figures.examination import LesionOutcome, Subject, swapped
 from resnotes.figures.style import BLUE, ORANGE, VERMILION
 from resnotes.models import Network
 from resnotes.progress import attended
@@ -40,14 +40,14 @@ INTACT, NOW, GONE, MOVED, WRONG, RIGHT = "#BDBDBD", BLUE, "#8A8A8A", ORANGE, VER
 WIDTH, HEIGHT, DPI = 10.0, 3.8, 160
 
 
-def draw(subject: Subject, finding: Finding, title: str) -> Figure:
+def draw(subject: Subject, outcome: LesionOutcome, title: str) -> Figure:
     """The blocks as they stand, the error, predictions that changed, and the gradient by path length.
 
     Grey is the intact network, and blue is what became of it.
 
     Args:
         subject: the network.
-        finding: of a lesion to it.
+        outcome: of a lesion to it.
         title: name of the network.
 
     Returns:
@@ -56,11 +56,11 @@ def draw(subject: Subject, finding: Finding, title: str) -> Figure:
     # Places are fixed, so that nothing jumps from one update to the next; a layout engine would take longer, too.
     fig = Figure(figsize=(WIDTH, HEIGHT))
     fig.set_layout_engine("none")
-    fig.text(0.01, 0.955, f"{title}: {subject.structure(finding.lesion)}", fontsize=9, va="center")
-    _draw_blocks(fig.add_axes((0.01, 0.775, 0.98, 0.14)), subject.network.stages, finding.lesion)
-    _draw_error(fig.add_axes((0.04, 0.115, 0.11, 0.53)), subject.intact.error, finding.error)
-    _draw_spectrum(fig.add_axes((0.69, 0.115, 0.295, 0.53)), subject, finding)
-    _draw_changes(fig, subject, finding)
+    fig.text(0.01, 0.955, f"{title}: {subject.structure(outcome.lesion)}", fontsize=9, va="center")
+    _draw_blocks(fig.add_axes((0.01, 0.775, 0.98, 0.14)), subject.network.stages, outcome.lesion)
+    _draw_error(fig.add_axes((0.04, 0.115, 0.11, 0.53)), subject.intact.error, outcome.error)
+    _draw_spectrum(fig.add_axes((0.69, 0.115, 0.295, 0.53)), subject, outcome)
+    _draw_changes(fig, subject, outcome)
     return fig
 
 
@@ -89,9 +89,9 @@ def _draw_error(ax: Axes, intact: float, now: float) -> None:
     ax.set_title("error, %", loc="left")
 
 
-def _draw_changes(fig: Figure, subject: Subject, finding: Finding) -> None:
+def _draw_changes(fig: Figure, subject: Subject, outcome: LesionOutcome) -> None:
     """Images whose prediction changed, each below its class; what it was and now is taken for stands under it."""
-    changed, all_labels = subject.changed(finding), (subject.labels, subject.intact.predictions, finding.predictions)
+    changed, all_labels = subject.changed(outcome), (subject.labels, subject.intact.predictions, outcome.predictions)
     shown = f"; the first {ROWS * COLUMNS}" if len(changed) > ROWS * COLUMNS else ""
     title = f"{len(changed)} of {len(subject.labels)} predictions changed{shown}"
     fig.text(0.2, 0.69, title, fontsize=8, va="center")
@@ -106,20 +106,20 @@ def _draw_changes(fig: Figure, subject: Subject, finding: Finding) -> None:
         ax.set(xticks=[], yticks=[])
 
 
-def _draw_spectrum(ax: Axes, subject: Subject, finding: Finding) -> None:
+def _draw_spectrum(ax: Axes, subject: Subject, outcome: LesionOutcome) -> None:
     """How much of the gradient comes by paths of each length, and how many of all paths have that length."""
-    blocks, left = len(subject.network.blocks), len(subject.network.blocks) - len(finding.lesion.deleted)
+    blocks, left = len(subject.network.blocks), len(subject.network.blocks) - len(outcome.lesion.deleted)
     if subject.intact.shares is not None:
         mean = mean_length(subject.intact.shares)
         ax.bar(range(blocks + 1), subject.intact.shares, color=INTACT, width=0.9, label=f"intact, mean {mean:.1f}")
-    if finding.shares is None:
+    if outcome.shares is None:
         ax.plot([], [], color=NOW, label="now: the gradient is zero or not finite")
     else:
-        shares = finding.shares[: left + 1]  # no path is longer than the blocks that are left
+        shares = outcome.shares[: left + 1]  # no path is longer than the blocks that are left
         ax.plot(
             shares, color=NOW, marker="o", markersize=2.2, linewidth=1, label=f"now, mean {mean_length(shares):.1f}"
         )
-    if ways := subject.ways(finding.lesion):
+    if ways := subject.ways(outcome.lesion):
         lengths = range(left - ways, left + 1)  # blocks without a shortcut are on every path
         paths = [float(share) for share in length_distribution(ways)]
         ax.plot(lengths, paths, ":", color="black", linewidth=1, label=f"paths now, mean {left - ways / 2:.1f}")
@@ -217,9 +217,9 @@ class Explorer:
             action = "restore" if i in lesion.deleted else "cannot delete" if button.disabled else "delete"
             button.tooltip = f"{action} block {i}"
         self.count.value = len(lesion.deleted)
-        finding = self.subject.examine(lesion)
-        self.image.value = _png(draw(self.subject, finding, self.name))
-        self._say(self.subject.summary(finding))
+        outcome = self.subject.examine(lesion)
+        self.image.value = _png(draw(self.subject, outcome, self.name))
+        self._say(self.subject.summary(outcome))
 
     def _say(self, text: str, role: str = "status") -> None:
         """Roles are for screen readers, which read out what changes."""
@@ -251,8 +251,8 @@ def explore(networks: Mapping[str, Network], data: Classification) -> None:
         raise UsageError("expected at least one network to explore, found none")
     first, seen = next(iter(networks)), attended()
     subjects = {name: Subject(network, data) for name, network in networks.items() if seen or name == first}
-    finding = subjects[first].examine(subjects[first].example())
-    picture = base64.b64encode(_png(draw(subjects[first], finding, first))).decode()
+    outcome = subjects[first].examine(subjects[first].example())
+    picture = base64.b64encode(_png(draw(subjects[first], outcome, first))).decode()
     view = choice(subjects)._repr_mimebundle_() if seen else {}
-    bundle = {**view, "image/png": picture, "text/plain": f"{first}: {subjects[first].summary(finding)}"}
+    bundle = {**view, "image/png": picture, "text/plain": f"{first}: {subjects[first].summary(outcome)}"}
     display(bundle, metadata={"image/png": {"width": int(WIDTH * 100)}}, raw=True)

@@ -15,7 +15,7 @@ from torch import nn
 
 from resnotes.errors import UsageError, unknown
 from resnotes.models.network import Block, Network, check_options, initialize
-from resnotes.models.shortcuts import Gate, Gated, GatedBlock, connect
+from resnotes.models.shortcuts import ExclusiveGatingBlock, Gate, GatedResidual, build_shortcut
 
 # Convolutions in a unit, and the order of its layers unless another is asked for.
 FAMILIES: dict[str, tuple[int, str]] = {
@@ -84,8 +84,9 @@ def _block(
     end = closing if len(closing) > 1 else closing[0] if closing else nn.Identity()
     if shortcut is None:
         return Block(layers, None, end)
-    skip, residual = connect(shortcut, layers, first.in_channels, out_channels, first.stride[0], batch_norm=batch_norm)
-    return (GatedBlock if isinstance(residual, Gated) else Block)(residual, skip, end)
+    channels, stride = (first.in_channels, out_channels), first.stride[0]
+    skip, residual = build_shortcut(shortcut, layers, *channels, stride, batch_norm=batch_norm)
+    return (ExclusiveGatingBlock if isinstance(residual, GatedResidual) else Block)(residual, skip, end)
 
 
 def rectified(

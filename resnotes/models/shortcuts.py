@@ -119,7 +119,7 @@ class Gate(nn.Module):
         return gates
 
 
-class Gated(nn.Module):
+class GatedResidual(nn.Module):
     """``g(x) * branch(x)``."""
 
     def __init__(self, branch: nn.Module, gate: Gate) -> None:
@@ -157,12 +157,12 @@ class GatedShortcut(nn.Module):
         return out
 
 
-class GatedBlock(Block):
+class ExclusiveGatingBlock(Block):
     """A block of exclusive gating, ``after((1 - g(x)) * shortcut + g(x) * residual)``, that computes g once."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply the unit to ``x``, ``[N, C, H, W]``."""
-        residual, shortcut = cast(Gated, self.residual), cast(GatedShortcut, self.shortcut)
+        residual, shortcut = cast(GatedResidual, self.residual), cast(GatedShortcut, self.shortcut)
         gates = residual.gate(x)
         out: Tensor = self.after((1 - gates) * shortcut.branch(x) + gates * residual.branch(x))
         return out
@@ -175,7 +175,7 @@ def _projection(in_channels: int, out_channels: int, stride: int, batch_norm: bo
     return nn.Sequential(layers)
 
 
-def connect(
+def build_shortcut(
     shortcut: str, residual: nn.Sequential, in_channels: int, out_channels: int, stride: int, *, batch_norm: bool = True
 ) -> tuple[nn.Module, nn.Module]:
     """The shortcut of a unit, and its residual branch as that shortcut changes it (scales or gates it).
@@ -207,7 +207,7 @@ def connect(
         gate = Gate(in_channels, out_channels, stride, values[0])
         exclusive = kind == "exclusive-gating"
         gated = GatedShortcut(skip, gate, shared=exclusive)
-        return gated, Gated(residual, gate) if exclusive else residual
+        return gated, GatedResidual(residual, gate) if exclusive else residual
     return skip, residual
 
 

@@ -186,6 +186,11 @@ def initial_network(spec: RunSpec, dataset: Mapping[str, Any]) -> Any:
         return models.build(spec.model, num_classes=dataset["classes"], in_channels=dataset["channels"], **spec.options)
 
 
+def is_finished(folder: Path) -> bool:
+    """Whether a run is finished: `run.json` is written last."""
+    return (folder / "run.json").exists()
+
+
 def finish(folder: Path, facts: Mapping[str, Any]) -> None:
     """Write `run.json`: facts, and the checksums of the folder's other files, of which the checkpoint will go."""
     names = {"spec.json", "history.csv", *(path.name for path in folder.glob("*.safetensors"))}

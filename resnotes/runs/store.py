@@ -20,7 +20,7 @@ from resnotes.datasets import Classification, Data
 from resnotes.errors import ResnotesError, RunError
 from resnotes.files import TEMPORARY, lock, write_atomic
 from resnotes.models.pretrained import load_pretrained
-from resnotes.runs.folder import FORMAT, NO_WEIGHTS, Run, finish, histories, initial_network
+from resnotes.runs.folder import FORMAT, NO_WEIGHTS, Run, finish, histories, initial_network, is_finished
 from resnotes.runs.spec import RunSpec
 from resnotes.runs.sweep import Outcomes, as_completed, in_order, outcome
 from resnotes.runs.workers import Workers, local_workers
@@ -64,7 +64,7 @@ class RunStore:
     def find(self, spec: RunSpec, *, recorded: bool = False) -> Run | None:
         """The finished run of `spec` in the store (or among the recorded runs), whatever data it was made on."""
         folder = (self.recorded if recorded else self.root) / spec.name
-        return Run(folder) if (folder / "run.json").exists() else None
+        return Run(folder) if is_finished(folder) else None
 
     def find_all(self, specs: Iterable[RunSpec], *, recorded: bool = False) -> list[Run]:
         """The finished runs among `specs`, in their order."""
@@ -73,7 +73,7 @@ class RunStore:
     def finished(self, *, recorded: bool = False) -> list[Run]:
         """All finished runs, by name."""
         root = self.recorded if recorded else self.root
-        return [Run(file.parent) for file in sorted(root.glob("*/run.json"))]
+        return [Run(folder) for folder in sorted(root.glob("*")) if is_finished(folder)]
 
     def get(self, spec: RunSpec, *, device: str = "auto") -> Run:
         """The finished run of `spec`: from the store, from the recorded runs, or trained now.

@@ -3,7 +3,7 @@
 Veit et al. 2016, Sec. 4: deleting one block (Fig. 3), many (Fig. 5a), and reordering them (Fig. 5b). Of a deleted
 block the residual branch goes; its shortcut, down-sampling included, and what follows the addition stay:
 ``after(shortcut(x))``, without a shortcut ``after(x)``. (With ReLU after the addition that is the identity on the
-non-negative maps between blocks.)
+non-negative maps between blocks.) The deletion itself is `resnotes.unravel.steps.Steps.delete`.
 
 All measures take normalised images ``[N, C, H, W]``, use eval mode and leave the network alone: the arithmetic is
 done on a copy, so a sweep that is interrupted leaves nothing behind.

@@ -13,11 +13,10 @@ from scipy import stats
 from torch import Tensor
 
 from resnotes.analysis.cooccurrence import Cooccurrence, presence, scene_frequencies, violations
-from resnotes.datasets import Segmentation, ade20k, scenes
+from resnotes.datasets import Segmentation, scenes
 from resnotes.datasets.scenes import CLASSES
 from resnotes.datasets.segmentation import Stacked
 from resnotes.errors import UsageError
-from resnotes.paths import data_root
 
 ABC = ("a", "b", "c")
 seeds = st.integers(0, 2**31)
@@ -283,12 +282,6 @@ def test_frequencies_of_scenes() -> None:
     assert found["images"].tolist() == [3, 3, 1, 1] and found["share"].tolist() == [3 / 8, 3 / 8, 1 / 8, 1 / 8]
     assert found["cumulative"].tolist() == [3 / 8, 6 / 8, 7 / 8, 1]
     assert found["train"].tolist() == [1, 2, 1, 0] and found["val"].tolist() == [2, 1, 0, 1]
-
-
-def test_frequencies_of_the_real_scenes(real_ade20k: Segmentation) -> None:
-    found = scene_frequencies(ade20k.scene_categories(data_root()))
-    assert len(found) == 1055 and found["train"].sum() == 20_210 and found["val"].sum() == 2_000
-    assert found.index[:3].tolist() == ["street", "misc", "bedroom"]
 
 
 @pytest.mark.parametrize(("names", "message"), [({}, "found none"), ({"0016E5": "street"}, "found 0016E5")])

@@ -144,7 +144,7 @@ def test_each_notebook_is_given_what_it_takes_and_failures_stay_apart(root, monk
 
 def test_what_goes_wrong_around_a_notebook_fails_it_alone(root, monkeypatch):
     """Of the first no page can be made, the second is cut while it is written."""
-    page, papermill = rendering.notebook_page, execution.papermill
+    page, execute_in_child = rendering.notebook_page, execution.execute_in_child
 
     def rendered(notebook, title):
         if title == "01_a":
@@ -152,14 +152,14 @@ def test_what_goes_wrong_around_a_notebook_fails_it_alone(root, monkeypatch):
         return page(notebook, title)
 
     def cut(held, environment, *, output_path, **arguments):
-        done = papermill(held, environment, output_path=output_path, **arguments)
+        done = execute_in_child(held, environment, output_path=output_path, **arguments)
         if "02_a" in output_path:
             Path(output_path).write_bytes(Path(output_path).read_bytes()[:200])
             done.returncode = -9
         return done
 
     monkeypatch.setattr(rendering, "notebook_page", rendered)
-    monkeypatch.setattr(execution, "papermill", cut)
+    monkeypatch.setattr(execution, "execute_in_child", cut)
     books = [write_notebook(root / "notebooks", f"0{number}_a", parameters="x = 1") for number in (1, 2, 3)]
     one, two, three = execute(books, {}, root / "out", report=lambda line: None)
     assert one.failure == f"01_a: no page could be made of {one.output}, ValueError: too much"

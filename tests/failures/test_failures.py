@@ -21,7 +21,7 @@ from resnotes.analysis.cooccurrence import presence
 from resnotes.datasets import scenes
 from resnotes.errors import UsageError
 from resnotes.failures import KINDS, clustered, compare, confused_pairs, counts, mine, octaves, recall_by_size, validate
-from resnotes.failures.mining import connected
+from resnotes.failures.mining import components
 
 CLASSES = ("water", "boat", "car", "sky")
 WATER, BOAT, CAR, SKY = range(4)
@@ -272,7 +272,7 @@ def test_failures_are_the_wrong_pixels_whatever_order_or_side(
 @settings(max_examples=25, derandomize=True)
 @given(maps(1, 12))
 def test_components_are_those_of_scipy_in_the_order_of_their_pixels(values: Tensor) -> None:
-    numbers = connected(values[0].numpy())
+    numbers = components(values[0].numpy())
     assert list(dict.fromkeys(numbers.ravel())) == list(range(numbers.max() + 1))
     total = 0
     for value in range(4):
