@@ -117,7 +117,7 @@ def confusion_figure(confusion: Tensor, classes: Sequence[str], order: Sequence[
         order: a permutation, such as `clustered` returns; None for that of the classes.
 
     Raises:
-        UsageError: a matrix that does not fit the classes.
+        UsageError: a matrix or an order that does not fit the classes.
     """
     import seaborn as sns  # seconds of import time
 
@@ -125,6 +125,8 @@ def confusion_figure(confusion: Tensor, classes: Sequence[str], order: Sequence[
     if confusion.shape != (count, count):
         raise UsageError(f"expected a confusion matrix {[count, count]}, found {list(confusion.shape)}")
     places = list(range(count)) if order is None else [int(i) for i in order]
+    if sorted(places) != list(range(count)):
+        raise UsageError(f"expected an order of the classes 0 to {count - 1}, each once; found {places}")
     shares = pd.DataFrame((confusion.double() / confusion.sum(1, keepdim=True).clamp(min=1)).cpu().numpy())
     names = [classes[i] for i in places]
 

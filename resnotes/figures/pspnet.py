@@ -70,7 +70,7 @@ def _pyramid(canvas: Canvas, pyramid: PyramidPooling) -> None:
     heights = [ROW * ((levels - 1) / 2 - i) for i in range(levels)]
     lowest, header = heights[-1] - FACE / 2 - 0.25, heights[0] + FACE / 2 + 0.24
     canvas.arrow((SPLIT, 0), (SPLIT, lowest), (MERGE, lowest), (MERGE, 0), head=False)
-    for side, y, color, level in zip(pyramid.bins, heights, GRIDS, pyramid.levels, strict=False):
+    for side, y, color, level in zip(pyramid.bins, heights, GRIDS[:levels], pyramid.levels, strict=True):
         layers = read_nodes(nn.Sequential(*list(level.children())[1:]))
         face = FACE * (0.4 + 0.6 * side / max(pyramid.bins))
         left = POOLED + (FACE - face) / 2
@@ -89,8 +89,9 @@ def _pyramid(canvas: Canvas, pyramid: PyramidPooling) -> None:
 def _concatenated(canvas: Canvas, pyramid: PyramidPooling) -> None:
     """The map, and behind it the levels."""
     channels = [pyramid.channels, *[pyramid.level_channels] * len(pyramid.bins)]
+    colors = (MAP, *GRIDS[: len(pyramid.bins)])
     start = 2 * DEPTH
-    for count, color in reversed(list(zip(channels, (MAP, *GRIDS), strict=False))):  # the farthest first
+    for count, color in reversed(list(zip(channels, colors, strict=True))):  # the farthest first
         depth = 2 * DEPTH * count / pyramid.out_channels
         start -= depth
         _slab(canvas, STACK + BACK[0] * start, BACK[1] * start, color, depth)

@@ -109,6 +109,8 @@ def test_the_confusion_figure_shows_shares_in_order() -> None:
         assert [text.get_text() for text in labels] == ["car", "water", "sky", "boat"]
     with pytest.raises(UsageError, match=r"\[4, 4\], found \[3, 4\]"):
         confusion_figure(confusion[:3], CLASSES)
+    with pytest.raises(UsageError, match=r"the classes 0 to 3, each once; found \[2, 0, 3, 2\]"):
+        confusion_figure(confusion, CLASSES, [2, 0, 3, 2])
 
 
 def test_names_of_25_classes_can_be_read() -> None:
