@@ -119,8 +119,8 @@ def train(
 
 @app.command()
 def claims(out: Out = None) -> None:
-    """Print the claims of a run: whether each holds, what was expected and what was measured."""
-    from resnotes.book.ledger import WORDS
+    """Print the claims of a run: whether each holds, what the paper says and what was measured at each scope."""
+    from resnotes.book.claims import WORDS
     from resnotes.book.results import read_results
 
     folder = _folder(out)
@@ -129,7 +129,9 @@ def claims(out: Out = None) -> None:
         typer.echo(f"no claims in {folder}; `resnotes run` makes them")
     for claim in entries:
         typer.echo(f"{WORDS[claim['holds']]:<10} {claim['id']}: {claim['statement']}")
-        typer.echo(f"{'':<10} expected {claim['expected']}; measured {claim['measured']['text']}")
+        for scope, found in claim["scopes"].items():
+            typer.echo(f"{'':<10} {scope}: {found['measured']['text']}, {WORDS[found['holds']]}")
+        typer.echo(f"{'':<10} paper: {claim['paper']}")
 
 
 @app.command()

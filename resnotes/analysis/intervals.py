@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.special import stdtrit
+from scipy.special import stdtr, stdtrit
 
+from resnotes.analysis.numbers import number, plus_minus, with_bounds, with_unit
 from resnotes.errors import UsageError
 
 Verdict = bool | None
@@ -28,13 +29,21 @@ UNITS_ZH = {  # those that are words
     "units": "个单元",
     "px": "像素",
 }
+OF_ZH = {"seeds": "个种子", "images": "幅图像", "networks": "个网络"}
 
 
 @dataclass(frozen=True)
 class Interval:
-    """Mean of `n` seeds with its two-sided 95 % t-interval; bounds are `None`, unknown, for a single seed.
+    """An estimate with its two-sided 95 % interval; bounds are `None`, unknown, for a single seed or image.
 
-    Or another estimate with its interval, from `n` images, as `bootstrap` gives.
+    Attributes:
+        mean: the estimate, of seeds their mean.
+        low: lower bound.
+        high: upper bound.
+        n: how many were sampled.
+        unit: of all three.
+        of: what was sampled: seeds, images, networks.
+        p: of a bound, the two-sided p-value of the test that the interval inverts; None where it has none.
     """
 
     mean: float
@@ -42,6 +51,8 @@ class Interval:
     high: float | None
     n: int
     unit: str = ""
+    of: str = "seeds"
+    p: Callable[[float], float | None] = field(default=lambda _: None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         """Refuse numbers that no verdict can be drawn from.
@@ -52,23 +63,34 @@ class Interval:
         if not all(math.isfinite(bound) for bound in (self.mean, self.low, self.high) if bound is not None):
             raise UsageError(f"an interval needs finite values; found {self.mean} in [{self.low}, {self.high}]")
 
+    def within(self, least: float, most: float) -> Interval:
+        """The same with its bounds cut off where nothing can lie, such as errors below 0 and above 100 %."""
+        if self.low is None or self.high is None:
+            return self
+        return replace(self, low=max(self.low, least), high=min(self.high, most))
+
     def __str__(self) -> str:
         """For instance `12.3 ± 0.4 % (n = 3)`; `0.81 [0.62, 0.88] (n = 3)` where the interval is not symmetric."""
-        return self._text(self.unit)
+        return self._text(self.unit, f"all {self.n} {self.of}: ", "differences between {} replications")
 
     @property
     def zh(self) -> str:
         """The same in Chinese: units that are words are those of `UNITS_ZH`."""
-        return self._text(UNITS_ZH.get(self.unit, self.unit))
+        return self._text(UNITS_ZH.get(self.unit, self.unit), f"{self.n} {OF_ZH[self.of]}均为 ", "{} 次独立复现之间的差异")
 
-    def _text(self, unit: str) -> str:
+    def _text(self, unit: str, all_alike: str, spread: str) -> str:
         if self.low is None or self.high is None:
-            text = _plus_minus(self.mean, None)
+            text = number(self.mean)
+        elif self.of == "networks":
+            text = f"{number(self.mean, 3)} ± {number(self.high - self.mean, 3)}"
+        elif self.high - self.low <= 2e-9 * abs(self.mean):  # equal values, up to rounding
+            return all_alike + with_unit(number(self.mean), unit)
         elif abs((self.low + self.high) / 2 - self.mean) <= 1e-9 * max(abs(self.low), abs(self.high)):
-            text = _plus_minus(self.mean, (self.high - self.low) / 2)
+            text = plus_minus(self.mean, (self.high - self.low) / 2)
         else:
-            text = f"{self.mean:.2g} [{self.low:.2g}, {self.high:.2g}]"
-        return " ".join(part for part in (text, unit, f"(n = {self.n})") if part)
+            text = with_bounds(self.mean, self.low, self.high)
+        sampled = spread.format(self.n) if self.of == "networks" else f"n = {self.n}"
+        return f"{with_unit(text, unit)} ({sampled})"
 
 
 def interval(values: Sequence[float], unit: str = "") -> Interval:
@@ -84,8 +106,14 @@ def interval(values: Sequence[float], unit: str = "") -> Interval:
     if sample.size == 1:
         return Interval(mean, None, None, 1, unit)
     # scipy.special has the same quantile as scipy.stats.t without its second of import time.
-    half = float(stdtrit(sample.size - 1, 0.975) * sample.std(ddof=1) / math.sqrt(sample.size))
-    return Interval(mean, mean - half, mean + half, int(sample.size), unit)
+    error = float(sample.std(ddof=1)) / math.sqrt(sample.size)
+    half = float(stdtrit(sample.size - 1, 0.975)) * error
+    return Interval(mean, mean - half, mean + half, int(sample.size), unit, p=_student(mean, error, sample.size - 1))
+
+
+def _student(mean: float, error: float, freedom: float) -> Callable[[float], float | None]:
+    """The t-test's two-sided p-value by bound; None of values that do not vary, whose spread is unknown."""
+    return lambda bound: float(2 * stdtr(freedom, -abs(mean - bound) / error)) if error > 1e-12 * abs(mean) else None
 
 
 def paired_difference(a: Sequence[float], b: Sequence[float], unit: str = "") -> Interval:
@@ -121,8 +149,30 @@ def unpaired_difference(a: Sequence[float], b: Sequence[float], unit: str = "") 
         return Interval(difference, None, None, 1, unit)
     if len(set(a)) == len(set(b)) == 1:  # SciPy has no interval of two that do not vary
         return Interval(difference, difference, difference, n, unit)
-    low, high = map(float, ttest_ind(a, b, equal_var=False).confidence_interval())
-    return Interval(difference, low, high, n, unit)
+    welch = ttest_ind(a, b, equal_var=False)
+    low, high = map(float, welch.confidence_interval())
+    error = math.hypot(*(np.std(sample, ddof=1) / math.sqrt(len(sample)) for sample in (a, b)))
+    return Interval(difference, low, high, n, unit, p=_student(difference, error, float(welch.df)))
+
+
+def replicated(difference: float, others: Sequence[float], unit: str = "") -> Interval:
+    """A difference between single networks, with the spread of what independent replications found as its margin.
+
+    One network a kind has no spread of its own. Where a difference is larger than that between what other people found
+    for the same, it does not hang on who trained the networks; there is no p-value.
+
+    Args:
+        difference: between two networks.
+        others: the same difference as others found it.
+        unit: of all of them.
+
+    Raises:
+        UsageError: there is no other, or a number is not finite.
+    """
+    if not len(others):
+        raise UsageError("one network a kind needs what a replication found, to tell what another would differ by")
+    spread = max(*others, difference) - min(*others, difference)
+    return Interval(difference, difference - spread, difference + spread, 1 + len(others), unit, "networks")
 
 
 @dataclass(frozen=True)
@@ -141,7 +191,7 @@ class RankTest:
 
     def __str__(self) -> str:
         """For instance ``0.81 (p = 0.0021, n = 11)``."""
-        return f"{self.rho:.2f} (p = {self.p:.2g}, n = {self.n})"
+        return f"{number(round(self.rho, 2))} (p = {number(self.p, 2)}, n = {self.n})"
 
     def verdict(self, *, same: bool = True) -> Verdict:
         """Whether the order is the same (or the reverse) rather than chance: None if 5 % of random ones do as well."""
@@ -221,11 +271,16 @@ def bootstrap(
         raise UsageError("a bootstrap needs at least one image, and finite numbers")
     measured = float(statistic(rows))
     if len(rows) == 1:
-        return Interval(measured, None, None, 1, unit)
+        return Interval(measured, None, None, 1, unit, "images")
     generator = np.random.default_rng(seed)
-    drawn = [float(statistic(rows[generator.integers(len(rows), size=len(rows))])) for _ in range(draws)]
+    drawn = np.array([float(statistic(rows[generator.integers(len(rows), size=len(rows))])) for _ in range(draws)])
     low, high = np.quantile(drawn, (0.025, 0.975))
-    return Interval(measured, float(low), float(high), len(rows), unit)
+
+    def p(bound: float) -> float:
+        """Twice the smaller tail beyond the bound, never below what so many draws can tell."""
+        return float(min(1, 2 * (1 + min((drawn <= bound).sum(), (drawn >= bound).sum())) / (1 + draws)))
+
+    return Interval(measured, float(low), float(high), len(rows), unit, "images", p)
 
 
 def verdict(measured: Interval, *, above: float | None = None, below: float | None = None) -> Verdict:
@@ -254,18 +309,3 @@ def all_of(*verdicts: Verdict) -> Verdict:
     if any(given is False for given in verdicts):
         return False
     return None if any(given is None for given in verdicts) else True
-
-
-def _plus_minus(mean: float, half: float | None) -> str:
-    """`mean ± half`, to the first digit of `half`, or its second where the first is a 1."""
-    if half is None:
-        return f"{mean:.4g}"
-    if half <= 1e-9 * abs(mean):  # equal values, up to rounding
-        return f"{mean:.4g} ± 0"
-    largest = max(abs(mean), half)
-    if not 1e-3 <= largest < 1e6:
-        power = math.floor(math.log10(largest))
-        return f"({_plus_minus(mean / 10.0**power, half / 10.0**power)})e{power:+d}"
-    leading = math.floor(math.log10(half))
-    decimals = max(0, (1 if half / 10.0**leading < 2 else 0) - leading)
-    return f"{mean:z.{decimals}f} ± {half:.{decimals}f}"

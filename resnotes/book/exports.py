@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from resnotes.book.pages import escape
 from resnotes.book.results import read_results
+from resnotes.book.templating import escape
 from resnotes.errors import ResnotesError, unknown
 from resnotes.figures.saving import FORMATS
 from resnotes.files import write_folder

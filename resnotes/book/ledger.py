@@ -1,69 +1,147 @@
-"""The ledger: what each notebook claims, what was expected, what was measured, and whether the claim holds.
+"""The ledger: what each notebook claims, how it is decided, and what was found at three scopes of evidence.
 
-Every text is there in English and in Chinese, so that reports in both languages come from the same entries.
+Texts come from the notebook's words file (`resnotes.book.words`) in English and in Chinese, so that reports in both
+languages come from the same entries.
 """
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from IPython.display import HTML, display
+from matplotlib.figure import Figure
 
 from resnotes import paths
-from resnotes.analysis.intervals import Interval, Verdict
-from resnotes.errors import ResnotesError, UsageError
-from resnotes.files import read_json, write_json
-
-WORDS: dict[Verdict, str] = {True: "true", False: "false", None: "undecided"}
+from resnotes.analysis.intervals import Interval, RankTest, Verdict, all_of, interval, verdict
+from resnotes.analysis.numbers import number, with_unit
+from resnotes.book import cards
+from resnotes.book.claims import WORDS, Claim, Evidence, strongest
+from resnotes.book.words import Rule, Words
+from resnotes.errors import UsageError
+from resnotes.figures.saving import save
+from resnotes.files import write_json
+from resnotes.runs import Run
 
 _ID = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*(\.[a-z0-9]+(-[a-z0-9]+)*)+")
 
 
-@dataclass(frozen=True)
-class Claim:
-    """One entry of the ledger, as it stands in `claims.json`.
-
-    `measured` is `{mean, low, high, n, unit, text, text_zh}` for an interval and `{value, text, text_zh}` for
-    anything else. `why` and `why_zh` are empty for a claim that holds, and may be for any other.
-    """
-
-    id: str
-    statement: str
-    statement_zh: str
-    source: str
-    expected: str
-    expected_zh: str
-    measured: dict[str, Any]
-    why: str
-    why_zh: str
-    holds: Verdict
-    profile: str
-    dataset: str
-    seeds: tuple[int, ...]
-    notebook: str
+def trained(runs: Sequence[Run]) -> Evidence:
+    """What runs of one recipe were trained on and for how long; nothing for no runs."""
+    if not runs:
+        return Evidence(None)
+    return Evidence(None, runs[0].variant, runs[0].spec.recipe.iterations, len({run.spec.seed for run in runs}))
 
 
 class Ledger:
-    """The claims of one notebook, kept on disk as they are recorded.
+    """The claims of one notebook, kept on disk as they are decided.
 
     Args:
         notebook: stem of the notebook's file, such as `01_degradation`; its ledger starts afresh.
-        profile: profile that the measurements were made at.
-        dataset: variant of the data set measured on.
-        seeds: seeds measured.
+        profile: of what is trained live.
+        live: what the live networks were trained on, as `trained` gives it.
+        recorded: the same of recorded runs.
+        published: the same of networks that others trained.
     """
 
-    def __init__(self, notebook: str, profile: str, dataset: str, seeds: Sequence[int]) -> None:
+    def __init__(
+        self,
+        notebook: str,
+        profile: str,
+        live: Evidence,
+        recorded: Evidence = Evidence(None),  # noqa: B008 - it is frozen
+        published: Evidence = Evidence(None),  # noqa: B008
+    ) -> None:
         self.notebook = notebook
-        self._on: dict[str, Any] = {"profile": profile, "dataset": dataset, "seeds": seeds}
+        self.settings = {"live": live, "recorded": recorded, "published": published}
+        self.conditions = {
+            "profile": profile,
+            **{
+                scope: {name: value for name, value in asdict(setting).items() if value is not None}
+                for scope, setting in self.settings.items()
+                if setting.dataset is not None
+            },
+        }
         self._claims: dict[str, Claim] = {}
         self._write()
+
+    @cached_property
+    def words(self) -> Words:
+        """The words file of the notebook."""
+        words = Words(self.notebook)
+        words.check_uses()
+        return words
+
+    def decide(self, key: str, *, live: Any = None, recorded: Any = None, published: Any = None, **values: Any) -> None:
+        """Enter a claim of the words file, decide it at each scope measured by its rule, and show its card.
+
+        Args:
+            key: of its entry in the words file.
+            live: what was measured live: an `Evidence`, or what one takes as measured; None where nothing was.
+            recorded: the same on recorded runs.
+            published: the same on published networks.
+            **values: what the texts name in braces.
+
+        Raises:
+            ResnotesError: the words file lacks the entry or part of it.
+            UsageError: nothing was measured, or something that the rule cannot decide.
+        """
+        words = self.words.claim(key, values)
+        given = {"live": live, "recorded": recorded, "published": published}
+        scopes = {}
+        for scope, evidence in given.items():
+            if evidence is not None:
+                evidence = evidence if isinstance(evidence, Evidence) else Evidence(evidence)
+                scopes[scope] = _decided(words.id, evidence.on(self.settings[scope]), words.rule)
+        if not scopes:
+            raise UsageError(f"claim {words.id}: expected a measurement at one scope at least, found none")
+        scope, holds = strongest(scopes)
+        claim = Claim(
+            id=words.id,
+            notebook=self.notebook,
+            **_both("statement", words.statement),
+            source=words.source,
+            **_both("paper", words.paper),
+            **_both("rule", words.rule.text),
+            **_both("control", words.control),
+            **_both("why", {"en": "", "zh": ""} if holds else words.why),
+            **_both("changed", words.changed),
+            holds=holds,
+            scope=scope,
+            scopes=scopes,
+        )
+        self._enter(claim)
+        display(HTML(cards.card(asdict(claim))))
+
+    def figure(self, fig: Figure, name: str, data: pd.DataFrame | Mapping[str, pd.DataFrame], **values: Any) -> Path:
+        """Save a figure (`resnotes.figures.save`) with its captions and claims from the words file.
+
+        Args:
+            fig: the figure.
+            name: stem of its files, and of its entry in the words file.
+            data: what is drawn.
+            **values: what the captions name in braces.
+
+        Raises:
+            ResnotesError: the words file lacks the entry or part of it.
+        """
+        caption, claims = self.words.figure(name, values)
+        return save(
+            fig,
+            name,
+            caption=caption["en"],
+            caption_zh=caption["zh"],
+            claims=claims,
+            data=data,
+            parameters=self.conditions,
+        )
 
     def record(
         self,
@@ -79,23 +157,27 @@ class Ledger:
         holds: Verdict,
         why: str = "",
         why_zh: str = "",
-        **on: Any,
-    ) -> Claim:
-        """Enter a claim, replacing one of the same id, and write the ledger.
+        scope: str = "live",
+        dataset: str | None = None,
+        seeds: Sequence[int] | None = None,
+    ) -> None:
+        """Enter a claim that is decided and worded in its cell.
 
         Args:
-            id: `study.claim` in lower case with hyphens, such as `degradation.plain-deeper-worse`.
+            id: `study.claim` in lower case with hyphens, such as `unravel.pairs-add-up`.
             statement: what is claimed, in English.
             statement_zh: the same in Chinese.
             source: where it is claimed, such as `He et al. 2016, Fig. 6`.
             expected: what the source reports.
             expected_zh: the same in Chinese.
-            measured: what was found; NumPy and torch scalars are taken as numbers.
-            measured_zh: the same in Chinese, for a string with words in it; `Interval.zh` gives that of an interval.
+            measured: what was found.
+            measured_zh: the same in Chinese, for a string with words in it.
             holds: True, False, or None where the measurement cannot decide.
-            why: why it may not hold, as far as it is known; forgotten where it does.
+            why: why it may not hold; forgotten where it does.
             why_zh: the same in Chinese.
-            **on: `profile`, `dataset` or `seeds` where they differ from the ledger's, as for recorded runs.
+            scope: of `SCOPES`.
+            dataset: variant measured on, where it is not the scope's.
+            seeds: where they are not the ledger's.
 
         Raises:
             UsageError: the id is malformed, a number is NaN or infinite, `holds` is none of the three, or `why` is
@@ -107,64 +189,113 @@ class Ledger:
             raise UsageError(f"claim {id} says why in one language alone; give both why= and why_zh=")
         if holds is not None and not isinstance(holds, bool | np.bool_):  # 1, 0 and arrays are mistakes, not verdicts
             raise UsageError(f"claim {id} holds {holds!r}; expected True, False or None")
-        claim = Claim(
-            id=id,
-            statement=statement,
-            statement_zh=statement_zh,
-            source=source,
-            expected=expected,
-            expected_zh=expected_zh,
-            measured=_measured(id, measured, measured_zh),
-            why="" if holds else why,
-            why_zh="" if holds else why_zh,
-            holds=None if holds is None else bool(holds),
-            notebook=self.notebook,
-            **{**self._on, **on, "seeds": tuple(int(seed) for seed in on.get("seeds", self._on["seeds"]))},
+        holds = None if holds is None else bool(holds)
+        evidence = Evidence(measured, dataset, None, None if seeds is None else len(seeds)).on(self.settings[scope])
+        found = {**_setting(evidence), "holds": holds, "p": None, "measured": _measured(id, measured, measured_zh)}
+        empty = {"en": "", "zh": ""}
+        self._enter(
+            Claim(
+                id=id,
+                notebook=self.notebook,
+                **_both("statement", {"en": statement, "zh": statement_zh}),
+                source=source,
+                **_both("paper", {"en": expected, "zh": expected_zh}),
+                **_both("rule", empty),
+                **_both("control", empty),
+                **_both("why", {"en": "" if holds else why, "zh": "" if holds else why_zh}),
+                **_both("changed", empty),
+                holds=holds,
+                scope=scope,
+                scopes={scope: found},
+            )
         )
-        self._claims[id] = claim
-        self._write()
-        return claim
 
-    def table(self) -> pd.DataFrame:
-        """Statement, expected, measured and verdict, one row per claim, by id."""
-        rows = {
-            claim.id: (claim.statement, claim.expected, claim.measured["text"], WORDS[claim.holds])
-            for claim in self._claims.values()
-        }
-        columns = ["statement", "expected", "measured", "verdict"]
-        return pd.DataFrame.from_dict(rows, "index", columns=columns).rename_axis("claim")
+    def table(self, since: str | None = None) -> HTML:
+        """The claims, from that with the id `since` on, with verdict and what was found at each scope."""
+        ids = list(self._claims)
+        first = ids.index(since) if since in ids else 0 if since is None else len(ids)
+        return HTML(cards.table([asdict(self._claims[id]) for id in ids[first:]], "en"))
 
     def verdicts(self) -> dict[str, str]:
         """`true`, `false` or `undecided` by id: what nbval compares, free of numbers that vary by machine."""
         return {claim.id: WORDS[claim.holds] for claim in self._claims.values()}
+
+    def _enter(self, claim: Claim) -> None:
+        self._claims[claim.id] = claim
+        self._write()
 
     def _write(self) -> None:
         entries = [asdict(claim) for claim in self._claims.values()]
         write_json(paths.out_root() / "claims" / f"{self.notebook}.json", entries)
 
 
-def load(path: Path) -> list[dict[str, Any]]:
-    """The claims in a ledger or in a run's `claims.json`.
+def _decided(id: str, evidence: Evidence, rule: Rule) -> dict[str, Any]:
+    """The JSON form of a scope: what was measured, and what the rule says of it."""
+    measured = evidence.measured
+    if isinstance(measured, Mapping):
+        return {**_setting(evidence), **_all_decided(id, measured, rule)}
+    if isinstance(measured, Sequence | np.ndarray | pd.Series):
+        measured = interval(list(measured), rule.unit)
+    if isinstance(measured, Interval) and rule.limits:
+        measured = measured.within(*rule.limits)
+    if isinstance(measured, Interval) and measured.of == "seeds":
+        evidence = replace(evidence, networks=measured.n)
+    holds, p = _ruled(id, measured, rule)
+    return {**_setting(evidence), "holds": holds, "p": p, "measured": _measured(id, measured, None, rule.unit)}
 
-    Raises:
-        ResnotesError: the file is missing, damaged, or an entry lacks a field or a valid verdict.
+
+def _ruled(id: str, measured: Any, rule: Rule) -> tuple[Verdict, float | None]:
+    """Whether a measurement keeps the rule, and the p-value of the test."""
+    if isinstance(measured, RankTest) and rule.rank:
+        return measured.verdict(same=rule.rank == "same"), measured.p
+    if isinstance(measured, Interval) and rule.bound is not None and not rule.exact:
+        return verdict(measured, above=rule.above, below=rule.below), measured.p(rule.bound)
+    if rule.exact and rule.bound is not None and isinstance(measured, int | float | np.number):
+        return bool(measured > rule.bound if rule.above is not None else measured < rule.bound), None
+    raise UsageError(f"claim {id}: found {measured!r:.200}, which its rule ({rule.text['en']}) cannot decide")
+
+
+def _all_decided(id: str, measured: Mapping[str, Any], rule: Rule) -> dict[str, Any]:
+    """Several measurements, each of which has to keep the rule.
+
+    Whether all do is tested by the largest p-value of all, that one does not by the smallest times their number.
     """
-    entries: list[dict[str, Any]] = read_json(path)
-    names = [field.name for field in fields(Claim)]
-    for entry in entries:
-        if not isinstance(entry, dict) or not set(names) <= entry.keys() or entry["holds"] not in WORDS:
-            raise ResnotesError(f"{path} is no ledger: found {entry!r:.200}, expected a claim with {', '.join(names)}")
-    return entries
+    each = {name: _decided(id, Evidence(value), rule) for name, value in measured.items()}
+    holds = all_of(*(found["holds"] for found in each.values()))
+    ps = [found["p"] for found in each.values() if found["p"] is not None]
+    p = None if not ps or len(ps) < len(each) else max(ps) if holds is not False else min(1.0, len(ps) * min(ps))
+    kept, broken, open_ = (
+        [name for name, found in each.items() if found["holds"] is verdict] for verdict in (True, False, None)
+    )
+    text, text_zh = f"{len(kept)} of {len(each)}", f"{len(each)} 项中 {len(kept)} 项"
+    for names, word, word_zh in ((broken, "not", "不成立"), (open_, "undecided", "未定")):
+        if names:
+            text += f"; {word}: {', '.join(names)}"
+            text_zh += f"；{word_zh}：{'、'.join(names)}"
+    value = {name: found["measured"] for name, found in each.items()}
+    return {"holds": holds, "p": p, "measured": {"value": value, "text": text, "text_zh": text_zh}}
 
 
-def _measured(id: str, measured: Any, measured_zh: str | None) -> dict[str, Any]:
+def _setting(evidence: Evidence) -> dict[str, Any]:
+    return {name: getattr(evidence, name) for name in ("dataset", "iterations", "networks", "images")}
+
+
+def _both(name: str, text: Mapping[str, str]) -> dict[str, Any]:
+    """A text as two fields."""
+    return {name: text["en"], f"{name}_zh": text["zh"]}
+
+
+def _measured(id: str, measured: Any, measured_zh: str | None, unit: str = "") -> dict[str, Any]:
     """The JSON form of a measurement."""
     if isinstance(measured, str):
         return {"value": measured, "text": measured, "text_zh": measured_zh or measured}
     if isinstance(measured, Interval):
-        return {**asdict(measured), "text": str(measured), "text_zh": measured.zh}
+        bounds = {name: getattr(measured, name) for name in ("mean", "low", "high", "n", "unit")}
+        return {**bounds, "text": str(measured), "text_zh": measured.zh}
+    if isinstance(measured, RankTest):
+        return {"value": measured.rho, "text": str(measured), "text_zh": str(measured)}
     value = measured.item() if hasattr(measured, "item") else measured
     if not isinstance(value, int | float) or not math.isfinite(value):
         raise UsageError(f"claim {id} measured {measured!r}; expected an interval, a finite number or a string")
-    text = f"{value:.4g}" if isinstance(value, float) else str(value)
+    text = with_unit(number(value), unit)
     return {"value": value, "text": text, "text_zh": text}

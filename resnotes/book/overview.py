@@ -5,7 +5,7 @@ Everything is taken from the ledger, `claims.json`; nothing is measured here.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from textwrap import fill
 from typing import Any
 
@@ -15,19 +15,14 @@ from IPython.display import HTML
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch, Rectangle
-from pandas.io.formats.style import Styler
 
 from resnotes import paths
-from resnotes.book import story
-from resnotes.book.ledger import load
-from resnotes.book.report import finding, tested_statements, words_of
+from resnotes.book import cards, story
+from resnotes.book.claims import load, marked
+from resnotes.book.report import tested_statements
 from resnotes.book.results import verdicts
 
 COLORS = {"true": "#009E73", "false": "#D55E00", "undecided": "#9AA0A6"}
-# Between the two, bold words of these colours are legible on white and on black alike.
-_INK = {"true": "#0B8F68", "false": "#D1561B", "partly": "#B07A00", "undecided": "#7A828E"}
-
-
 Ledger = Mapping[str, Mapping[str, Any]]  # claims by id
 
 
@@ -43,7 +38,7 @@ def ledger() -> Ledger:
     )
     there = {claim["notebook"] for claim in executed}
     entries = executed + [claim for claim in shipped if claim["notebook"] not in there]
-    return {claim["id"]: claim for claim in sorted(entries, key=lambda claim: str(claim["notebook"]))}
+    return {claim["id"]: claim for claim in marked(sorted(entries, key=lambda claim: str(claim["notebook"])))}
 
 
 def claims_of(entries: Ledger, notebook: str) -> list[Mapping[str, Any]]:
@@ -103,59 +98,16 @@ def _bar(ax: Axes, left: float, width: float, counts: Mapping[str, int]) -> None
             left += share
 
 
-def key_claims(entries: Ledger, lang: str) -> HTML:
-    """Claims measured at two scales: the paper's number, the recorded one and that of this run, with both verdicts."""
-    words = words_of(lang)
-
-    def measured(id: str) -> tuple[str, str]:
-        if id not in entries:
-            return "–", ""
-        found = finding(entries[id], lang)
-        return f"{found.measured}\n{entries[id]['dataset']}", words[found.verdict]
-
-    claims = [(finding(entries[live], lang), recorded, live) for live, recorded in story.pairs() if live in entries]
-    rows = [(claim.statement, claim.expected, *measured(recorded), *measured(live)) for claim, recorded, live in claims]
-    verdict = words["verdict"]
-    columns = [words["claim"], words["expected"], words["recorded"], verdict, words["live"], f"{verdict} "]
-    return _styled(pd.DataFrame(rows, columns=columns), lang, "key")
-
-
 def statements(entries: Ledger, lang: str) -> HTML:
     """Each statement of the weekly report, whether it holds, and the claims that say so."""
-    words = words_of(lang)
-    rows = []
-    for tested in tested_statements(entries, lang):
-        texts = [f"{words[each.verdict]}{words['colon']}{each.statement} {each.measured}" for each in tested.evidence]
-        texts += [f"{words['correction']} {tested.correction}"] if tested.correction else []
-        rows.append((tested.said, words[tested.verdict], "\n".join(texts)))
-    columns = [words["statement"], words["verdict"], words["evidence"]]
-    return _styled(pd.DataFrame(rows, columns=columns), lang, "statements")
+    return HTML(cards.statements(tested_statements(entries, lang), lang))
 
 
-def all_claims(entries: Sequence[Mapping[str, Any]], lang: str) -> HTML:
-    """Claims with verdict, measurement, expectation, and what they were measured on."""
-    words = words_of(lang)
-    rows = []
-    for claim in entries:
-        each = finding(claim, lang)
-        on = f"{claim['dataset']}, {claim['profile']}"
-        rows.append((words[each.verdict], each.statement, each.measured, each.expected, on))
-    columns = [words[key] for key in ("verdict", "claim", "measured", "expected", "data")]
-    return _styled(pd.DataFrame(rows, columns=columns), lang, entries[0]["notebook"] if entries else "none")
+def claims_table(entries: Sequence[Mapping[str, Any]], lang: str) -> HTML:
+    """Claims with verdict, what was found at each scope, and the paper's number."""
+    return HTML(cards.table(entries, lang))
 
 
-def _styled(frame: pd.DataFrame, lang: str, name: str) -> HTML:
-    """A table to read, named apart from others on the page: text to the left, lines kept, verdicts in bold colours."""
-    words = words_of(lang)
-    ink = {words[word]: f"font-weight: 700; color: {color}" for word, color in _INK.items()}
-    columns: list[Hashable] = [column for column in frame.columns if words["verdict"] in column]
-    # Jupyter sets tables to the right, each cell on one line; their random names would change with every execution.
-    cells = {"text-align": "left", "vertical-align": "top", "white-space": "pre-line"}
-    styler = (
-        Styler(frame, uuid=f"resnotes-{name}", cell_ids=False)
-        .hide(axis="index")
-        .format(escape="html")
-        .map(lambda word: ink.get(word, ""), subset=columns)
-        .set_table_styles([{"selector": "th, td", "props": list(cells.items())}])
-    )
-    return HTML(styler.to_html())  # and not the styler, whose plain text is its address in memory
+def at_several_scopes(entries: Ledger) -> list[Mapping[str, Any]]:
+    """The claims that were measured at more than one scope."""
+    return [claim for claim in entries.values() if len(claim["scopes"]) > 1]

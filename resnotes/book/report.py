@@ -5,22 +5,19 @@ Both languages are filled from the same entries of the ledger; nothing is transl
 
 from __future__ import annotations
 
-import tomllib
 from base64 import b64encode
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 from resnotes.book import story
-from resnotes.book.ledger import WORDS
-from resnotes.book.pages import environment
+from resnotes.book.claims import SCOPES, WORDS
 from resnotes.book.results import ExecutedNotebook, Results, verdicts
-from resnotes.errors import ResnotesError, UsageError, unknown
+from resnotes.book.templating import environment
+from resnotes.book.words import words_of
+from resnotes.errors import ResnotesError, UsageError
 from resnotes.files import to_json, write_folder
-
-LANGUAGES = ("en", "zh")
 
 
 @dataclass(frozen=True)
@@ -29,8 +26,8 @@ class Finding:
 
     Attributes:
         statement: what is claimed.
-        measured: what was found, with its interval.
-        expected: what the source reports.
+        measured: what was found at each scope, with its interval.
+        paper: what the source reports.
         source: which, and where in it.
         verdict: `true`, `false` or `undecided`; its word is in the table of words.
         why: why it does not hold; empty if it does.
@@ -38,7 +35,7 @@ class Finding:
 
     statement: str
     measured: str
-    expected: str
+    paper: str
     source: str
     verdict: str
     why: str
@@ -62,7 +59,7 @@ def write_report(
     Args:
         results: what was executed, of which the notebooks are reported that are in the story.
         to: folder that receives them: a new one or an empty one.
-        lang: of `LANGUAGES`.
+        lang: en or zh.
         week: number of the report, for its title.
         notebooks: stems of those to report on; all if empty.
 
@@ -111,26 +108,12 @@ def _chosen(results: Results, notebooks: Collection[str]) -> list[tuple[story.Ch
     return [(chapter, executed[stem]) for stem, chapter in there.items() if not notebooks or stem in notebooks]
 
 
-@cache
-def words_of(lang: str) -> dict[str, Any]:
-    """The words of the report in one language, by key; see `templates/words.toml`.
-
-    Raises:
-        UsageError: no such language.
-    """
-    if lang not in LANGUAGES:
-        raise unknown("language", lang, LANGUAGES)
-    path = Path(__file__).parent / "templates" / "words.toml"
-    words: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))[lang]
-    return words
-
-
 def _section(chapter: story.Chapter, book: ExecutedNotebook, results: Results, lang: str) -> dict[str, Any]:
     """What templates know of a chapter in one language: its questions, claims, figures and execution."""
     claims = results.claims_of(book.stem)
     findings = {claim["id"]: finding(claim, lang) for claim in claims}
     words = words_of(lang)
-    seeds = sorted({seed for claim in claims for seed in claim["seeds"]})
+    scopes = [scope for claim in claims for scope in claim["scopes"].values()]
     return {
         "name": chapter.name[lang],
         "question": chapter.question[lang],
@@ -141,9 +124,7 @@ def _section(chapter: story.Chapter, book: ExecutedNotebook, results: Results, l
         "open": [each for each in findings.values() if each.verdict == "undecided"],
         "figures": [{**figure, "caption": figure["caption"][lang]} for figure in results.figures_of(book.stem)],
         "notebook": book,
-        "profiles": words["comma"].join(dict.fromkeys([book.profile or "–", *sorted(c["profile"] for c in claims)])),
-        "data": words["comma"].join(sorted({claim["dataset"] for claim in claims})),
-        "seeds": words["comma"].join(map(str, seeds)),
+        "data": words["comma"].join(sorted({scope["dataset"] for scope in scopes if scope["dataset"]})),
     }
 
 
@@ -156,8 +137,12 @@ def finding(claim: Mapping[str, Any], lang: str) -> Finding:
     unexplained = "unexplained" if claim["holds"] is False else "not_settled"
     return Finding(
         statement=claim[f"statement{suffix}"],
-        measured=claim["measured"][f"text{suffix}"],
-        expected=claim[f"expected{suffix}"],
+        measured=words_of(lang)["semicolon"].join(
+            f"{words_of(lang)[name]}{words_of(lang)['colon']}{claim['scopes'][name]['measured'][f'text{suffix}']}"
+            for name in SCOPES
+            if name in claim["scopes"]
+        ),
+        paper=claim[f"paper{suffix}"],
         source=source,
         verdict=WORDS[claim["holds"]],
         why="" if claim["holds"] else claim[f"why{suffix}"] or words_of(lang)[unexplained],

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from resnotes.book.ledger import WORDS, load
+from resnotes.book.claims import WORDS, load, marked
 from resnotes.book.notebooks import title_of
 from resnotes.errors import ResnotesError
 from resnotes.files import read_json, write_json
@@ -85,8 +85,9 @@ def read_results(folder: Path) -> Results:
 
 
 def merge(out: Path) -> Results:
-    """Write the claims of all notebooks of a run to `out/claims.json`; returns what lies in `out`."""
+    """Write the claims of all notebooks, marked, to `out/claims.json`; returns what lies in `out`."""
     results = read_results(out)
+    results = replace(results, claims=marked(results.claims))
     write_json(out / "claims.json", results.claims)
     return results
 

@@ -75,11 +75,6 @@ def statements() -> list[Statement]:
     return [Statement(**entry) for entry in _story()["statements"]]
 
 
-def pairs() -> list[tuple[str, str]]:
-    """Ids of claims that are measured live and again on what was recorded."""
-    return [(pair["live"], pair["recorded"]) for pair in _story()["pairs"]]
-
-
 @cache
 def _story() -> dict[str, Any]:
     return tomllib.loads(Path(__file__).with_name("story.toml").read_text(encoding="utf-8"))
