@@ -103,9 +103,11 @@ class Words:
     Args:
         notebook: stem of the notebook, such as `01_degradation`.
         folder: where both lie; by default `notebooks/` of the project.
+        **common: values that any text may name.
     """
 
-    def __init__(self, notebook: str, folder: Path | None = None) -> None:
+    def __init__(self, notebook: str, folder: Path | None = None, **common: Any) -> None:
+        self.common = common
         self.path = (folder or paths.project_root() / "notebooks") / f"{notebook}.toml"
 
     def claim(self, key: str, values: Mapping[str, Any]) -> ClaimWords:
@@ -147,20 +149,19 @@ class Words:
         return self._text("figures", name, "caption", values), [f"{self._all['study']}.{key}" for key in keys]
 
     def check_uses(self) -> None:
-        """See that the notebook beside it uses every entry, and none that is not there.
+        """See that the notebook beside it names every entry, and uses none that is not there.
 
         Raises:
             ResnotesError: it does not.
         """
         cells = read_json(self.path.with_suffix(".ipynb"))["cells"]
         code = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
-        used = {({"decide": "claims", "figure": "figures"}[kind], name) for kind, name in _USE.findall(code)}
-        for kind, name in sorted(used):
-            self._entry(kind, name)
+        for use, name in _USE.findall(code):
+            self._entry({"decide": "claims", "figure": "figures"}[use], name)
         for kind in ("claims", "figures"):
             for name in self._all.get(kind, {}):
-                if (kind, name) not in used:
-                    raise self._wrong(kind, name, f"no cell of {self.path.stem}.ipynb uses it; take it out or use it")
+                if f'"{name}"' not in code:  # a cell may go through several
+                    raise self._wrong(kind, name, f"no cell of {self.path.stem}.ipynb names it; take it out or use it")
 
     @cached_property
     def _all(self) -> dict[str, Any]:
@@ -184,7 +185,7 @@ class Words:
         texts = self._entry(kind, name).get(part)
         if not isinstance(texts, dict) or set(texts) != set(LANGUAGES):
             raise self._wrong(kind, name, f"found {texts!r} for {part}, expected a text in each of en and zh")
-        return {language: typeset(texts[language].format(**values)) for language in LANGUAGES}
+        return {language: typeset(texts[language].format(**self.common, **values)) for language in LANGUAGES}
 
     def _check_values(self, kind: str, name: str, entry: Mapping[str, Any], values: Mapping[str, Any]) -> None:
         """See that the cell gives what the texts name, and nothing else."""
@@ -196,7 +197,7 @@ class Words:
             for _, field, _, _ in string.Formatter().parse(text)
             if field is not None
         }
-        for field in sorted(named - set(values)):
+        for field in sorted(named - set(values) - set(self.common)):
             raise self._wrong(kind, name, f"its texts name {{{field}}}, which the cell does not give")
         for field in sorted(set(values) - named):
             raise self._wrong(kind, name, f"the cell gives {field}=, which none of its texts names")
