@@ -74,7 +74,7 @@ def test_p_is_scipys_and_agrees_with_the_interval(values, bound):
     if np.ptp(values) <= 1e-6 * (1 + abs(found.mean)):
         return  # SciPy warns of precision lost
     assert found.p(bound) == pytest.approx(stats.ttest_1samp(values, bound).pvalue, rel=1e-6, abs=1e-12)
-    if not found.p(bound) == pytest.approx(0.05):
+    if found.p(bound) != pytest.approx(0.05):
         assert (found.p(bound) < 0.05) == (verdict(found, above=bound) is not None)
 
 
