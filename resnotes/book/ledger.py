@@ -49,6 +49,7 @@ class Ledger:
         live: what the live networks were trained on, as `trained` gives it.
         recorded: the same of recorded runs.
         published: the same of networks that others trained.
+        **common: values that any text of the words file may name, such as the depths compared.
     """
 
     def __init__(
@@ -58,8 +59,10 @@ class Ledger:
         live: Evidence,
         recorded: Evidence = Evidence(None),  # noqa: B008 - it is frozen
         published: Evidence = Evidence(None),  # noqa: B008
+        **common: Any,
     ) -> None:
         self.notebook = notebook
+        self.common = common
         self.settings = {"live": live, "recorded": recorded, "published": published}
         self.conditions = {
             "profile": profile,
@@ -75,7 +78,7 @@ class Ledger:
     @cached_property
     def words(self) -> Words:
         """The words file of the notebook."""
-        words = Words(self.notebook)
+        words = Words(self.notebook, **self.common)
         words.check_uses()
         return words
 

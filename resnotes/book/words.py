@@ -107,9 +107,11 @@ class Words:
     Args:
         notebook: stem of the notebook, such as `01_degradation`.
         folder: where both lie; by default `notebooks/` of the project.
+        **common: values that any text may name.
     """
 
-    def __init__(self, notebook: str, folder: Path | None = None) -> None:
+    def __init__(self, notebook: str, folder: Path | None = None, **common: Any) -> None:
+        self.common = common
         self.path = (folder or paths.project_root() / "notebooks") / f"{notebook}.toml"
 
     def claim(self, key: str, values: Mapping[str, Any]) -> ClaimWords:
@@ -133,20 +135,19 @@ class Words:
         return self._filled("figures", name, values)["caption"], ids
 
     def check_uses(self) -> None:
-        """See that the notebook beside it uses every entry, and none that is not there.
+        """See that the notebook beside it names every entry, and uses none that is not there.
 
         Raises:
             ResnotesError: it does not, or the file is damaged.
         """
         cells = read_json(self.path.with_suffix(".ipynb"))["cells"]
         code = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
-        used = {({"decide": "claims", "figure": "figures"}[kind], name) for kind, name in _USE.findall(code)}
-        for kind, name in sorted(used):
-            self._entry(kind, name)
+        for use, name in _USE.findall(code):
+            self._entry({"decide": "claims", "figure": "figures"}[use], name)
         for kind in _PARTS:
             for name in self._all.get(kind, {}):
-                if (kind, name) not in used:
-                    raise self._wrong(kind, name, f"no cell of {self.path.stem}.ipynb uses it; take it out or use it")
+                if f'"{name}"' not in code:  # a cell may go through several
+                    raise self._wrong(kind, name, f"no cell of {self.path.stem}.ipynb names it; take it out or use it")
 
     @cached_property
     def _all(self) -> dict[str, Any]:
@@ -202,13 +203,13 @@ class Words:
             piece for each in texts.values() for text in each.values() for piece in string.Formatter().parse(text)
         ]
         named = {field for _, field, _, _ in parsed if field is not None}
-        for field in sorted(named - set(values)):
+        for field in sorted(named - set(values) - set(self.common)):
             raise self._wrong(kind, name, f"its texts name {{{field}}}, which the cell does not give")
         for field in sorted(set(values) - named):
             raise self._wrong(kind, name, f"the cell gives {field}=, which none of its texts names")
         try:
             return {
-                part: {language: typeset(text.format(**values)) for language, text in each.items()}
+                part: {language: typeset(text.format(**{**self.common, **values})) for language, text in each.items()}
                 for part, each in texts.items()
             }
         except (TypeError, ValueError) as error:  # such as {gap:.1f} of a text

@@ -13,6 +13,7 @@ from resnotes.book.words import Words
 from resnotes.errors import ResnotesError, UsageError
 
 BOOKS = [book for book in notebooks.discover() if book.path.with_suffix(".toml").exists()]
+CHINESE = r"[\u3000-\u303f\u4e00-\u9fff\uff00-\uffef]"  # characters or punctuation
 GOOD = """
 study = "depth"
 
@@ -30,10 +31,10 @@ claims = ["deeper-is-worse"]
 CELLS = ('claims.decide(\n    "deeper-is-worse", live=x)', 'claims.figure(grid.figure, "01_depth", data)')
 
 
-def words(folder, text=GOOD, cells=CELLS):
+def words(folder, text=GOOD, cells=CELLS, **common):
     write_notebook(folder, "01_a", *cells)
     (folder / "01_a.toml").write_text(text, encoding="utf-8")
-    return Words("01_a", folder)
+    return Words("01_a", folder, **common)
 
 
 def test_texts_are_filled_and_typeset(tmp_path):
@@ -49,6 +50,12 @@ def test_texts_are_filled_and_typeset(tmp_path):
     caption = {"en": "56 layers", "zh": "56 层"}
     assert words(tmp_path).figure("01_depth", {"deep": 56}) == (caption, ["depth.deeper-is-worse"])
     words(tmp_path).check_uses()
+
+
+def test_common_values_may_be_named_or_not_and_a_cell_has_its_own(tmp_path):
+    found = words(tmp_path, deep=56, shallow=20)
+    captions = [found.figure("01_depth", values)[0]["en"] for values in ({}, {"deep": 44})]
+    assert captions == ["56 layers", "44 layers"]
 
 
 CLAIM, FIGURE = r"01_a\.toml, \[claims\.deeper-is-worse\]: .*", r"01_a\.toml, \[figures\.01_depth\]: .*"
@@ -115,7 +122,7 @@ def test_a_value_that_a_text_cannot_take_is_named(tmp_path):
 @pytest.mark.parametrize(
     ("cells", "said"),
     [
-        (CELLS[:1], FIGURE + r"no cell of 01_a\.ipynb uses it"),
+        (CELLS[:1], FIGURE + r"no cell of 01_a\.ipynb names it"),
         (CELLS[1:], CLAIM + "no cell"),
         ((*CELLS, "claims.decide('other', live=1)"), r"\[claims\.other\]: there is no such entry; there are: deeper"),
     ],
@@ -141,8 +148,9 @@ def test_words_of_the_suite_are_whole_and_in_use(book):
         assert unit in UNITS_ZH or not re.search(r"[A-Za-z]{2}", unit), f"{key}: no Chinese for {unit}"
         for part, texts in entry.items():
             if part not in ("source", "rule", "paper"):
-                assert re.search(r"[\u4e00-\u9fff]", texts["zh"]), f"{key}: {part}"
-                assert not re.search(r"[\u4e00-\u9fff]", texts["en"]), f"{key}: {part}"
+                assert [bool(re.search(CHINESE, texts[lang])) for lang in ("en", "zh")] == [False, True], (
+                    f"{key}: {part}"
+                )
 
 
 @pytest.mark.parametrize("book", BOOKS, ids=lambda book: book.stem)
