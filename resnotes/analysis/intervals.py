@@ -103,8 +103,8 @@ def interval(values: Sequence[float], unit: str = "") -> Interval:
     """
     try:
         sample = np.asarray([float(value) for value in values], dtype=np.float64)
-    except (TypeError, ValueError) as error:
-        raise UsageError(f"an interval needs a number for each seed; found {values!r:.200}") from error
+    except (TypeError, ValueError) as wrong:
+        raise UsageError(f"an interval needs a number for each seed; found {values!r:.200}") from wrong
     if sample.size == 0:
         raise UsageError("an interval needs at least one value, all of them finite")
     mean = float(sample.mean())
