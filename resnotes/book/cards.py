@@ -39,7 +39,7 @@ def card(claim: Mapping[str, Any], lang: str = "en") -> Shown:
 def table(claims: Sequence[Mapping[str, Any]], lang: str = "en") -> Shown:
     """Many claims: verdict, statement, what was found at each scope, the paper's number."""
     text = "\n".join(plain(claim, lang) for claim in claims)
-    return Shown(_render("ledger", lang, claims=claims, chance=by_chance(claims)), text)
+    return Shown(_render("ledger", lang, claims=claims), text)
 
 
 def statements(tested: Sequence[Any], lang: str = "en") -> Shown:
@@ -58,6 +58,13 @@ def plain(claim: Mapping[str, Any], lang: str = "en") -> str:
             lines.append(f"{words[name]}{words['colon']}{found}{words['semicolon']}{sample(scope, lang)}")
     lines.append(f"{words['paper']}{words['colon']}{claim[f'paper{suffix}']}")
     return "\n    ".join([*lines, claim["id"]])
+
+
+def chance(claims: Sequence[Mapping[str, Any]], lang: str) -> str:
+    """How many claims were tested, how many of these chance alone would decide, and what the mark at some means."""
+    words, (tests, wrong) = words_of(lang), by_chance(claims)
+    text = str(words["chance"]).format(all=len(claims), tests=tests, wrong=f"{wrong:.1f}")
+    return f"{text}{words['space']}{words['survive']}" if any(claim["survives"] for claim in claims) else text
 
 
 def ground(claim: Mapping[str, Any], lang: str) -> str:
@@ -93,6 +100,8 @@ def _render(name: str, lang: str, **context: Any) -> str:
         "marks": MARKS,
         "ink": INK,
         "ground": lambda claim: ground(claim, lang),
+        "setting": lambda scope: setting(scope, lang),
         "sample": lambda scope: sample(scope, lang),
+        "chance": lambda claims: chance(claims, lang),
     }
     return str(getattr(environment().get_template("cards.html").make_module(shared), name)(**context))
