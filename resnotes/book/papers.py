@@ -55,4 +55,5 @@ def published_curves(author: str) -> pd.DataFrame:
     curves = pd.read_csv(paths.published_root() / "curves.csv")
     curves = curves[curves.source.str.startswith(author)].drop_duplicates(["network", "iteration"], keep="last")
     columns = {"network": "model", "train_error": "clean_error", "heldout_error": "test_error"}
-    return curves.rename(columns=columns)[["model", "iteration", "clean_error", "test_error"]]
+    curves = curves.rename(columns=columns)[["model", "iteration", "clean_error", "test_error"]]
+    return curves.sort_values("model", key=lambda name: name.str.pad(len("resnet-110")), kind="stable")
