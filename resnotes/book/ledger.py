@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -28,7 +28,9 @@ from resnotes.book.words import Rule, Words
 from resnotes.errors import UsageError
 from resnotes.figures.saving import save
 from resnotes.files import write_json
-from resnotes.runs import Run
+
+if TYPE_CHECKING:  # it would bring PyTorch, which takes seconds
+    from resnotes.runs import Run
 
 _ID = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*(\.[a-z0-9]+(-[a-z0-9]+)*)+")
 
