@@ -38,7 +38,7 @@ def card(claim: Mapping[str, Any], lang: str = "en") -> Shown:
 
 def table(claims: Sequence[Mapping[str, Any]], lang: str = "en") -> Shown:
     """Many claims: verdict, statement, what was found at each scope, the paper's number."""
-    text = "\n".join(plain(claim, lang) for claim in claims)
+    text = "\n".join(plain(claim, lang).partition("\n")[0] for claim in claims)
     return Shown(_render("ledger", lang, claims=claims), text)
 
 
@@ -85,10 +85,10 @@ def setting(scope: Mapping[str, Any], lang: str) -> str:
 
 
 def sample(scope: Mapping[str, Any], lang: str) -> str:
-    """The same, with how many networks and images: `digits after 132 iterations, 3 networks of a kind`."""
+    """The same, with how many networks and images: `digits after 132 iterations; networks of a kind: 3`."""
     words = words_of(lang)
     counts = [words[name].format(scope[name]) for name in ("networks", "images") if scope[name]]
-    return str(words["comma"].join([setting(scope, lang), *counts]))
+    return str(words["semicolon"].join([setting(scope, lang), *counts]))
 
 
 def _render(name: str, lang: str, **context: Any) -> str:
