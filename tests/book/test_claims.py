@@ -11,7 +11,6 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from IPython.core.formatters import DisplayFormatter
-from kit.notebooks import write_notebook
 from kit.report import Page, claim
 from matplotlib.figure import Figure
 from scipy import stats
@@ -54,8 +53,7 @@ def out(tmp_path, monkeypatch):
 @pytest.fixture
 def ledger(out):
     """A ledger with an entry for each rule, and a figure."""
-    cells = [f'claims.decide("{key}")' for key in RULES] + ['claims.figure(fig, "01_a", data)']
-    write_notebook(out / "notebooks", "01_a", *cells)
+    (out / "notebooks").mkdir()
     figure = '[figures.01_a]\ncaption = { en = "A figure", zh = "图" }\nclaims = ["worse"]'
     text = "".join(ENTRY.format(key=key, rule=rule) for key, rule in RULES.items())
     (out / "notebooks/01_a.toml").write_text(f'study = "a"\n{text}\n{figure}', encoding="utf-8")
@@ -149,6 +147,7 @@ def test_of_several_those_that_do_not_are_named(ledger):
     [
         *(("worse", measured) for measured in ("text", {}, [], [math.nan, 1], [[1, 2], [3, 4]], 1.0, SAME, {"a": 1.0})),
         *(("equal", measured) for measured in (math.nan, WORSE, SAME, None)),
+        ("worse", interval(WORSE, "%")),
         ("ranked", WORSE),
         ("unheard-of", WORSE),
     ],
