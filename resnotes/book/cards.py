@@ -47,7 +47,7 @@ def table(claims: Sequence[Mapping[str, Any]], lang: str = "en", *, counted: boo
         lang: en or zh.
         counted: whether to say how many of them chance alone would decide.
     """
-    text = "\n".join(plain(claim, lang) for claim in claims)
+    text = "\n".join(plain(claim, lang).partition("\n")[0] for claim in claims)
     return Shown(_render("ledger", lang, claims=claims, counted=counted), text)
 
 
@@ -120,10 +120,10 @@ def setting(scope: Mapping[str, Any], lang: str) -> str:
 
 
 def sample(scope: Mapping[str, Any], lang: str) -> str:
-    """The same, with how many networks and images: `digits after 132 iterations, 3 networks of a kind`."""
+    """The same, with how many networks and images: `digits after 132 iterations; networks of a kind: 3`."""
     words = words_of(lang)
     counts = [words[name].format(scope[name]) for name in ("networks", "images") if scope[name]]
-    return str(words["comma"].join([setting(scope, lang), *counts]))
+    return str(words["semicolon"].join([setting(scope, lang), *counts]))
 
 
 def _render(name: str, lang: str, **context: Any) -> str:

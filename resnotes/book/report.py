@@ -26,7 +26,7 @@ class Finding:
 
     Attributes:
         statement: what is claimed.
-        measured: what was found at each scope, with its interval.
+        measured: what was found at each scope, with its interval and the mark of its verdict.
         paper: what the source reports.
         source: which, and where in it.
         verdict: `true`, `false` or `undecided`; its word is in the table of words.
@@ -149,9 +149,9 @@ def finding(claim: Mapping[str, Any], lang: str) -> Finding:
     return Finding(
         statement=claim[f"statement{suffix}"],
         measured=words["semicolon"].join(
-            f"{words[name]}{words['colon']}{claim['scopes'][name]['measured'][f'text{suffix}']}"
+            f"{words[name]}{words['colon']}{cards.MARKS[WORDS[scope['holds']]]} {scope['measured'][f'text{suffix}']}"
             for name in SCOPES
-            if name in claim["scopes"]
+            if (scope := claim["scopes"].get(name))
         ),
         paper=claim[f"paper{suffix}"],
         source=source,

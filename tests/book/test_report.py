@@ -113,7 +113,7 @@ def test_escaped_text_is_shown_as_it_is(text):
 def test_reports_show_any_text_as_it_is(results, texts, lang):
     statement, measured, paper, source, rule, caption = texts
     suffix, words = {"en": "", "zh": "_zh"}[lang], words_of(lang)
-    entry = claim("degradation.solver-misses-it", 1, source=source)
+    entry = claim("degradation.shortcuts-cure", 1, source=source)
     entry["scopes"] = {"live": entry["scopes"]["live"] | {"measured": {f"text{suffix}": measured}}}
     entry |= {f"statement{suffix}": statement, f"paper{suffix}": paper, f"rule{suffix}": rule, f"why{suffix}": rule}
     entry |= {"scope": "live", "survives": True, f"control{suffix}": "", f"changed{suffix}": ""}
@@ -122,7 +122,7 @@ def test_reports_show_any_text_as_it_is(results, texts, lang):
         path = write_report(given, Path(folder) / "r", lang=lang, notebooks=["01_degradation"])
         document, page = Markdown(path.read_text()), Page(path.with_suffix(".html").read_text())
     found, colon = finding(entry, lang), words["colon"]
-    verdict, measured = f"{words['false']} ●{found.ground}", f"{words['live']}{colon}{measured}"
+    verdict, measured = f"{words['false']} ●{found.ground}", f"{words['live']}{colon}✗ {measured}"
     terms = f"{words['rule']}{colon}{rule}"
     cells = [squeezed(*cell) for cell in ([statement], [measured], [paper, found.source, terms], [verdict])]
     assert cells in [[squeezed(cell) for cell in row] for row in document.rows]
