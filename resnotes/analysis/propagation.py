@@ -121,6 +121,9 @@ def gradient_step_gain(
         UsageError: a network with dropout.
     """
     network = copied(network).train()
+    if inputs.ndim == 4:  # takes two thirds of the time
+        network = network.to(memory_format=torch.channels_last)
+        inputs = inputs.contiguous(memory_format=torch.channels_last)
     check_repeatable(network)
     loss = F.cross_entropy(network(inputs), labels)
     if not loss.item():  # exactly zero once every probability rounds to 1
