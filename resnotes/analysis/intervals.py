@@ -71,7 +71,7 @@ class Interval:
 
     def __str__(self) -> str:
         """For instance `12.3 ± 0.4 % (n = 3)`; `0.81 [0.62, 0.88] (n = 3)` where the interval is not symmetric."""
-        return self._text(self.unit, f"all {self.n} {self.of}: ", "differences between {} replications")
+        return self._text(self.unit, f"all {self.n} {self.of}: ", "± the range over {} sources")
 
     @property
     def zh(self) -> str:

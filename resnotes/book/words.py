@@ -79,10 +79,11 @@ class Rule:
             order = {"same": ("the same order", "次序相同"), "reversed": ("the reverse order", "次序相反")}[self.rank]
             return {"en": f"{order[0]}, permutation test with p < 0.05", "zh": f"{order[1]}，置换检验 p < 0.05"}
         side = ("below", "低于") if self.above is None else ("above", "高于")
-        bound = number(self.bound)
+        bound, unit = number(self.bound), re.sub(r"^(point|decade|unit)s\b", r"\1", self.unit)
+        unit = unit if abs(self.bound) == 1 else self.unit
         what = ("the number itself", "数值本身") if self.exact else ("95 % interval", "95 % 区间")
         return {
-            "en": typeset(f"{what[0]} {side[0]} {with_unit(bound, self.unit)}"),
+            "en": typeset(f"{what[0]} {side[0]} {with_unit(bound, unit)}"),
             "zh": typeset(f"{what[1]}{side[1]} {with_unit(bound, UNITS_ZH.get(self.unit, self.unit))}"),
         }
 

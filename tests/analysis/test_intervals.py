@@ -96,7 +96,7 @@ def test_a_single_network_decides_where_replications_differ_by_less():
     found = replicated(3.0, [3.5, 3.2], "points")
     assert found == Interval(3.0, 2.5, 3.5, 3, "points", "networks")
     assert (verdict(found, above=2), verdict(found, above=2.6), verdict(found, above=4)) == (True, None, False)
-    assert str(found) == "3 ± 0.5\u00a0points (differences between 3 replications)"
+    assert str(found) == "3 ± 0.5\u00a0points (± the range over 3 sources)"
     assert found.zh == "3 ± 0.5\u00a0个百分点 (3 次独立复现之间的差异)"
 
 

@@ -222,8 +222,8 @@ def test_a_terminal_shows_a_claim_as_text_and_the_same_each_time(ledger, capsys)
     said = capsys.readouterr().out
     assert said.splitlines() == [
         "✓ true on digits after 132 iterations (live): It is worse.",
-        "    live: ✓ 3 ± 2\u00a0points (n = 3); digits after 132 iterations; networks of a kind: 3",
-        "    published: ? 0 ± 8\u00a0points (n = 3); x after 9 iterations; networks of a kind: 3; images: 5,000",
+        "    live: ✓ 3 ± 2\u00a0points (n = 3); digits after 132 iterations; 3 of each",
+        "    published: ? 0 ± 8\u00a0points (n = 3); x after 9 iterations; 3 of each; images: 5,000",
         "    paper: yes",
         "    a.worse",
     ]
