@@ -16,7 +16,7 @@ from torch import nn
 from resnotes.errors import UsageError
 from resnotes.figures.canvas import Canvas, Point, blank
 from resnotes.models import Block, build
-from resnotes.models.shortcuts import Gate, GatedResidual, GatedShortcut, Scale, ZeroPadShortcut
+from resnotes.models.shortcuts import Gate, GatedResidual, GatedShortcut, Scale, SkipInit, ZeroPadShortcut
 
 # The panels of He et al. 2016, Figs. 4 and 2: title, and the order or shortcut that `models.build` takes.
 ORDERS = {
@@ -86,6 +86,8 @@ def read_nodes(module: nn.Module) -> list[Node]:
             return [Node("relu", "ReLU")]
         case Scale():
             return [Node("other", f"× {module.factor:g}")]
+        case SkipInit():
+            return [Node("other", "× α")]
         case nn.Dropout() | nn.Dropout2d():
             return [Node("other", f"dropout {module.p:g}")]
         case ZeroPadShortcut():

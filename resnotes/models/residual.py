@@ -8,6 +8,7 @@ parameters with option A.
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from typing import Any
 
@@ -15,7 +16,7 @@ from torch import nn
 
 from resnotes.errors import UsageError, unknown
 from resnotes.models.network import Block, Network, check_options, initialize
-from resnotes.models.shortcuts import ExclusiveGatingBlock, Gate, GatedResidual, build_shortcut
+from resnotes.models.shortcuts import ExclusiveGatingBlock, Gate, GatedResidual, SkipInit, build_shortcut
 
 # Convolutions in a unit, and the order of its layers unless another is asked for.
 FAMILIES: dict[str, tuple[int, str]] = {
@@ -76,7 +77,12 @@ def _convolutions(count: int, in_channels: int, channels: int, stride: int) -> l
 
 
 def _block(
-    branch: list[str], after: list[str], convolutions: list[nn.Conv2d], shortcut: str | None, batch_norm: bool
+    branch: list[str],
+    after: list[str],
+    convolutions: list[nn.Conv2d],
+    shortcut: str | None,
+    batch_norm: bool,
+    alpha: float | None,
 ) -> Block:
     """A unit of these layers, with the stride and the channels of its convolutions."""
     first, out_channels = convolutions[0], convolutions[-1].out_channels
@@ -84,6 +90,8 @@ def _block(
     end = closing if len(closing) > 1 else closing[0] if closing else nn.Identity()
     if shortcut is None:
         return Block(layers, None, end)
+    if alpha is not None:
+        layers.add_module("skipinit", SkipInit(alpha))
     channels, stride = (first.in_channels, out_channels), first.stride[0]
     skip, residual = build_shortcut(shortcut, layers, *channels, stride, batch_norm=batch_norm)
     return (ExclusiveGatingBlock if isinstance(residual, GatedResidual) else Block)(residual, skip, end)
@@ -132,6 +140,7 @@ def residual_network(
     shortcut: str | None = None,
     order: str | None = None,
     batch_norm: bool = True,
+    alpha: float | None = None,
 ) -> Network:
     """Build ``plain-N``, ``resnet-N``, ``preresnet-N`` (N = 6n + 2), ``bottleneck-N``, ``prebottleneck-N`` (9n + 2).
 
@@ -147,18 +156,26 @@ def residual_network(
             BN.) A plain network takes none.
         order: a key of `ORDERS`; the default follows from the family.
         batch_norm: False takes every BN layer out and changes nothing else.
+        alpha: SkipInit (De & Smith 2020, Sec. 3): every residual branch is multiplied by a learned scalar that starts
+            from it; they take 0, or 1 over the root of the number of units. None for no such scalar. A plain network
+            takes none.
 
     Raises:
-        UsageError: a depth that is not 6n + 2 or 9n + 2, a count below 1, or an unknown family, shortcut or order.
+        UsageError: a depth that is not 6n + 2 or 9n + 2, a count below 1, an unknown family, shortcut or order, or
+            an alpha that is no finite number.
     """
     name, n = f"{family}-{depth}", _blocks_per_stage(family, depth)
-    if family == "plain" and shortcut is not None:
-        raise UsageError(f"{name} has no shortcuts, so it takes no option shortcut={shortcut!r}")
+    for option, value in (("shortcut", shortcut), ("alpha", alpha)):
+        if family == "plain" and value is not None:
+            raise UsageError(f"{name} has no shortcuts, so it takes no option {option}={value!r}")
+    if alpha is not None and (type(alpha) not in (int, float) or not math.isfinite(alpha)):
+        raise UsageError(f"{name}: alpha must be a finite number or None, found {alpha!r}")
     options: dict[str, Any] = {"num_classes": num_classes, "in_channels": in_channels, "width": width}
     check_options(name, options, batch_norm=batch_norm)
     options |= {} if shortcut is None else {"shortcut": shortcut}
     options |= {} if order is None else {"order": order}
     options |= {} if batch_norm else {"batch_norm": False}
+    options |= {} if alpha is None else {"alpha": alpha}
 
     count, usual_order = FAMILIES[family]
     if shortcut is None and family != "plain":
@@ -172,7 +189,7 @@ def residual_network(
             convolutions = _convolutions(count, channels, width * 2**stage, stride=2 if stage > 0 and i == 0 else 1)
             # The very first unit's activation acts before the split (He et al. 2016, Appendix): it is the stem's.
             kinds = branch if blocks else branch[len(opening) :]
-            blocks.append(_block(kinds, after, convolutions, shortcut, batch_norm))
+            blocks.append(_block(kinds, after, convolutions, shortcut, batch_norm, alpha))
             channels = convolutions[-1].out_channels
     stem = rectified(in_channels, width, batch_norm=batch_norm)
     head = classifier(opening, channels, num_classes)

@@ -92,6 +92,22 @@ class Scale(nn.Module):
         return f"{self.factor:g}"
 
 
+class SkipInit(nn.Module):
+    """Multiplication by a learned scalar, at the end of a residual branch (De & Smith 2020, Sec. 3).
+
+    Args:
+        alpha: what the scalar starts from; at 0 the branch contributes nothing at first.
+    """
+
+    def __init__(self, alpha: float) -> None:
+        super().__init__()
+        self.alpha = nn.Parameter(torch.tensor(float(alpha)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``alpha * x``, any shape."""
+        return self.alpha * x
+
+
 class Gate(nn.Module):
     """g(x) = σ(W x + b), a 1x1 convolution, one gate for each element of the unit's output.
 

@@ -168,7 +168,7 @@ UNITS: list[tuple[str, dict[str, object]]] = [
     ("preresnet-8", {"shortcut": "scaling:0.5,2"}),
     ("resnet-8", {"shortcut": "exclusive-gating:0"}),
     ("resnet-8", {"order": "bn-after-addition"}),
-    ("prebottleneck-11", {}),
+    ("prebottleneck-11", {"alpha": 0.7}),
 ]
 IDS = [models.label(*network) for network in UNITS]
 

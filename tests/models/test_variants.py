@@ -2,6 +2,7 @@
 
 import ast
 import copy
+import math
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -15,11 +16,13 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from resnotes import models
+from resnotes import datasets, models, unravel
+from resnotes.analysis import propagation
 from resnotes.errors import UsageError
 from resnotes.models import Block, Network, count_parameters
 from resnotes.models.shortcuts import Gate
-from resnotes.training.loop import save_weights
+from resnotes.training.loop import save_weights, train
+from resnotes.training.recipe import Recipe
 
 
 @pytest.fixture(autouse=True)
@@ -110,6 +113,8 @@ VARIANTS: list[tuple[str, dict[str, object]]] = [
     ("resnet-14", {"batch_norm": False}),
     ("resnet-8", {"batch_norm": False, "shortcut": "C", "order": "bn-after-addition"}),
     ("prebottleneck-11", {"batch_norm": False}),
+    ("preresnet-14", {"batch_norm": False, "alpha": 0.3}),
+    ("bottleneck-11", {"alpha": -1, "shortcut": "exclusive-gating:0"}),
 ]
 each_variant = pytest.mark.parametrize(
     ("name", "options"), VARIANTS, ids=[models.label(*variant) for variant in VARIANTS]
@@ -261,7 +266,45 @@ def test_bottlenecks_have_the_papers_parameters(family: str, depth: int, million
     assert norms < 0.02 * millions * 1e6
 
 
-# Without BN
+# SkipInit: De & Smith 2020, Sec. 3
+
+
+@pytest.mark.parametrize("name", ["resnet-14", "preresnet-14", "prebottleneck-20"])
+@torch.no_grad()
+def test_skipinit_multiplies_every_branch_and_changes_no_other_weight(name: str) -> None:
+    torch.manual_seed(0)
+    usual = models.build(name, width=4, batch_norm=False)
+    torch.manual_seed(0)
+    scaled = models.build(name, width=4, batch_norm=False, alpha=0.25)
+    states = usual.state_dict(), scaled.state_dict()
+    assert set(states[1]) - set(states[0]) == {f"blocks.{i}.residual.skipinit.alpha" for i in range(6)}
+    assert all(torch.equal(value, states[1][key]) for key, value in states[0].items())
+    x = usual.stem(torch.randn(2, 3, 8, 8))
+    for block, multiplied in zip(usual.blocks, scaled.blocks, strict=True):
+        torch.testing.assert_close(multiplied.residual(x), block.residual(x) / 4)
+        x = block(x)
+
+
+def test_from_alpha_zero_units_begin_as_their_shortcuts_and_learn() -> None:
+    network = models.build("preresnet-8", in_channels=1, width=4, batch_norm=False, alpha=0.0)
+    digits = datasets.load("digits")
+    images, labels = digits.normalization(digits.test_images[:20]), digits.test_labels[:20]
+    logits = unravel.lesion_logits(network, [(), (0, 1, 2)], images)
+    assert torch.equal(logits[0], logits[1])
+    by_length = unravel.path_gradients(network, images, labels)
+    assert by_length[0].norm() > 0
+    assert not by_length[1:].any()
+    assert (propagation.gradient_flow(network, images, labels).share == 1).all()
+    train(network, digits, Recipe(iterations=1, pad=0, flip=False, probe_images=20), seed=0, device="cpu")
+    assert all(block.residual.skipinit.alpha for block in network.blocks)
+
+
+@pytest.mark.parametrize("alpha", [True, "0", math.nan, math.inf])
+def test_other_factors_are_refused(alpha: object) -> None:
+    with pytest.raises(UsageError, match=re.escape(f"alpha must be a finite number or None, found {alpha!r}")):
+        models.build("resnet-8", alpha=alpha)
+    with pytest.raises(UsageError, match="plain-8 has no shortcuts, so it takes no option alpha"):
+        models.build("plain-8", alpha=0.0)
 
 
 # State dicts and copies

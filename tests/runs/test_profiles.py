@@ -116,6 +116,23 @@ def test_one_models_recipe_overrides_the_studys() -> None:
     assert study.spec("resnet-8 shortcut=B", 0).recipe == Recipe(iterations=20, milestones=(10,), lr=0.5)
 
 
+def test_every_model_at_every_rate(folder: Path) -> None:
+    deepen = 'deepen = { "plain-8 width=4" = "plain-14 width=4" }'
+    (folder / "tiny.toml").write_text(TINY.replace(deepen, "lrs = [0.1, 1]").replace("lr = 0.5", "momentum = 0.5"))
+    study = profiles.load("tiny").study("small")
+    specs = study.specs(["plain-8"], [3])
+    assert specs == [study.spec("plain-8", 3, lr) for lr in (0.1, 1.0)] == [study.spec("plain-8", 3), specs[1]]
+    assert [(spec.seed, spec.recipe.lr) for spec in study.all_specs()][::2] == [(3, 0.1), (3, 1.0), (5, 0.1), (5, 1.0)]
+    assert [spec.recipe.lr for spec in study.specs(["plain-8"], [3], lrs=[0.2])] == [0.2]
+
+
+def test_at_the_usual_rate_a_run_of_the_sweep_is_the_degradation_studys() -> None:
+    quick = profiles.load("quick")
+    sweep, usual = quick.study("learning-rates"), quick.study("degradation")
+    assert sweep.specs(lrs=[0.1]) == usual.specs()
+    assert len(sweep.specs()) == 5 * len(usual.specs())
+
+
 @pytest.mark.usefixtures("folder")
 def test_deepened_runs_start_from_the_studys_own() -> None:
     study = profiles.load("tiny").study("small")
@@ -140,6 +157,7 @@ def test_unknown_names_list_the_allowed_ones() -> None:
         ("iterations = 20", "iteration = 20", "iteration"),
         ("iterations = 20", "iterations = 0", "iterations must be positive"),
         ("seeds = [3, 5]", "", "seeds"),
+        ("seeds = [3, 5]", "seeds = [3, 5]\nlrs = [0.1]", "leave out deepen, and lr in the recipes"),
         ("[small]", "[small", "line"),
         ("[small]", "answer = 42\n[small]", "int"),
         (

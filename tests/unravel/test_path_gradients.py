@@ -43,7 +43,7 @@ NETWORKS: list[tuple[str, dict[str, object]]] = [
     ("resnet-14", {"order": "bn-after-addition"}),
     ("preresnet-14", {"shortcut": "scaling:0.5,2"}),
     ("resnet-14", {"shortcut": "shortcut-gating:-1"}),
-    ("preresnet-14", {"batch_norm": False}),
+    ("preresnet-14", {"batch_norm": False, "alpha": 0.7}),
     ("bottleneck-20", {}),
     ("plain-14", {}),
 ]

@@ -9,6 +9,7 @@ A profile is a TOML file beside this module with a table for each study:
     data = { size = [120, 160] }           # optional: for the loader of the data set
     pretrained = "resnet50-11ad3fa6.pth"   # optional: weights that encoders start from, see resnotes.models.pretrained
     train_images = 1000                    # optional: a fixed subset
+    lrs = [0.1, 0.01]                      # optional: every model at every rate, in place of the recipe's lr
     deepen = { "plain-20" = "plain-56" }   # optional: train on from the first, deepened to the second
     [degradation.recipe]                   # the fields of resnotes.training.recipe.Recipe
     [degradation.recipes."resnet-110"]     # optional: what is different for one model
@@ -51,6 +52,7 @@ class Study:
     data: Mapping[str, Any] = field(default_factory=dict)
     pretrained: str | None = None
     train_images: int | None = None
+    lrs: tuple[float, ...] = ()
     deepen: Mapping[str, str] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
 
@@ -59,11 +61,20 @@ class Study:
         known = {*self.models, *self.deepen, *self.deepen.values()}
         if strange := [model for model in self.recipes if model not in known]:
             raise UsageError(f"recipes for {strange[0]!r}, which is none of the models; allowed: {', '.join(known)}")
+        if self.lrs and (self.deepen or any("lr" in recipe for recipe in (self.recipe, *self.recipes.values()))):
+            raise UsageError("lrs are every model's learning rates; leave out deepen, and lr in the recipes")
 
-    def spec(self, model: str, seed: int) -> RunSpec:
-        """The run of `model`, a name with or without options, with `seed`, not deepened from another."""
+    def spec(self, model: str, seed: int, lr: float | None = None) -> RunSpec:
+        """The run of `model`, a name with or without options, with `seed`, not deepened from another.
+
+        Args:
+            model: the name.
+            seed: the seed.
+            lr: in place of the recipe's learning rate.
+        """
         name, options = from_label(model)
-        recipe = Recipe(**{**self.recipe, **self.recipes.get(model, {})})
+        rate = {} if lr is None else {"lr": lr}
+        recipe = Recipe(**{**self.recipe, **self.recipes.get(model, {}), **rate})
         recipe.check_schedule()
         alike = {name: getattr(self, name) for name in ("dataset", "data", "pretrained", "train_images")}
         return RunSpec(model=name, seed=seed, recipe=recipe, options=options, **alike)
@@ -72,10 +83,17 @@ class Study:
         """The run of `deep` that starts from the trained `shallow` network, deepened by identity blocks."""
         return replace(self.spec(deep, seed), start=self.spec(shallow, seed))
 
-    def specs(self, models: Iterable[str] | None = None, seeds: Iterable[int] | None = None) -> list[RunSpec]:
-        """Every run but the deepened ones, seed by seed; `models` and `seeds` narrow or widen what is there."""
+    def specs(
+        self,
+        models: Iterable[str] | None = None,
+        seeds: Iterable[int] | None = None,
+        lrs: Iterable[float] | None = None,
+    ) -> list[RunSpec]:
+        """Every run but the deepened ones, seed by seed and rate by rate; arguments narrow or widen what is there."""
         models = list(self.models if models is None else models)
-        return [self.spec(model, seed) for seed in (self.seeds if seeds is None else seeds) for model in models]
+        rates: list[float | None] = list(self.lrs if lrs is None else lrs) or [None]
+        seeds = self.seeds if seeds is None else seeds
+        return [self.spec(model, seed, lr) for seed in seeds for lr in rates for model in models]
 
     def all_specs(self) -> list[RunSpec]:
         """Every run of the study: those of `specs`, then those from deepened networks."""
