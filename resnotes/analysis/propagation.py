@@ -1,8 +1,8 @@
 """How signals and gradients travel through a network.
 
 Responses and gradients of layers and what a gradient step gains (He et al. 2015); Eqs (4), (5), (7) and (8) of He et
-al. 2016, measured between any two units; the gradient unit by unit and its share through the shortcuts alone; and
-how it changes between neighbouring inputs.
+al. 2016, measured between any two units; what each unit adds to its shortcut; and the gradient unit by unit and its
+share through the shortcuts alone.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from torch.nn import functional as F
 from resnotes.errors import UsageError
 from resnotes.models import Network, batch_statistics, in_mode
 from resnotes.models.adapters import Parts, blocks_of
-from resnotes.models.network import branches, copied
-from resnotes.models.passes import Visit, check_repeatable, classify, measuring, visit
+from resnotes.models.network import Statistics, branches, copied, on_statistics
+from resnotes.models.passes import Visit, check, check_repeatable, classify, in_a_row, measuring, visit
 from resnotes.models.shortcuts import Scale, ZeroPadShortcut
 
 
@@ -103,7 +103,7 @@ def gradient_norms(network: Network, inputs: Tensor, labels: Tensor) -> pd.DataF
 def gradient_step_gain(
     network: Network, inputs: Tensor, labels: Tensor, fractions: Sequence[float] = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
 ) -> float:
-    """How much of its loss a network can lose in one step along its gradient: zero at a local optimum.
+    """How much of its loss a network can lose in one step along the negative gradient: zero at a local optimum.
 
     The loss is the mean cross-entropy over all of `inputs`, with BN on their statistics, so that the step and
     the loss belong to the same function of the weights.
@@ -276,6 +276,48 @@ def direct_terms(network: Network, inputs: Tensor, labels: Tensor) -> pd.DataFra
     return pd.DataFrame({"unit": range(len(gradients)), **columns})
 
 
+@torch.no_grad()
+def unit_statistics(network: Network, inputs: Tensor, *, statistics: Statistics = "batch") -> pd.DataFrame:
+    """What the residual branch and the shortcut of each unit put into its addition, and how negative the sum is.
+
+    A ReLU after the addition truncates the negative sums (He et al. 2016, Sec. 4.2).
+
+    Args:
+        network: any with units; left as it was.
+        inputs: normalised images ``[N, C, H, W]``.
+        statistics: what BN normalises with: ``"batch"``, as in training and at initialisation, or ``"running"``.
+
+    Returns:
+        One row per unit: ``unit`` (from 0), ``stage`` (1, 2, 3), ``branch`` and ``shortcut`` (root mean squares over
+        images, channels and pixels; 0 without a shortcut) and ``negative`` (share of the sums below 0).
+
+    Raises:
+        UsageError: a model that is no network of units, what are no normalised images, active dropout, or other
+            statistics.
+    """
+    _check_network(network)
+    check(network, inputs)
+    rows: list[dict[str, float]] = []
+
+    def through(block: Parts, x: Tensor) -> Tensor:
+        branch, shortcut = branches(block, x.clone())
+        total = branch if shortcut is None else shortcut + branch
+        rows.append(
+            {
+                "branch": branch.square().mean().sqrt().item(),
+                "shortcut": 0.0 if shortcut is None else shortcut.square().mean().sqrt().item(),
+                "negative": (total < 0).float().mean().item(),
+            }
+        )
+        return block.after(total.clone())
+
+    with on_statistics(network, statistics):
+        check_repeatable(network)
+        in_a_row(network, inputs, through)
+    stages = [stage for stage, units in enumerate(network.stages, start=1) for _ in range(units)]
+    return pd.DataFrame({"unit": range(len(rows)), "stage": stages}).join(pd.DataFrame(rows))
+
+
 def gradient_flow(network: Network, inputs: Tensor, labels: Tensor) -> pd.DataFrame:
     """Signal and gradient at every unit's input, and what of the gradient came through shortcuts alone.
 
@@ -321,37 +363,3 @@ def gradient_flow(network: Network, inputs: Tensor, labels: Tensor) -> pd.DataFr
             }
         )
     return pd.DataFrame(rows)
-
-
-def gradient_correlation(network: Network, inputs: Tensor, labels: Tensor, distance: float = 0.1) -> float:
-    """Correlation of the input gradients of neighbouring inputs ("shattered gradients", Balduzzi et al. 2017).
-
-    A neighbour lies on the way from one image to the next of the batch; the gradient is that of the logit of the
-    image's class, with BN on the statistics of the batch. Where gradients are shattered, that at the neighbour is as
-    good as unrelated. Balduzzi et al. show it along a line of inputs (Fig. 1), here it is along lines between images.
-
-    Args:
-        network: any classifier; left as it was.
-        inputs: normalised images ``[N, C, H, W]``, at least 2.
-        labels: int64 ``[N]``.
-        distance: how far along the way, 0 (the image itself) to 1 (the next one).
-
-    Returns:
-        Mean over the images of the Pearson correlation between the two gradients, over channels and pixels; an
-        image without gradient counts as 0.
-
-    Raises:
-        UsageError: a network with dropout.
-    """
-
-    def gradient(images: Tensor) -> Tensor:
-        images = images.clone().requires_grad_()
-        logits = network(images).gather(1, labels[:, None])
-        (found,) = torch.autograd.grad(logits.sum(), images)
-        found = found.double().flatten(1)
-        return F.normalize(found - found.mean(1, keepdim=True))
-
-    neighbours = inputs + distance * (inputs.roll(1, 0) - inputs)
-    with batch_statistics(network):
-        check_repeatable(network)
-        return (gradient(inputs) * gradient(neighbours)).sum(1).mean().item()

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from resnotes.errors import UsageError
+from resnotes.models.copies import recalibrate, without_borders
 from resnotes.models.deepening import deepen
 from resnotes.models.network import Block, Network, batch_statistics, count_parameters, in_mode
 from resnotes.models.published_networks import Published, published
@@ -24,9 +25,11 @@ __all__ = [
     "in_mode",
     "label",
     "published",
+    "recalibrate",
     "register",
     "registered",
     "source",
+    "without_borders",
 ]
 
 

@@ -10,14 +10,15 @@ import contextlib
 import copy
 import itertools
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar, get_args
 
 import torch
 from torch import Tensor, nn
 
-from resnotes.errors import UsageError
+from resnotes.errors import UsageError, unknown
 
 Model = TypeVar("Model", bound=nn.Module)
+Statistics = Literal["batch", "running"]  # that BN normalises with
 
 
 class Block(nn.Module):
@@ -173,6 +174,19 @@ def batch_statistics(network: nn.Module) -> Iterator[None]:
     """In train mode for a while, with BN on the statistics of the batch; modes and running statistics are kept."""
     with in_mode(network, training=True), kept_statistics(network):
         yield
+
+
+def on_statistics(network: nn.Module, statistics: Statistics) -> contextlib.AbstractContextManager[None]:
+    """For a while, in train mode on the statistics of the batch, or in eval mode on BN's running ones.
+
+    Raises:
+        UsageError: other statistics.
+    """
+    if statistics == "batch":
+        return batch_statistics(network)
+    if statistics == "running":
+        return in_mode(network, training=False)
+    raise unknown("statistics", statistics, get_args(Statistics))
 
 
 def count_parameters(network: nn.Module) -> int:

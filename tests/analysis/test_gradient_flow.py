@@ -14,15 +14,17 @@ from torch.nn import functional as F
 from resnotes import models
 from resnotes.analysis.propagation import (
     direct_terms,
-    gradient_correlation,
     gradient_flow,
     gradient_norms,
     gradient_step_gain,
     identity_errors,
     layer_responses,
+    unit_statistics,
 )
+from resnotes.analysis.shattering import gradient_correlation
 from resnotes.errors import UsageError
 from resnotes.models import Block, Network, batch_statistics
+from resnotes.models.network import Statistics
 
 IMAGES = torch.randn(16, 1, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
 LABELS = torch.arange(16) % 10
@@ -31,6 +33,7 @@ MEASURES: list[Callable[[Network, Tensor, Tensor], object]] = [
     direct_terms,
     gradient_flow,
     gradient_correlation,
+    lambda network, images, _: unit_statistics(network, images),
 ]
 
 
@@ -230,6 +233,26 @@ def test_the_gradient_is_the_sum_over_all_paths(name: str, options: dict[str, ob
             assert abs(shares[0] - 1) > 1e-6, "a branch has a share, too"
 
 
+# What a unit adds to its shortcut
+
+
+@pytest.mark.parametrize("statistics", ["batch", "running"])
+@pytest.mark.parametrize(("name", "options"), UNITS, ids=IDS)
+def test_units_add_what_their_branches_put_out(name: str, options: dict[str, object], statistics: Statistics) -> None:
+    network = build(name, **options)
+    found = unit_statistics(network, IMAGES, statistics=statistics)
+    network.train(statistics == "batch")
+    x = network.stem(IMAGES)
+    for row, block in zip(found.itertuples(), network.blocks, strict=True):
+        branch, shortcut = block.residual(x), torch.zeros(1) if block.shortcut is None else block.shortcut(x)
+        assert row.branch == pytest.approx(branch.square().mean().sqrt().item(), rel=1e-9)
+        assert row.shortcut == pytest.approx(shortcut.square().mean().sqrt().item(), rel=1e-9)
+        assert row.negative == pytest.approx(((branch + shortcut) < 0).double().mean().item(), abs=1e-6)
+        x = block(x)
+    assert found.unit.tolist() == [0, 1, 2]
+    assert found.stage.tolist() == [1, 2, 3]
+
+
 # Shattered gradients
 
 
@@ -258,6 +281,30 @@ def test_correlation_is_numpys_image_by_image(name: str, distance: float) -> Non
     each = [np.corrcoef(*two)[0, 1] for two in zip(gradients(IMAGES), gradients(neighbours), strict=True)]
     assert min(each) < 0.99
     assert gradient_correlation(network, IMAGES, LABELS, distance) == pytest.approx(np.mean(each), rel=1e-9)
+
+
+def test_on_running_statistics_images_do_not_depend_on_each_other() -> None:
+    network = build("resnet-8").train()
+    recalibrated = models.recalibrate(network, IMAGES)
+
+    def gradient(image: Tensor, label: int) -> Tensor:
+        image = image.clone().requires_grad_()
+        return torch.autograd.grad(recalibrated(image[None])[0, label], image)[0].flatten()
+
+    neighbours = (IMAGES + IMAGES.roll(1, 0)) / 2
+    each = [
+        np.corrcoef(gradient(image, label), gradient(neighbour, label))[0, 1]
+        for image, neighbour, label in zip(IMAGES, neighbours, LABELS.tolist(), strict=True)
+    ]
+    found = gradient_correlation(network, IMAGES, LABELS, 0.5, statistics="running")
+    assert found == pytest.approx(np.mean(each), rel=1e-9)
+    assert abs(found - gradient_correlation(network, IMAGES, LABELS, 0.5)) > 1e-3
+
+
+@pytest.mark.parametrize("measure", [unit_statistics, lambda *data, **how: gradient_correlation(*data, LABELS, **how)])
+def test_other_statistics_are_refused(measure: Callable[..., object]) -> None:
+    with pytest.raises(UsageError, match="unknown statistics 'eval'; allowed: batch, running"):
+        measure(build("resnet-8"), IMAGES, statistics="eval")
 
 
 def test_an_image_without_gradient_counts_as_zero() -> None:
