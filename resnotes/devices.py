@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+
 import torch
 from torch import nn
 
@@ -60,3 +63,14 @@ def layout(network: nn.Module, device: torch.device) -> torch.memory_format:
 def autocast(device: torch.device, precision: str) -> torch.autocast:
     """Mixed precision for ``"bfloat16"``, nothing for ``"float32"``."""
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
+
+
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """With one CPU thread for a while: over maps so small, several mostly wait for each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)

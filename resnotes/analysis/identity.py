@@ -7,13 +7,16 @@ should be easier for the solver to find the perturbations with reference to an i
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
+import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call, grad_and_value, vmap
 from torch.nn import functional as F
 
+from resnotes.devices import one_thread
 from resnotes.models import Block
 from resnotes.models.network import initialize
 
@@ -35,23 +38,39 @@ def near_identity(inputs: Tensor, strength: float) -> Tensor:
 
 
 def _two_layers(channels: int, *, shortcut: bool) -> Block:
+    def batch_norm() -> nn.BatchNorm2d:
+        return nn.BatchNorm2d(channels, track_running_stats=False)  # those of the batch; nothing else is read here
+
     residual = nn.Sequential(
         nn.Conv2d(channels, channels, 3, padding=1, bias=False),
-        nn.BatchNorm2d(channels),
+        batch_norm(),
         nn.ReLU(),
         nn.Conv2d(channels, channels, 3, padding=1, bias=False),
-        nn.BatchNorm2d(channels),
+        batch_norm(),
     )
     initialize(residual)
     return Block(residual, nn.Identity() if shortcut else None, nn.ReLU())
 
 
-def fit(
-    inputs: Tensor, targets: Tensor, *, shortcut: bool, seed: int, steps: int, lr: float, batch_size: int = 64
-) -> pd.DataFrame:
-    """Fit ``targets`` from ``inputs`` with one two-layer unit by SGD with momentum 0.9.
+def _norms(weights: dict[str, Tensor]) -> Tensor:
+    """Euclidean norms of all weights together, one a learning rate."""
+    return torch.cat([each.flatten(1) for each in weights.values()], 1).square().sum(1).sqrt()
 
-    Both kinds of unit start from the same weights at the same seed, and see the same batches.
+
+def fit(
+    inputs: Tensor,
+    targets: Tensor,
+    *,
+    shortcut: bool,
+    seed: int,
+    steps: int,
+    lrs: Sequence[float],
+    batch_size: int = 16,
+) -> pd.DataFrame:
+    """Fit ``targets`` from ``inputs`` with one two-layer unit by SGD with momentum 0.9, at several learning rates.
+
+    Both kinds of unit start from the same weights at the same seed, and see the same batches; so they do at all
+    rates, which are computed side by side.
 
     Args:
         inputs: non-negative maps ``[N, C, H, W]``.
@@ -59,33 +78,49 @@ def fit(
         shortcut: whether the unit adds its input before the last ReLU.
         seed: of the initial weights and the batches.
         steps: of the optimiser.
-        lr: learning rate.
+        lrs: learning rates.
         batch_size: maps per step.
 
     Returns:
-        One row per step: ``step`` (1, 2, ...), ``loss`` (mean squared error over the variance of the targets,
-        before the step) and ``distance`` (Euclidean distance of the weights from their start, relative to the
-        norm of the start, after the step).
+        One row per rate and step: ``lr``, ``step`` (1, 2, ...), ``loss`` (mean squared error over the variance of the
+        targets, before the step) and ``distance`` (Euclidean distance of the weights from their start, relative to
+        the norm of the start, after the step).
     """
     with torch.random.fork_rng([]):
         torch.manual_seed(seed)
         unit = _two_layers(inputs.shape[1], shortcut=shortcut)
-    generator = torch.Generator().manual_seed(seed)
-    optimizer = torch.optim.SGD(unit.parameters(), lr=lr, momentum=0.9)
-    start = nn.utils.parameters_to_vector(unit.parameters()).detach().clone()
     scale = targets.var()
-    rows = []
-    for step in range(1, steps + 1):
+
+    def loss_of(weights: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
+        loss: Tensor = F.mse_loss(functional_call(unit, weights, (x,)), y) / scale
+        return loss
+
+    at_each_rate = vmap(grad_and_value(loss_of), in_dims=(0, None, None))
+    generator = torch.Generator().manual_seed(seed)
+    start = {name: weight.detach() for name, weight in unit.named_parameters()}
+    rates = {name: torch.tensor(lrs).view(-1, *[1] * weight.ndim) for name, weight in start.items()}
+    weights = {name: weight.expand(len(lrs), *weight.shape) for name, weight in start.items()}
+    momenta = {name: torch.zeros_like(weight) for name, weight in weights.items()}
+    initial = _norms(weights)
+    losses, distances = [], []
+    for _ in range(steps):
         chosen = torch.randint(len(inputs), (batch_size,), generator=generator)
-        loss = F.mse_loss(unit(inputs[chosen]), targets[chosen]) / scale
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        moved = nn.utils.parameters_to_vector(unit.parameters()).detach() - start
-        rows.append({"step": step, "loss": loss.item(), "distance": (moved.norm() / start.norm()).item()})
-    return pd.DataFrame(rows)
+        gradients, loss = at_each_rate(weights, inputs[chosen], targets[chosen])
+        momenta = {name: 0.9 * momenta[name] + gradients[name] for name in start}
+        weights = {name: weights[name] - rates[name] * momenta[name] for name in start}
+        losses.append(loss)
+        distances.append(_norms({name: weights[name] - start[name] for name in start}) / initial)
+    return pd.DataFrame(
+        {
+            "lr": np.repeat(lrs, steps),
+            "step": np.tile(np.arange(1, steps + 1), len(lrs)),
+            "loss": torch.stack(losses, 1).flatten().numpy(),
+            "distance": torch.stack(distances, 1).flatten().numpy(),
+        }
+    )
 
 
+@one_thread()
 def compare_fits(
     inputs: Tensor,
     *,
@@ -94,27 +129,25 @@ def compare_fits(
     seeds: Iterable[int],
     steps: int,
 ) -> pd.DataFrame:
-    """`fit` for every target, unit, learning rate and seed, each unit at the learning rate that suits it best.
+    """`fit` for every target, unit and seed, at every learning rate; the best of them is marked.
 
-    The best learning rate is the one with the lowest mean loss over the last tenth of the steps and all seeds, so
-    that neither unit is judged at the other's.
+    The rate that suits a unit best is the one with the lowest mean loss over the last tenth of the steps and all seeds,
+    so that neither unit need be judged at the other's.
 
     Returns:
-        The columns of `fit` and ``strength``, ``unit`` ("plain" or "residual"), ``seed`` and ``lr``.
+        The columns of `fit` and ``strength``, ``unit`` ("plain" or "residual"), ``seed`` and ``best``: whether it is
+        at the rate that suits this unit best on this target.
     """
     lrs, seeds = list(lrs), list(seeds)
-    kept = []
+    found = []
     for strength in strengths:
         targets = near_identity(inputs, strength)
-        for shortcut in (False, True):
-            by_lr = [
-                pd.concat(
-                    fit(inputs, targets, shortcut=shortcut, seed=seed, steps=steps, lr=lr).assign(seed=seed, lr=lr)
-                    for seed in seeds
-                )
-                for lr in lrs
-            ]
+        for unit in ("plain", "residual"):
+            fits = pd.concat(
+                fit(inputs, targets, shortcut=unit == "residual", seed=seed, steps=steps, lrs=lrs).assign(seed=seed)
+                for seed in seeds
+            )
             # A loss that is no longer a number is the worst of all.
-            best = min(by_lr, key=lambda frame: frame.loc[frame.step > 0.9 * steps, "loss"].fillna(math.inf).mean())
-            kept.append(best.assign(strength=strength, unit="residual" if shortcut else "plain"))
-    return pd.concat(kept, ignore_index=True)
+            last = fits[fits.step > 0.9 * steps].fillna({"loss": math.inf}).groupby("lr").loss.mean()
+            found.append(fits.assign(strength=strength, unit=unit, best=fits.lr == last.idxmin()))
+    return pd.concat(found, ignore_index=True)

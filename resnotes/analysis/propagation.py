@@ -106,7 +106,7 @@ def gradient_step_gain(
     """How much of its loss a network can lose in one step along the negative gradient: zero at a local optimum.
 
     The loss is the mean cross-entropy over all of `inputs`, with BN on their statistics, so that the step and
-    the loss belong to the same function of the weights.
+    the loss belong to the same function of the weights. (1,437 digits through resnet-56 take half a GiB at once.)
 
     Args:
         network: any classifier; left as it was.
