@@ -120,7 +120,7 @@ def train(
 @app.command()
 def claims(out: Out = None) -> None:
     """Print the claims of a run: whether each holds, what the paper says and what was measured at each scope."""
-    from resnotes.book.claims import WORDS
+    from resnotes.book.cards import plain
     from resnotes.book.results import read_results
 
     folder = _folder(out)
@@ -128,10 +128,7 @@ def claims(out: Out = None) -> None:
     if not entries:
         typer.echo(f"no claims in {folder}; `resnotes run` makes them")
     for claim in entries:
-        typer.echo(f"{WORDS[claim['holds']]:<10} {claim['id']}: {claim['statement']}")
-        for scope, found in claim["scopes"].items():
-            typer.echo(f"{'':<10} {scope}: {found['measured']['text']}, {WORDS[found['holds']]}")
-        typer.echo(f"{'':<10} paper: {claim['paper']}")
+        typer.echo(plain(claim))
 
 
 @app.command()

@@ -76,7 +76,9 @@ class Interval:
     @property
     def zh(self) -> str:
         """The same in Chinese: units that are words are those of `UNITS_ZH`."""
-        return self._text(UNITS_ZH.get(self.unit, self.unit), f"{self.n} {OF_ZH[self.of]}均为 ", "{} 次独立复现之间的差异")
+        return self._text(
+            UNITS_ZH.get(self.unit, self.unit), f"{self.n} {OF_ZH[self.of]}均为 ", "{} 次独立复现之间的差异"
+        )
 
     def _text(self, unit: str, all_alike: str, spread: str) -> str:
         if self.low is None or self.high is None:
@@ -97,9 +99,12 @@ def interval(values: Sequence[float], unit: str = "") -> Interval:
     """The 95 % Student t-interval of the mean of `values`, one per seed, in `unit`.
 
     Raises:
-        UsageError: there is no value, or one of them is NaN or infinite.
+        UsageError: there is no value, or one of them is no number, NaN or infinite.
     """
-    sample = np.asarray([float(value) for value in values], dtype=np.float64)
+    try:
+        sample = np.asarray([float(value) for value in values], dtype=np.float64)
+    except (TypeError, ValueError) as wrong:
+        raise UsageError(f"an interval needs a number for each seed; found {values!r:.200}") from wrong
     if sample.size == 0:
         raise UsageError("an interval needs at least one value, all of them finite")
     mean = float(sample.mean())
@@ -171,7 +176,7 @@ def replicated(difference: float, others: Sequence[float], unit: str = "") -> In
     """
     if not len(others):
         raise UsageError("one network a kind needs what a replication found, to tell what another would differ by")
-    spread = max(*others, difference) - min(*others, difference)
+    spread = float(np.ptp([difference, *others]))
     return Interval(difference, difference - spread, difference + spread, 1 + len(others), unit, "networks")
 
 

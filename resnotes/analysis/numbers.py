@@ -10,7 +10,8 @@ import re
 
 MINUS, NO_BREAK = "\u2212", "\u00a0"
 _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
-_HYPHEN = re.compile(r"(?<![\w.\-)/])-(?=\.?\d)")  # before a number, but neither in `resnet-56` nor in `4-5`
+# Before a number, but neither in `resnet-56` nor in `4-5`; ASCII, or a Chinese character would count as a letter.
+_HYPHEN = re.compile(r"(?<![\w.\-)/])-(?=\.?\d)", re.ASCII)
 
 
 def typeset(text: str) -> str:
@@ -19,11 +20,14 @@ def typeset(text: str) -> str:
 
 
 def number(value: float, digits: int = 4) -> str:
-    """A number to so many digits: ``−0.25``, ``61.52``, ``5.6×10⁻¹⁷``."""
-    if value and math.isfinite(value) and not 1e-3 <= abs(value) < 1e6:
-        power = math.floor(math.log10(abs(value)))
-        return f"{number(value / 10.0**power, min(digits, 2))}{_times_ten(power)}"
-    return typeset(f"{value:.{digits}g}" if isinstance(value, float) else str(value))
+    """A number to so many digits: ``−0.25``, ``61.52``, ``12350``, ``5.6×10⁻¹⁷``."""
+    if not isinstance(value, float):
+        return typeset(str(value))
+    text = f"{value:.{digits}g}"
+    if value and math.isfinite(value) and not 1e-3 <= abs(float(text)) < 1e6:
+        mantissa, power = f"{value:.{min(digits, 2) - 1}e}".split("e")
+        return f"{typeset(f'{float(mantissa):g}')}{_times_ten(int(power))}"
+    return typeset(f"{float(text):.0f}" if "e" in text else text)
 
 
 def plus_minus(mean: float, half: float) -> str:
@@ -39,7 +43,7 @@ def plus_minus(mean: float, half: float) -> str:
 
 def with_bounds(mean: float, low: float, high: float) -> str:
     """`mean [low, high]`, to two digits: for an interval that is not symmetric."""
-    return f"{number(float(f'{mean:.2g}'), 2)} [{number(float(f'{low:.2g}'), 2)}, {number(float(f'{high:.2g}'), 2)}]"
+    return f"{number(mean, 2)} [{number(low, 2)}, {number(high, 2)}]"
 
 
 def with_unit(text: str, unit: str) -> str:

@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from IPython.display import HTML
+
 from resnotes.book.claims import SCOPES, WORDS, by_chance
 from resnotes.book.templating import environment
 from resnotes.book.words import words_of
@@ -17,28 +19,53 @@ MARKS = {"true": "✓", "false": "✗", "partly": "◐", "undecided": "?"}
 INK = {"true": "#0B8F68", "false": "#D1561B", "partly": "#B07A00", "undecided": "#7A828E"}
 
 
-def card(claim: Mapping[str, Any], lang: str = "en") -> str:
-    """HTML of one claim: statement in both languages, verdict, scopes, the paper's number, rule and control."""
-    return _render("card", lang, claim=claim)
+class Shown(HTML):
+    """HTML, with a text for terminals, which cannot show it."""
+
+    def __init__(self, html: str, text: str) -> None:
+        super().__init__(html)  # type: ignore[no-untyped-call]
+        self.text = text
+
+    def __repr__(self) -> str:
+        """The text."""
+        return self.text
 
 
-def table(claims: Sequence[Mapping[str, Any]], lang: str) -> str:
-    """HTML of many claims: verdict, statement, what was found at each scope, the paper's number."""
-    return _render("ledger", lang, claims=claims, chance=by_chance(claims))
+def card(claim: Mapping[str, Any], lang: str = "en") -> Shown:
+    """One claim: statement in both languages, verdict, scopes, the paper's number, rule and control."""
+    return Shown(_render("card", lang, claim=claim), plain(claim, lang))
 
 
-def statements(tested: Sequence[Any], lang: str) -> str:
-    """HTML of statements (`resnotes.book.report.Tested`), each with its verdict and the claims that decide it."""
-    return _render("statements", lang, tested=tested)
+def table(claims: Sequence[Mapping[str, Any]], lang: str = "en") -> Shown:
+    """Many claims: verdict, statement, what was found at each scope, the paper's number."""
+    text = "\n".join(plain(claim, lang) for claim in claims)
+    return Shown(_render("ledger", lang, claims=claims, chance=by_chance(claims)), text)
 
 
-def verdict_of(claim: Mapping[str, Any], lang: str) -> str:
-    """The verdict with what it holds on: `true on digits after 132 iterations (live)`."""
+def statements(tested: Sequence[Any], lang: str = "en") -> Shown:
+    """Statements (`resnotes.book.report.Tested`), each with its verdict and the claims that decide it."""
+    text = "\n".join(f"{MARKS[each.verdict]} {words_of(lang)[each.verdict]} {each.said}" for each in tested)
+    return Shown(_render("statements", lang, tested=tested), text)
+
+
+def plain(claim: Mapping[str, Any], lang: str = "en") -> str:
+    """A claim as a terminal shows it: statement, verdict, a line a scope, the paper's number."""
+    words, suffix, word = words_of(lang), "" if lang == "en" else f"_{lang}", WORDS[claim["holds"]]
+    lines = [f"{MARKS[word]} {words[word]}{ground(claim, lang)}{words['colon']}{claim[f'statement{suffix}']}"]
+    for name in SCOPES:
+        if scope := claim["scopes"].get(name):
+            found = f"{MARKS[WORDS[scope['holds']]]} {scope['measured'][f'text{suffix}']}"
+            lines.append(f"{words[name]}{words['colon']}{found}{words['semicolon']}{sample(scope, lang)}")
+    lines.append(f"{words['paper']}{words['colon']}{claim[f'paper{suffix}']}")
+    return "\n    ".join([*lines, claim["id"]])
+
+
+def ground(claim: Mapping[str, Any], lang: str) -> str:
+    """What follows a verdict: ` on digits after 132 iterations (live)`; nothing where there is none."""
     words = words_of(lang)
-    word = words[WORDS[claim["holds"]]]
     if claim["holds"] is None:
-        return str(word)
-    return str(words["verdict_on"].format(word, setting(claim["scopes"][claim["scope"]], lang), words[claim["scope"]]))
+        return ""
+    return str(words["ground"].format(setting(claim["scopes"][claim["scope"]], lang), words[claim["scope"]]))
 
 
 def setting(scope: Mapping[str, Any], lang: str) -> str:
@@ -50,21 +77,22 @@ def setting(scope: Mapping[str, Any], lang: str) -> str:
     return str(words["fresh" if not scope["iterations"] else "after"].format(dataset, scope["iterations"]))
 
 
+def sample(scope: Mapping[str, Any], lang: str) -> str:
+    """The same, with how many networks and images: `digits after 132 iterations, 3 networks of a kind`."""
+    words = words_of(lang)
+    counts = [words[name].format(scope[name]) for name in ("networks", "images") if scope[name]]
+    return str(words["comma"].join([setting(scope, lang), *counts]))
+
+
 def _render(name: str, lang: str, **context: Any) -> str:
-    module = (
-        environment()
-        .get_template("cards.html")
-        .make_module(
-            {
-                "w": words_of(lang),
-                "zh": "" if lang == "en" else f"_{lang}",
-                "words": WORDS,
-                "scopes": SCOPES,
-                "marks": MARKS,
-                "ink": INK,
-                "verdict_of": lambda claim: verdict_of(claim, lang),
-                "setting": lambda scope: setting(scope, lang),
-            }
-        )
-    )
-    return str(getattr(module, name)(**context))
+    shared = {
+        "w": words_of(lang),
+        "zh": "" if lang == "en" else f"_{lang}",
+        "words": WORDS,
+        "scopes": SCOPES,
+        "marks": MARKS,
+        "ink": INK,
+        "ground": lambda claim: ground(claim, lang),
+        "sample": lambda scope: sample(scope, lang),
+    }
+    return str(getattr(environment().get_template("cards.html").make_module(shared), name)(**context))

@@ -74,27 +74,44 @@ class Claim:
     survives: bool | None = None
 
 
+_FIELDS = [field.name for field in fields(Claim)]
+_SCOPE = {"measured", "holds", "p", *(field.name for field in fields(Evidence))}
+
+
 def load(path: Path) -> list[dict[str, Any]]:
     """The claims in a ledger or in a run's `claims.json`.
 
     Raises:
-        ResnotesError: the file is missing, damaged, or an entry lacks a field or a valid verdict.
+        ResnotesError: the file is missing, damaged, or an entry lacks a field, a scope or a valid verdict.
     """
-    entries: list[dict[str, Any]] = read_json(path)
-    names = [field.name for field in fields(Claim)]
-    for entry in entries:
-        if not isinstance(entry, dict) or not set(names) <= entry.keys() or entry["holds"] not in WORDS:
-            raise ResnotesError(f"{path} is no ledger: found {entry!r:.200}, expected a claim with {', '.join(names)}")
-    return entries
+    entries = read_json(path)
+    for entry in entries if isinstance(entries, list) else [entries]:
+        if not _is_claim(entry):
+            raise ResnotesError(
+                f"{path} is no ledger: found {entry!r:.200}, expected a claim with {', '.join(_FIELDS)}"
+            )
+    return list(entries)
+
+
+def _is_claim(entry: Any) -> bool:
+    """Whether it has the fields of `Claim`, and whatever is read of its scopes."""
+    if not isinstance(entry, dict) or not entry.keys() >= set(_FIELDS) or not isinstance(entry["scopes"], dict):
+        return False
+    scopes = entry["scopes"]
+    return (
+        all(isinstance(each, dict) and each.keys() >= _SCOPE for each in scopes.values())
+        and set(scopes) <= set(SCOPES)
+        and entry["scope"] in scopes
+        and all(each["holds"] is None or isinstance(each["holds"], bool) for each in (entry, *scopes.values()))
+    )
 
 
 def p_value(claim: Mapping[str, Any]) -> float | None:
     """That of the test which decided a claim, or else of its strongest scope that was tested; None for none."""
     scopes = claim["scopes"]
-    tested = [scopes[scope]["p"] for scope in SCOPES if scope in scopes and scopes[scope]["p"] is not None]
-    if claim["holds"] is not None:
-        return scopes[claim["scope"]]["p"]  # type: ignore[no-any-return]
-    return tested[-1] if tested else None
+    names = reversed(SCOPES) if claim["holds"] is None else [claim["scope"]]
+    found: list[float | None] = [scopes[name]["p"] for name in names if name in scopes]
+    return next((p for p in found if p is not None), None)
 
 
 def by_chance(claims: Iterable[Mapping[str, Any]]) -> tuple[int, float]:

@@ -22,6 +22,7 @@ from resnotes import paths
 from resnotes.book.lifeline import execute_in_child, lifeline
 from resnotes.book.notebooks import Notebook, read
 from resnotes.book.results import NOTE, merge
+from resnotes.book.words import Words
 from resnotes.errors import ResnotesError
 from resnotes.files import write_atomic
 from resnotes.provenance import code_version, machine
@@ -64,7 +65,13 @@ def execute(
 
     Returns:
         What became of each, in this order, 00 last.
+
+    Raises:
+        ResnotesError: a notebook and its words disagree, which it would find out only after it has trained.
     """
+    for book in notebooks:
+        if (words := Words(book.stem, book.path.parent)).path.exists():
+            words.check_uses()
     out = out.resolve()
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     jobs = max(1, min(jobs or cores, len(notebooks)))

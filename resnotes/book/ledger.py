@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from IPython.display import HTML, display
+from IPython.display import display
 from matplotlib.figure import Figure
 
 from resnotes import paths
@@ -49,6 +49,7 @@ class Ledger:
         live: what the live networks were trained on, as `trained` gives it.
         recorded: the same of recorded runs.
         published: the same of networks that others trained.
+        **common: values that any text of the words file may name, such as the depths compared.
     """
 
     def __init__(
@@ -58,8 +59,10 @@ class Ledger:
         live: Evidence,
         recorded: Evidence = Evidence(None),  # noqa: B008 - it is frozen
         published: Evidence = Evidence(None),  # noqa: B008
+        **common: Any,
     ) -> None:
         self.notebook = notebook
+        self.common = common
         self.settings = {"live": live, "recorded": recorded, "published": published}
         self.conditions = {
             "profile": profile,
@@ -75,7 +78,7 @@ class Ledger:
     @cached_property
     def words(self) -> Words:
         """The words file of the notebook."""
-        words = Words(self.notebook)
+        words = Words(self.notebook, **self.common)
         words.check_uses()
         return words
 
@@ -118,7 +121,7 @@ class Ledger:
             scopes=scopes,
         )
         self._enter(claim)
-        display(HTML(cards.card(asdict(claim))))
+        display(cards.card(asdict(claim)))
 
     def figure(self, fig: Figure, name: str, data: pd.DataFrame | Mapping[str, pd.DataFrame], **values: Any) -> Path:
         """Save a figure (`resnotes.figures.save`) with its captions and claims from the words file.
@@ -210,11 +213,11 @@ class Ledger:
             )
         )
 
-    def table(self, since: str | None = None) -> HTML:
+    def table(self, since: str | None = None) -> cards.Shown:
         """The claims, from that with the id `since` on, with verdict and what was found at each scope."""
         ids = list(self._claims)
         first = ids.index(since) if since in ids else 0 if since is None else len(ids)
-        return HTML(cards.table([asdict(self._claims[id]) for id in ids[first:]], "en"))
+        return cards.table([asdict(self._claims[id]) for id in ids[first:]])
 
     def verdicts(self) -> dict[str, str]:
         """`true`, `false` or `undecided` by id: what nbval compares, free of numbers that vary by machine."""
@@ -234,7 +237,7 @@ def _decided(id: str, evidence: Evidence, rule: Rule) -> dict[str, Any]:
     measured = evidence.measured
     if isinstance(measured, Mapping):
         return {**_setting(evidence), **_all_decided(id, measured, rule)}
-    if isinstance(measured, Sequence | np.ndarray | pd.Series):
+    if isinstance(measured, list | tuple | np.ndarray | pd.Series):
         measured = interval(list(measured), rule.unit)
     if isinstance(measured, Interval) and rule.limits:
         measured = measured.within(*rule.limits)
@@ -258,12 +261,17 @@ def _ruled(id: str, measured: Any, rule: Rule) -> tuple[Verdict, float | None]:
 def _all_decided(id: str, measured: Mapping[str, Any], rule: Rule) -> dict[str, Any]:
     """Several measurements, each of which has to keep the rule.
 
-    Whether all do is tested by the largest p-value of all, that one does not by the smallest times their number.
+    That all do is tested by the largest p-value of all; that one does not, by the smallest of those that do not, times
+    the number of all (Bonferroni), since one of many fails by chance.
     """
+    if not measured:
+        raise UsageError(f"claim {id}: expected measurements by name, found none")
     each = {name: _decided(id, Evidence(value), rule) for name, value in measured.items()}
     holds = all_of(*(found["holds"] for found in each.values()))
-    ps = [found["p"] for found in each.values() if found["p"] is not None]
-    p = None if not ps or len(ps) < len(each) else max(ps) if holds is not False else min(1.0, len(ps) * min(ps))
+    ps = [found["p"] for found in each.values() if holds is not False or found["holds"] is False]
+    p = None if None in ps else min(1.0, len(each) * min(ps)) if holds is False else max(ps)
+    if holds is False and p is not None and p >= 0.05:
+        holds = None
     kept, broken, open_ = (
         [name for name, found in each.items() if found["holds"] is verdict] for verdict in (True, False, None)
     )

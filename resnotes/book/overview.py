@@ -11,7 +11,6 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 import pandas as pd
-from IPython.display import HTML
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch, Rectangle
@@ -98,14 +97,14 @@ def _bar(ax: Axes, left: float, width: float, counts: Mapping[str, int]) -> None
             left += share
 
 
-def statements(entries: Ledger, lang: str) -> HTML:
+def statements(entries: Ledger, lang: str) -> cards.Shown:
     """Each statement of the weekly report, whether it holds, and the claims that say so."""
-    return HTML(cards.statements(tested_statements(entries, lang), lang))
+    return cards.statements(tested_statements(entries, lang), lang)
 
 
-def claims_table(entries: Sequence[Mapping[str, Any]], lang: str) -> HTML:
+def claims_table(entries: Sequence[Mapping[str, Any]], lang: str) -> cards.Shown:
     """Claims with verdict, what was found at each scope, and the paper's number."""
-    return HTML(cards.table(entries, lang))
+    return cards.table(entries, lang)
 
 
 def at_several_scopes(entries: Ledger) -> list[Mapping[str, Any]]:

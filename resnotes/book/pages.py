@@ -34,7 +34,7 @@ def write_index(out: Path) -> Path:
             words=WORDS,
             scopes=SCOPES,
             marks=cards.MARKS,
-            setting=cards.setting,
+            sample=cards.sample,
             datasets=sorted({s["dataset"] for c in results.claims for s in c["scopes"].values() if s["dataset"]}),
             versions=versions(),
         )

@@ -15,7 +15,8 @@
     caption = { en = "...", zh = "..." }
     claims = ["plain-deeper-trains-worse"]
 
-Names in braces are filled in by the cell that decides the claim or saves the figure.
+Names in braces are filled in by the cell that decides the claim or saves the figure. The file is checked as a whole
+when it is first read; what is wrong is said with file, entry and name.
 """
 
 from __future__ import annotations
@@ -23,11 +24,11 @@ from __future__ import annotations
 import re
 import string
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from resnotes import paths
 from resnotes.analysis.intervals import UNITS_ZH
@@ -38,9 +39,12 @@ from resnotes.files import read_json
 LANGUAGES = ("en", "zh")
 Text = dict[str, str]  # by language
 
-_OPTIONAL = ("control", "why", "changed")
-_USE = re.compile(r"""\bclaims\.(decide|figure)\(\s*(?:fig\w*,\s*)?["']([\w-]+)["']""")
-_RULE = {"above", "below", "unit", "limits", "exact", "rank"}
+# The texts that an entry has to have, those that it may have, and what else stands in it.
+_PARTS = {
+    "claims": (("statement", "paper"), ("control", "why", "changed"), ("source", "rule")),
+    "figures": (("caption",), (), ("claims",)),
+}
+_USE = re.compile(r"""\bclaims\.(decide|figure)\(\s*(?:[\w.]+,\s*)?["']([\w-]+)["']""")
 
 
 @dataclass(frozen=True)
@@ -59,7 +63,7 @@ class Rule:
     above: float | None = None
     below: float | None = None
     unit: str = ""
-    limits: tuple[float, float] | None = None
+    limits: Sequence[float] | None = None
     exact: bool = False
     rank: str = ""
 
@@ -103,64 +107,47 @@ class Words:
     Args:
         notebook: stem of the notebook, such as `01_degradation`.
         folder: where both lie; by default `notebooks/` of the project.
+        **common: values that any text may name.
     """
 
-    def __init__(self, notebook: str, folder: Path | None = None) -> None:
+    def __init__(self, notebook: str, folder: Path | None = None, **common: Any) -> None:
+        self.common = common
         self.path = (folder or paths.project_root() / "notebooks") / f"{notebook}.toml"
 
     def claim(self, key: str, values: Mapping[str, Any]) -> ClaimWords:
         """The entry of a claim, with `values` in its texts.
 
         Raises:
-            ResnotesError: there is no such entry, or it lacks a text, a language, or one of the values, or is given one
-                that it does not name.
+            ResnotesError: the file is damaged, there is no such entry, or it lacks a text, a language, or one of the
+                values, or is given one that it does not name.
         """
         entry = self._entry("claims", key)
-        self._check_values("claims", key, entry, values)
-        optional = {
-            name: self._text("claims", key, name, values) if name in entry else {"en": "", "zh": ""}
-            for name in _OPTIONAL
-        }
-        source = entry.get("source")
-        if not isinstance(source, str):
-            raise self._wrong("claims", key, f"found {source!r} for source, expected where the statement is made")
-        return ClaimWords(
-            id=f"{self._all['study']}.{key}",
-            statement=self._text("claims", key, "statement", values),
-            source=source,
-            paper=self._text("claims", key, "paper", values),
-            rule=self._rule(key, entry.get("rule")),
-            **optional,
-        )
+        texts = self._filled("claims", key, values)
+        return ClaimWords(self._id(key), source=entry["source"], rule=Rule(**entry["rule"]), **texts)
 
     def figure(self, name: str, values: Mapping[str, Any]) -> tuple[Text, list[str]]:
         """The captions of a figure, with `values` in them, and the ids of the claims that it supports.
 
         Raises:
-            ResnotesError: as for `claim`, or a claim without an entry.
+            ResnotesError: as for `claim`.
         """
-        entry = self._entry("figures", name)
-        self._check_values("figures", name, entry, values)
-        keys = entry.get("claims", [])
-        for key in keys:
-            self._entry("claims", key)
-        return self._text("figures", name, "caption", values), [f"{self._all['study']}.{key}" for key in keys]
+        ids = [self._id(key) for key in self._entry("figures", name).get("claims", [])]
+        return self._filled("figures", name, values)["caption"], ids
 
     def check_uses(self) -> None:
-        """See that the notebook beside it uses every entry, and none that is not there.
+        """See that the notebook beside it names every entry, and uses none that is not there.
 
         Raises:
-            ResnotesError: it does not.
+            ResnotesError: it does not, or the file is damaged.
         """
         cells = read_json(self.path.with_suffix(".ipynb"))["cells"]
         code = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
-        used = {({"decide": "claims", "figure": "figures"}[kind], name) for kind, name in _USE.findall(code)}
-        for kind, name in sorted(used):
-            self._entry(kind, name)
-        for kind in ("claims", "figures"):
+        for use, name in _USE.findall(code):
+            self._entry({"decide": "claims", "figure": "figures"}[use], name)
+        for kind in _PARTS:
             for name in self._all.get(kind, {}):
-                if (kind, name) not in used:
-                    raise self._wrong(kind, name, f"no cell of {self.path.stem}.ipynb uses it; take it out or use it")
+                if f'"{name}"' not in code:  # a cell may go through several
+                    raise self._wrong(kind, name, f"no cell of {self.path.stem}.ipynb names it; take it out or use it")
 
     @cached_property
     def _all(self) -> dict[str, Any]:
@@ -168,49 +155,94 @@ class Words:
             found = tomllib.loads(self.path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise ResnotesError(f"{self.path} cannot be read as the words of a notebook: {error}") from error
-        if not isinstance(found.get("study"), str):
-            raise ResnotesError(f'{self.path}: expected study = "name", which the ids of its claims begin with')
+        if not isinstance(found.get("study"), str) or set(found) - {"study", *_PARTS}:
+            raise UsageError(f'{self.path.name}: found {", ".join(found)}; expected study = "name", claims and figures')
+        for kind in _PARTS:
+            for name, entry in found.get(kind, {}).items():
+                self._check(kind, name, entry)
+        for name, entry in found.get("figures", {}).items():
+            for key in set(entry.get("claims", [])) - set(found.get("claims", {})):
+                raise self._wrong("figures", name, f"it supports the claim {key!r}, which has no entry")
         return found
 
+    def _check(self, kind: str, name: str, entry: Any) -> None:
+        """See that an entry has all of its parts and no others, and its texts in both languages."""
+        needed, optional, others = _PARTS[kind]
+        if not isinstance(entry, dict) or set(entry) - {*needed, *optional, *others}:
+            raise self._wrong(kind, name, f"found {entry!r:.200}, expected {', '.join(needed + optional + others)}")
+        for part in (*needed, *(part for part in optional if part in entry)):
+            texts = entry.get(part)
+            if not _is_text(texts):
+                raise self._wrong(kind, name, f"found {texts!r} for {part}, expected a text in each of en and zh")
+            for text in texts.values():
+                try:
+                    list(string.Formatter().parse(text))
+                except ValueError as error:
+                    raise self._wrong(kind, name, f"{part} is no template, {error}: {text!r}") from error
+        if kind == "claims" and not isinstance(entry.get("source"), str):
+            raise self._wrong(kind, name, f"found {entry.get('source')!r} for source, expected where it is stated")
+        if kind == "claims" and not _is_rule(entry.get("rule")):
+            expected = 'one of above = 0, below = 0, rank = "same" or "reversed"; with bounds also unit = "points"'
+            expected += ", limits = [0, 100], exact = true"
+            raise self._wrong(kind, name, f"found rule {entry.get('rule')!r}, expected {expected}")
+
     def _entry(self, kind: str, name: str) -> dict[str, Any]:
-        entry = self._all.get(kind, {}).get(name)
-        if not isinstance(entry, dict):
-            there = ", ".join(sorted(self._all.get(kind, {}))) or "none"
-            raise self._wrong(kind, name, f"there is no such entry; there are: {there}")
-        return entry
+        entries: dict[str, dict[str, Any]] = self._all.get(kind, {})
+        if name not in entries:
+            raise self._wrong(kind, name, f"there is no such entry; there are: {', '.join(sorted(entries)) or 'none'}")
+        return entries[name]
 
-    def _text(self, kind: str, name: str, part: str, values: Mapping[str, Any]) -> Text:
-        """Both languages of one text, filled in."""
-        texts = self._entry(kind, name).get(part)
-        if not isinstance(texts, dict) or set(texts) != set(LANGUAGES):
-            raise self._wrong(kind, name, f"found {texts!r} for {part}, expected a text in each of en and zh")
-        return {language: typeset(texts[language].format(**values)) for language in LANGUAGES}
+    def _id(self, key: str) -> str:
+        return f"{self._all['study']}.{key}"
 
-    def _check_values(self, kind: str, name: str, entry: Mapping[str, Any], values: Mapping[str, Any]) -> None:
-        """See that the cell gives what the texts name, and nothing else."""
-        texts = [text for part in entry.values() if isinstance(part, dict) for text in part.values()]
-        named = {
-            field
-            for text in texts
-            if isinstance(text, str)
-            for _, field, _, _ in string.Formatter().parse(text)
-            if field is not None
-        }
-        for field in sorted(named - set(values)):
+    def _filled(self, kind: str, name: str, values: Mapping[str, Any]) -> dict[str, Text]:
+        """The texts of an entry with the values in them, none of which is left over; empty ones that it lacks."""
+        entry, (needed, optional, _) = self._entry(kind, name), _PARTS[kind]
+        texts = {part: entry.get(part, dict.fromkeys(LANGUAGES, "")) for part in needed + optional}
+        parsed = [
+            piece for each in texts.values() for text in each.values() for piece in string.Formatter().parse(text)
+        ]
+        named = {field for _, field, _, _ in parsed if field is not None}
+        for field in sorted(named - set(values) - set(self.common)):
             raise self._wrong(kind, name, f"its texts name {{{field}}}, which the cell does not give")
         for field in sorted(set(values) - named):
             raise self._wrong(kind, name, f"the cell gives {field}=, which none of its texts names")
-
-    def _rule(self, key: str, rule: Any) -> Rule:
-        ways = [way for way in ("above", "below", "rank") if isinstance(rule, dict) and way in rule]
-        if len(ways) != 1 or set(rule) - _RULE or rule.get("rank", "same") not in ("same", "reversed"):
-            raise self._wrong(
-                "claims", key, f"found rule {rule!r}, expected one of above, below, rank, with unit, limits, exact"
-            )
-        return Rule(**{**rule, **({"limits": tuple(rule["limits"])} if "limits" in rule else {})})
+        try:
+            return {
+                part: {language: typeset(text.format(**{**self.common, **values})) for language, text in each.items()}
+                for part, each in texts.items()
+            }
+        except (TypeError, ValueError) as error:  # such as {gap:.1f} of a text
+            raise self._wrong(kind, name, f"its texts cannot be filled with {dict(values)!r:.200}: {error}") from error
 
     def _wrong(self, kind: str, name: str, what: str) -> UsageError:
         return UsageError(f"{self.path.name}, [{kind}.{name}]: {what}")
+
+
+def _is_text(found: Any) -> TypeGuard[Text]:
+    """Whether it is a text in both languages."""
+    return (
+        isinstance(found, dict)
+        and set(found) == set(LANGUAGES)
+        and all(isinstance(text, str) and text.strip() for text in found.values())
+    )
+
+
+def _is_rule(found: Any) -> bool:
+    """Whether it is a rule that `Rule` takes."""
+    if not isinstance(found, dict) or len({"above", "below", "rank"} & set(found)) != 1:
+        return False
+    if "rank" in found:
+        return found in ({"rank": "same"}, {"rank": "reversed"})
+    limits = found.get("limits", [0, 0])
+    return (
+        not set(found) - {"above", "below", "unit", "limits", "exact"}
+        and isinstance(limits, list)
+        and len(limits) == 2
+        and all(type(number) in (int, float) for number in (found.get("above", found.get("below")), *limits))
+        and isinstance(found.get("unit", ""), str)
+        and isinstance(found.get("exact", False), bool)
+    )
 
 
 @cache

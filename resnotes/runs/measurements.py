@@ -25,6 +25,7 @@ from torch.utils._pytree import tree_map
 import resnotes
 from resnotes import paths, provenance
 from resnotes.datasets import Classification, Segmentation
+from resnotes.errors import ResnotesError
 from resnotes.files import sealed, unsealed, write_atomic
 from resnotes.runs.folder import Run
 
@@ -69,6 +70,25 @@ def measured_once(
         for old in sorted(folder.glob(f"{name}-{'?' * _DIGITS}"), key=lambda each: -each.stat().st_mtime)[KEPT:]:
             old.unlink(missing_ok=True)
     return found
+
+
+def published_once(name: str, measure: Callable[[], pd.DataFrame], *, anew: bool) -> pd.DataFrame:
+    """What was measured on published networks, as it comes with the repository in `data/published/{name}.csv`.
+
+    Args:
+        name: of the measurement.
+        measure: makes it, which takes the networks' weights and CIFAR-10, and minutes.
+        anew: make it, and write it with the version of the code; else read what is there.
+
+    Raises:
+        ResnotesError: there is none yet, and it is not to be made.
+    """
+    path = paths.published_root() / f"{name}.csv"
+    if anew:
+        write_atomic(path, measure().assign(**provenance.code_version()).to_csv(index=False).encode())
+    if not path.exists():
+        raise ResnotesError(f"{path} is not there; with evaluate_published=True the notebook makes it")
+    return pd.read_csv(path)
 
 
 def _key(name: str, cells: Iterable[str], on: Iterable[Any]) -> str:

@@ -16,9 +16,11 @@ from resnotes.analysis.intervals import (
     interval,
     paired_difference,
     rank_test,
+    replicated,
     unpaired_difference,
     verdict,
 )
+from resnotes.analysis.numbers import number, typeset
 from resnotes.errors import UsageError
 
 numbers = st.floats(-1e6, 1e6)
@@ -40,7 +42,7 @@ def test_interval_is_scipys_t_interval(values):
 
 def test_a_single_seed_has_no_bounds_and_decides_nothing():
     single = interval([12.345], "%")
-    assert (single.low, single.high, str(single)) == (None, None, "12.35 % (n = 1)")
+    assert (single.low, single.high, str(single)) == (None, None, "12.35\u00a0% (n = 1)")
     assert verdict(single, above=0) is verdict(single, below=0) is None
 
 
@@ -66,11 +68,55 @@ def test_rounding_decides_nothing():
     assert paired_difference([1e-30, 2e-30], [0, 0]).mean == pytest.approx(1.5e-30)
 
 
+@given(samples, numbers)
+def test_p_is_scipys_and_agrees_with_the_interval(values, bound):
+    found = interval(values)
+    if np.ptp(values) <= 1e-6 * (1 + abs(found.mean)):
+        return  # SciPy warns of precision lost
+    assert found.p(bound) == pytest.approx(stats.ttest_1samp(values, bound).pvalue, rel=1e-6, abs=1e-12)
+    if found.p(bound) != pytest.approx(0.05):
+        assert (found.p(bound) < 0.05) == (verdict(found, above=bound) is not None)
+
+
+@pytest.mark.parametrize("bound", [-7.0, -4.4, 0.0, 1.5])
+def test_p_of_a_difference_is_that_of_shifted_samples(bound):
+    a, b = [2.0, 3.0, 4.5], [7.0, 8.5]
+    shifted = np.array(a) - bound
+    assert unpaired_difference(a, b).p(bound) == pytest.approx(stats.ttest_ind(shifted, b, equal_var=False).pvalue)
+    assert paired_difference(a[:2], b).p(bound) == pytest.approx(stats.ttest_rel(shifted[:2], b).pvalue)
+
+
+def test_what_does_not_vary_has_no_p():
+    for found in (interval([1, 1, 1]), interval([1]), unpaired_difference([1, 1], [3, 3]), replicated(1, [2])):
+        assert found.p(0) is None
+
+
+def test_a_single_network_decides_where_replications_differ_by_less():
+    """They range over 0.5 points, with ours."""
+    found = replicated(3.0, [3.5, 3.2], "points")
+    assert found == Interval(3.0, 2.5, 3.5, 3, "points", "networks")
+    assert (verdict(found, above=2), verdict(found, above=2.6), verdict(found, above=4)) == (True, None, False)
+    assert str(found) == "3 ± 0.5\u00a0points (differences between 3 replications)"
+    assert found.zh == "3 ± 0.5\u00a0个百分点 (3 次独立复现之间的差异)"
+
+
+def test_no_interval_goes_where_nothing_can_lie():
+    cut = interval([0.1, 0.2, 0.9], "%").within(0, 100)
+    assert (cut.low, cut.high, cut.p(0)) == (0, interval([0.1, 0.2, 0.9]).high, interval([0.1, 0.2, 0.9]).p(0))
+    assert interval([1]).within(0, 1) == interval([1])
+
+
 @pytest.mark.parametrize(
     ("measure", "message"),
     [
         *((lambda values=values: interval(values), "finite") for values in ([], [1.0, math.nan], [math.inf])),
         (lambda: paired_difference([1, 2, 3], [1, 2]), "3 and 2"),
+        *(
+            (lambda values=values: interval(values), "a number for each seed")
+            for values in ([[1, 2], [3, 4]], ["x", "y"])
+        ),
+        (lambda: replicated(1.0, []), "what a replication found"),
+        (lambda: replicated(1.0, [2.0, math.nan, 3.0]), "finite"),
         (lambda: unpaired_difference([], [1, 2]), "at least one value on each side"),
         (lambda: unpaired_difference([1, math.nan], [1, 2]), "finite"),
         *((lambda x=x: bootstrap(x, np.mean), "at least one image, and finite") for x in ([], [1, math.nan], 3.0)),
@@ -99,42 +145,64 @@ def test_what_has_no_interval_is_refused(measure, message):
         (12.34, 0.143, "%", "12.34 ± 0.14 % (n = 3)"),
         (80.4, 12.0, "%", "80 ± 12 % (n = 3)"),
         (-0.04, 0.3, "", "0.0 ± 0.3 (n = 3)"),
-        (1.24e-7, 3e-8, "", "(1.2 ± 0.3)e-7 (n = 3)"),
+        (-0.5, 0.3, "of the initial norm", "−0.5 ± 0.3 of the initial norm (n = 3)"),
+        (1.24e-7, 3e-8, "", "(1.2 ± 0.3)×10⁻⁷ (n = 3)"),
         (1.0, 0.19, "", "1.00 ± 0.19 (n = 3)"),
         (1e-3, 3e-4, "", "0.0010 ± 0.0003 (n = 3)"),
-        (1e6, 3e4, "", "(1.00 ± 0.03)e+6 (n = 3)"),
-        (0.1, 1e-17, "s", "0.1 ± 0 s (n = 3)"),
-        (0.0, 0.0, "%", "0 ± 0 % (n = 3)"),
+        (1e6, 3e4, "", "(1.00 ± 0.03)×10⁶ (n = 3)"),
+        (0.1, 1e-17, "s", "all 3 seeds: 0.1 s"),
+        (0.0, 0.0, "%", "all 3 seeds: 0 %"),
     ],
 )
 def test_text_has_sensible_digits(mean, half, unit, text):
-    assert str(Interval(mean, mean - half, mean + half, 3, unit)) == text
+    found = str(Interval(mean, mean - half, mean + half, 3, unit))
+    assert found.replace("\u00a0", " ") == text
+    assert (f"\u00a0{unit}" in found) == bool(unit), "the unit stays with its number"
 
 
 @pytest.mark.parametrize(
-    ("mean", "low", "high", "unit", "text"),
+    ("mean", "low", "high", "text"),
     [
-        (0.8123, 0.6189, 0.8837, "", "0.81 [0.62, 0.88] (n = 3)"),
-        (12.34, 11.0, 15.0, "%", "12 [11, 15] % (n = 3)"),
-        (-0.5, -1.0, 0.125, "", "-0.5 [-1, 0.12] (n = 3)"),
-        (0.5, 0.4, 0.6, "", "0.50 ± 0.10 (n = 3)"),
-        (2e-13, 1e-13, 8e-13, "", "2e-13 [1e-13, 8e-13] (n = 3)"),
+        (0.8123, 0.6189, 0.8837, "0.81 [0.62, 0.88] (n = 3)"),
+        (-0.5, -1.0, 0.125, "−0.5 [−1, 0.12] (n = 3)"),
+        (0.5, 0.4, 0.6, "0.50 ± 0.10 (n = 3)"),
+        (120.4, 111.0, 1501.0, "120 [110, 1500] (n = 3)"),
+        (2e-13, 1e-13, 8e-13, "2×10⁻¹³ [1×10⁻¹³, 8×10⁻¹³] (n = 3)"),
     ],
 )
-def test_text_of_an_interval_that_is_not_symmetric(mean, low, high, unit, text):
-    assert str(Interval(mean, low, high, 3, unit)) == text
+def test_text_of_an_interval_that_is_not_symmetric(mean, low, high, text):
+    assert str(Interval(mean, low, high, 3)) == text
+
+
+@given(st.floats(-1e12, 1e12))
+def test_a_number_is_itself_to_four_digits(value):
+    text = number(value).replace("−", "-").replace("×10", "e").translate(str.maketrans("⁻⁰¹²³⁴⁵⁶⁷⁸⁹", "-0123456789"))
+    digits = 4 if 1e-3 <= abs(value) < 1e6 else 2
+    assert float(text) == pytest.approx(value, rel=0.51 * 10 ** (1 - digits), abs=1e-308)
+    assert "e+" not in text
+
+
+@pytest.mark.parametrize("text", ["resnet-56", "4-5", "2026-11-28", "CIFAR-10", "warm-up", "1e-4", "a/-1"])
+def test_a_hyphen_is_no_minus(text):
+    assert typeset(text) == text
+
+
+def test_minus_and_percent_are_set():
+    assert typeset("from -0.5 to (-3), -.5 %") == "from −0.5 to (−3), −.5\u00a0%"
+    assert typeset("降至-0.5 %") == "降至−0.5\u00a0%"
 
 
 @given(samples)
 @example([2.0**16 + 1e-10, 2.0**16 - 1e-10, 2.0**16 - 3e-10])  # floats are twice as far apart above as below
 @example([0.1 + 0.2, 0.3, 0.3])
 def test_t_intervals_are_symmetric(values):
-    assert "±" in str(interval(values))
+    assert "[" not in str(interval(values))
 
 
 def test_units_that_are_words_are_translated():
-    assert interval([1, 2, 3], "points").zh == "2 ± 2 个百分点 (n = 3)"
-    assert interval([1, 2, 3], "%").zh == "2 ± 2 % (n = 3)"
+    assert interval([1, 2, 3], "points").zh == "2 ± 2\u00a0个百分点 (n = 3)"
+    assert interval([1, 2, 3], "%").zh == "2 ± 2\u00a0% (n = 3)"
+    assert interval([2, 2, 2], "points").zh == "3 个种子均为 2\u00a0个百分点"
 
 
 # Verdicts
@@ -206,7 +274,7 @@ def test_a_bootstrap_of_the_mean_is_scipys():
     assert found.mean == pytest.approx(values.mean())
     assert (found.low, found.high) == pytest.approx((scipys.low, scipys.high), abs=0.01)
     assert (found.n, found.unit) == (60, "%")
-    assert bootstrap(values[:1], np.mean) == Interval(values[0], None, None, 1)
+    assert bootstrap(values[:1], np.mean) == Interval(values[0], None, None, 1, of="images")
 
 
 def test_images_are_drawn_with_all_that_is_theirs():
@@ -214,3 +282,14 @@ def test_images_are_drawn_with_all_that_is_theirs():
     first = np.random.default_rng(1).random(30)
     found = bootstrap(np.stack([first, first + 1], axis=1), lambda rows: rows[:, 1].mean() - rows[:, 0].mean())
     assert (found.low, found.high) == pytest.approx((1, 1))
+
+
+@given(st.floats(-0.5, 1.5))
+def test_p_of_a_bootstrap_agrees_with_its_interval(bound):
+    """Within what 2,000 draws tell: at a bound of the interval, one draw more or less decides."""
+    found = BOOTSTRAPPED
+    if not 0.048 < found.p(bound) < 0.052:
+        assert (found.p(bound) < 0.05) == (verdict(found, above=bound) is not None)
+
+
+BOOTSTRAPPED = bootstrap(np.random.default_rng(3).random(40), np.median)

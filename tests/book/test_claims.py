@@ -1,74 +1,289 @@
+"""Claims: decided by their rules at three scopes, kept on disk, shown as cards, and weighed against chance."""
+
 import json
 import math
+import re
+from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from IPython.core.formatters import DisplayFormatter
+from kit.notebooks import write_notebook
+from kit.report import Page, claim
+from matplotlib.figure import Figure
+from scipy import stats
 
-from resnotes.analysis.intervals import interval
-from resnotes.book.ledger import Ledger, load
+from resnotes import paths
+from resnotes.analysis.intervals import Interval, all_of, interval, rank_test, replicated
+from resnotes.book import cards
+from resnotes.book import ledger as ledgers
+from resnotes.book.claims import Evidence, by_chance, load, marked
+from resnotes.book.ledger import Ledger
 from resnotes.book.results import read_results
 from resnotes.errors import ResnotesError, UsageError
+
+RULES = {
+    "worse": "{ above = 0, unit = 'points', limits = [-100, 100] }",
+    "small": "{ below = 1, unit = '%' }",
+    "equal": "{ below = 1e-6, exact = true }",
+    "ranked": "{ rank = 'same' }",
+    "reversed": "{ rank = 'reversed' }",
+}
+ENTRY = """
+[claims.{key}]
+statement = {{ en = "It is {key}.", zh = "论断 {key}。" }}
+source = "He et al."
+paper = {{ en = "yes", zh = "是" }}
+rule = {rule}
+why = {{ en = "Too few steps.", zh = "步数太少。" }}
+"""
+WORSE, UNCLEAR, BETTER = [2.0, 3.0, 4.0], [-3.0, 1.0, 3.0], [-2.0, -3.0, -4.0]
+SAME, CHANCE = rank_test([range(7)], [range(7)]), rank_test([range(5)], [[2, 1, 3, 5, 4]])
 
 
 @pytest.fixture(autouse=True)
 def out(tmp_path, monkeypatch):
     monkeypatch.setenv("RESNOTES_OUT", str(tmp_path))
+    monkeypatch.setattr(paths, "project_root", lambda: tmp_path)
     return tmp_path
 
 
-def record(ledger, id="study.claim", measured=1.0, holds=True, **changes):
-    fields = {
-        "statement": "Deeper is worse.",
-        "statement_zh": "越深越差。",
-        "source": "He et al.",
-        "expected": "worse",
-        "expected_zh": "更差",
-        "measured": measured,
-        "holds": holds,
+@pytest.fixture
+def ledger(out):
+    """A ledger with an entry for each rule, and a figure."""
+    cells = [f'claims.decide("{key}")' for key in RULES] + ['claims.figure(fig, "01_a", data)']
+    write_notebook(out / "notebooks", "01_a", *cells)
+    figure = '[figures.01_a]\ncaption = { en = "A figure", zh = "图" }\nclaims = ["worse"]'
+    text = "".join(ENTRY.format(key=key, rule=rule) for key, rule in RULES.items())
+    (out / "notebooks/01_a.toml").write_text(f'study = "a"\n{text}\n{figure}', encoding="utf-8")
+    return Ledger(
+        "01_a", "quick", Evidence(None, "digits", 132), Evidence(None, "cifar10", 8000), Evidence(None, "x", 9)
+    )
+
+
+def decided(ledger, key, **scopes):
+    ledger.decide(key, **scopes)
+    return next(entry for entry in load(paths.out_root() / "claims/01_a.json") if entry["id"] == f"a.{key}")
+
+
+# Deciding
+
+
+@pytest.mark.parametrize(
+    ("scopes", "holds", "scope"),
+    [
+        ({"live": WORSE}, True, "live"),
+        ({"live": BETTER, "recorded": WORSE}, True, "recorded"),
+        ({"live": WORSE, "recorded": BETTER, "published": UNCLEAR}, False, "recorded"),
+        ({"live": WORSE, "published": replicated(-3, [-3.5])}, False, "published"),
+        ({"live": WORSE, "published": replicated(-3, [1])}, True, "live"),
+        ({"live": UNCLEAR, "recorded": [3.0]}, None, "recorded"),
+    ],
+)
+def test_the_strongest_scope_that_decides_gives_the_verdict(ledger, scopes, holds, scope):
+    found = decided(ledger, "worse", **scopes)
+    assert (found["holds"], found["scope"], set(found["scopes"])) == (holds, scope, set(scopes))
+    assert found["why"] == ("" if holds else "Too few steps.")
+    assert ledger.verdicts() == {"a.worse": {True: "true", False: "false", None: "undecided"}[holds]}
+
+
+def test_a_scope_says_what_was_measured_on_what(ledger):
+    live, recorded = np.array([0.5, 99.0, 200.0]), Evidence(pd.Series(WORSE), iterations=0, images=128)
+    found = decided(ledger, "worse", live=live, recorded=recorded)["scopes"]
+    measured = interval(live, "points")
+    assert found["live"]["measured"]["high"] == 100, "no interval goes beyond the limits"
+    assert found["live"]["p"] == pytest.approx(stats.ttest_1samp(live, 0).pvalue) == measured.p(0)
+    assert {name: found["recorded"][name] for name in ("dataset", "iterations", "networks", "images")} == {
+        "dataset": "cifar10",
+        "iterations": 0,
+        "networks": 3,
+        "images": 128,
     }
-    return ledger.record(id, **{**fields, **changes})
+    assert found["recorded"]["measured"]["text_zh"] == "3 ± 2\u00a0个百分点 (n = 3)"
 
 
-def test_ledger_on_disk(out):
-    ledger = Ledger("01_degradation", "quick", "digits", range(3))
-    record(ledger, "degradation.first", interval([1, 2, 3], "points"))
-    record(ledger, "degradation.second", torch.tensor(0.5), np.bool_(False), dataset="cifar10", seeds=[7])
-    record(ledger, "degradation.third", "3 of 4 networks", None, measured_zh="4 个网络中的 3 个")
-    first, second, third = load(out / "claims" / "01_degradation.json")
-    assert [entry["holds"] for entry in (first, second, third)] == [True, False, None]
-    assert set(first["measured"]) == {"mean", "low", "high", "n", "unit", "text", "text_zh"}
-    assert first["measured"]["text_zh"] == "2 ± 2 个百分点 (n = 3)"
-    assert second["measured"] == {"value": 0.5, "text": "0.5", "text_zh": "0.5"}
-    assert (second["dataset"], second["seeds"], first["seeds"]) == ("cifar10", [7], [0, 1, 2])
-    assert (third["measured"]["text"], third["measured"]["text_zh"]) == ("3 of 4 networks", "4 个网络中的 3 个")
+@pytest.mark.parametrize(
+    ("key", "measured", "holds", "p"),
+    [
+        ("equal", 1e-9, True, None),
+        ("equal", np.float32(0.1), False, None),
+        ("ranked", SAME, True, SAME.p),
+        ("reversed", SAME, False, SAME.p),
+        ("ranked", CHANCE, None, CHANCE.p),
+        ("small", interval([0.1, 0.1, 0.1], "%"), True, None),
+    ],
+)
+def test_exact_numbers_and_ranks_decide_by_themselves(ledger, key, measured, holds, p):
+    found = decided(ledger, key, live=measured)["scopes"]["live"]
+    assert (found["holds"], found["p"]) == (holds, p)
 
 
-def test_a_claim_that_holds_needs_no_reason(out):
-    ledger = Ledger("01_a", "quick", "digits", [0])
-    for holds in (True, False, None):
-        record(ledger, f"a.{holds}".lower(), holds=holds, why="Too few steps.", why_zh="步数太少。")
-    entries = load(out / "claims" / "01_a.json")
-    assert [entry["why"] for entry in entries] == ["", "Too few steps.", "Too few steps."]
-    assert entries[1]["why_zh"] == "步数太少。"
+SAMPLES = st.lists(st.sampled_from([WORSE, UNCLEAR, BETTER, [5.0], [1.0, 1.0]]), min_size=1, max_size=4)
 
 
-def test_recording_again_replaces_in_place():
-    ledger = Ledger("01_a", "quick", "digits", [0])
-    for id, holds in [("a.x", True), ("a.y", True), ("a.x", None)]:
-        record(ledger, id, holds=holds)
-    assert ledger.verdicts() == {"a.x": "undecided", "a.y": "true"}
-    assert list(ledger.table().verdict) == ["undecided", "true"]
+@given(SAMPLES)
+def test_of_several_all_have_to_keep_the_rule(samples):
+    """By Kleene's logic; where one breaks it, by a test of as many (Bonferroni)."""
+    found = ledgers._decided("a.b", Evidence(dict(zip("abcd", samples, strict=False))), ledgers.Rule(above=0))
+    each = [ledgers._decided("a.b", Evidence(sample), ledgers.Rule(above=0)) for sample in samples]
+    broken = [one["p"] for one in each if one["holds"] is False]
+    by_chance = bool(broken) and len(each) * min(broken) >= 0.05
+    assert found["holds"] is (None if by_chance else all_of(*(one["holds"] for one in each)))
+    if found["p"] is not None:
+        assert found["p"] == (min(1, len(each) * min(broken)) if broken else max(one["p"] for one in each))
+        assert (found["p"] < 0.05) == (found["holds"] is not None)
+
+
+def test_of_several_those_that_do_not_are_named(ledger):
+    found = decided(ledger, "worse", live={"plain": WORSE, "residual": [-3.0, -3.1, -3.0], "gated": UNCLEAR})
+    measured = found["scopes"]["live"]["measured"]
+    assert (found["holds"], measured["text"]) == (False, "1 of 3; not: residual; undecided: gated")
+    assert measured["text_zh"] == "3 项中 1 项；不成立：residual；未定：gated"
+
+
+@pytest.mark.parametrize(
+    ("key", "measured"),
+    [
+        *(("worse", measured) for measured in ("text", {}, [], [math.nan, 1], [[1, 2], [3, 4]], 1.0, SAME, {"a": 1.0})),
+        *(("equal", measured) for measured in (math.nan, WORSE, SAME, None)),
+        ("ranked", WORSE),
+        ("unheard-of", WORSE),
+    ],
+)
+def test_what_a_rule_cannot_decide_is_refused_and_the_ledger_kept(ledger, out, key, measured):
+    decided(ledger, "small", live=[0.0, 0.1])
+    with pytest.raises(UsageError) as caught:
+        ledger.decide(key, live=measured)
+    assert "\n" not in str(caught.value)
+    assert [entry["id"] for entry in load(out / "claims/01_a.json")] == ["a.small"]
+
+
+def test_a_figure_has_its_words_and_claims(ledger, out):
+    ledger.figure(Figure(), "01_a", pd.DataFrame({"x": [1]}))
+    described = json.loads((out / "figures/01_a.json").read_text())
+    assert (described["caption"], described["claims"]) == ({"en": "A figure", "zh": "图"}, ["a.worse"])
+    assert described["parameters"]["recorded"] == {"dataset": "cifar10", "iterations": 8000}
+
+
+def test_runs_say_what_they_were_trained_on():
+    spec = SimpleNamespace(recipe=SimpleNamespace(iterations=7))
+    runs = [SimpleNamespace(variant="digits", spec=SimpleNamespace(**vars(spec), seed=seed)) for seed in (0, 1, 1)]
+    assert ledgers.trained(runs) == Evidence(None, "digits", 7, 2)
+    assert ledgers.trained([]) == Evidence(None)
+
+
+# Chance
+
+
+@given(st.lists(st.none() | st.floats(0, 1) | st.floats(0, 0.05), max_size=12))
+def test_marks_are_benjamini_and_hochbergs(ps):
+    claims = [claim("unravel.x", p=p) for p in ps]
+    tested = [p for p in ps if p is not None]
+    adjusted = iter(stats.false_discovery_control(tested) if tested else [])
+    expected = [None if p is None else next(adjusted) for p in ps]
+    for one, q in zip(marked(claims), expected, strict=True):
+        if q is None or q != pytest.approx(0.05):
+            assert one["survives"] == (None if q is None else q < 0.05)
+    assert by_chance(claims) == (len(tested), pytest.approx(len(tested) / 20))
+
+
+def test_the_test_that_counts_is_that_of_the_verdict(ledger):
+    first = decided(ledger, "worse", live=WORSE, recorded=UNCLEAR)
+    second = decided(ledger, "equal", live=1e-9)
+    assert by_chance([first, second]) == (1, 0.05)
+    [one, other] = marked([first, second])
+    assert (one["survives"], other["survives"]) == (first["scopes"]["live"]["p"] < 0.05, None)
+
+
+# What is shown
+
+
+@pytest.mark.parametrize("lang", ["en", "zh"])
+def test_cards_and_tables_carry_their_styles_and_show_any_text(lang):
+    texts = {name: f"<script>{name}</script> & 变" for name in ("statement", "paper", "rule", "control", "changed")}
+    entry = claim("unravel.x", 1, **{f"{name}{suffix}": text for name, text in texts.items() for suffix in ("", "_zh")})
+    entry |= {"source": "<b>", "survives": True}
+    for shown in (cards.card(entry, lang), cards.table([entry, entry], lang)):
+        page = Page(shown.data)
+        assert {tag for tag, _, _ in page.elements} <= {"div", "span", "b", "table", "tr", "td", "th"}
+        assert all("style" in attributes for tag, attributes, _ in page.elements if tag in ("th", "td", "table"))
+        said = page.elements[0][2] + shown.data
+        for text in [texts["statement"], texts["paper"], texts["changed"]]:
+            assert text in "".join(page.texts("div", "td"))
+        assert ("false" if lang == "en" else "不成立") in said
+        assert " %" not in re.sub(r"[（(].*?[)）]", "", page.elements[0][2]), "a percent sign stays with its number"
+    assert texts["control"] in "".join(Page(cards.card(entry, lang).data).texts("div"))
+
+
+def test_a_terminal_shows_a_claim_as_text_and_the_same_each_time(ledger, capsys):
+    ledger.decide("worse", live=WORSE, published=Evidence(UNCLEAR, images=5000))
+    said = capsys.readouterr().out
+    assert said.splitlines() == [
+        "✓ true on digits after 132 iterations (live): It is worse.",
+        "    live: ✓ 3 ± 2\u00a0points (n = 3); digits after 132 iterations, networks of a kind: 3",
+        "    published: ? 0 ± 8\u00a0points (n = 3); x after 9 iterations, networks of a kind: 3, images: 5,000",
+        "    paper: yes",
+        "    a.worse",
+    ]
+    both = [DisplayFormatter().format(ledger.table())[0] for _ in range(2)]
+    assert both[0] == both[1]
+    assert both[0]["text/plain"] == said.rstrip()
+    assert both[0]["text/html"] == ledger.table().data
+
+
+# The disk
 
 
 def test_opening_a_ledger_starts_afresh_and_results_are_of_all(out):
     for name in ("02_b", "01_a"):
-        ledger = Ledger(name, "quick", "digits", [0])
-        record(ledger, f"{name[3:]}.z")
-        record(ledger, f"{name[3:]}.a")
+        ledger = Ledger(name, "quick", Evidence(None, "digits"))
+        for key in ("z", "a"):
+            record(ledger, f"{name[3:]}.{key}")
     assert [entry["id"] for entry in read_results(out).claims] == ["a.z", "a.a", "b.z", "b.a"]
-    Ledger("01_a", "quick", "digits", [0])
+    Ledger("01_a", "quick", Evidence(None, "digits"))
     assert [entry["id"] for entry in read_results(out).claims] == ["b.z", "b.a"]
+
+
+def test_load_refuses_damage(out):
+    path = out / "claims.json"
+    good = claim("unravel.x")
+    scopes = [{}, {"live": {}}, {"elsewhere": good["scopes"]["live"]}, {"live": good["scopes"]["live"] | {"holds": 1}}]
+    damaged = [good | {"holds": "yes"}, good | {"holds": 1}, *(good | {"scopes": each} for each in scopes)]
+    damaged += [{key: value for key, value in good.items() if key != missing} for missing in ("statement", "scopes")]
+    for text in ("[{", "3", json.dumps({"claims": [good]}), *(json.dumps([each]) for each in damaged)):
+        path.write_text(text)
+        with pytest.raises(ResnotesError, match=r"claims\.json"):
+            load(path)
+    path.write_text(json.dumps([good]))
+    assert load(path) == [good]
+
+
+# Claims that are worded in their cell
+
+
+def record(ledger, id="study.claim", measured=1.0, holds=True, **changes):
+    texts = {"statement": "Deeper is worse.", "statement_zh": "越深越差。", "source": "He et al."}
+    texts |= {"expected": "worse", "expected_zh": "更差"}
+    return ledger.record(id, **{**texts, "measured": measured, "holds": holds, **changes})
+
+
+def test_recorded_claims_have_one_scope(out):
+    ledger = Ledger("01_a", "quick", Evidence(None, "digits", networks=3), Evidence(None, "cifar10", 8000))
+    record(ledger, "a.first", interval([1, 2, 3], "points"))
+    record(ledger, "a.second", torch.tensor(0.5), np.bool_(False), scope="recorded", seeds=[7])
+    record(ledger, "a.third", "3 of 4", None, measured_zh="4 个中的 3 个", why="Few.", why_zh="太少。")
+    record(ledger, "a.first", Interval(2, 1, 3, 3), why="None.", why_zh="无。")  # replaces it in place
+    first, second, third = load(out / "claims/01_a.json")
+    assert [entry["holds"] for entry in (first, second, third)] == [True, False, None]
+    assert (first["why"], third["why_zh"]) == ("", "太少。")
+    assert first["scopes"]["live"]["networks"] == 3
+    assert second["scopes"]["recorded"]["measured"] == {"value": 0.5, "text": "0.5", "text_zh": "0.5"}
+    assert (second["scopes"]["recorded"]["dataset"], second["scopes"]["recorded"]["networks"]) == ("cifar10", 1)
+    assert third["scopes"]["live"]["measured"]["text_zh"] == "4 个中的 3 个"
 
 
 @pytest.mark.parametrize(
@@ -81,19 +296,8 @@ def test_opening_a_ledger_starts_afresh_and_results_are_of_all(out):
     ],
 )
 def test_record_refuses_and_keeps_the_ledger(wrong, out):
-    ledger = Ledger("01_a", "quick", "digits", [0])
+    ledger = Ledger("01_a", "quick", Evidence(None, "digits"))
     record(ledger, "a.kept")
     with pytest.raises(UsageError):
         record(ledger, **wrong)
     assert [entry["id"] for entry in read_results(out).claims] == ["a.kept"]
-
-
-def test_load_refuses_damage(out):
-    record(Ledger("01_a", "quick", "digits", [0]))
-    path = out / "claims/01_a.json"
-    [good] = load(path)
-    lacking = {key: value for key, value in good.items() if key != "statement"}
-    for text in ("[{", json.dumps({"claims": [good]}), json.dumps([lacking]), json.dumps([good | {"holds": "yes"}])):
-        path.write_text(text)
-        with pytest.raises(ResnotesError, match=r"01_a\.json"):
-            load(path)

@@ -10,7 +10,7 @@ from PIL import Image
 
 from resnotes.analysis.intervals import interval
 from resnotes.book import story
-from resnotes.book.ledger import Claim
+from resnotes.book.claims import Claim
 from resnotes.book.results import NOTE
 from resnotes.files import write_json
 
@@ -29,20 +29,37 @@ def notebook_of(id):
     return NOTEBOOKS[id.split(".")[0]]
 
 
-def claim(id, position=0, **changes):
-    """A claim with a verdict and numbers of its own, in two languages."""
+def claim(id, position=0, *, p=0.01, **changes):
+    """A claim with a verdict and numbers of its own at two scopes, in two languages."""
     texts = {
-        "statement": f"Claim {id}.",
-        "statement_zh": f"论断 {id}。",
-        "expected": "over 4.5",
-        "expected_zh": "高于 4.5",
+        "statement": (f"Claim {id}.", f"论断 {id}。"),
+        "paper": ("over 4.5", "高于 4.5"),
+        "why": (f"By {id}.", f"由于 {id}。"),
     }
-    texts |= {"why": f"By {id}.", "why_zh": f"由于 {id}。", "source": "He et al. 2016, Sec. 3"}
-    facts = {"profile": "quick", "dataset": "digits", "seeds": (0, 1), "notebook": notebook_of(id)}
-    found = interval([position + 1.25, position + 3.5], "points")
-    measured = {**asdict(found), "text": str(found), "text_zh": found.zh}
+    texts |= {
+        "rule": ("above 7.5", "高于 7.5"),
+        "control": ("none", "无"),
+        "changed": ("2026-01-01: it", "2026-01-01：它"),
+    }
+    both = {
+        f"{name}{suffix}": text for name, pair in texts.items() for suffix, text in zip(("", "_zh"), pair, strict=True)
+    }
     holds = (True, False, None)[position % 3]
-    return {**asdict(Claim(id=id, measured=measured, holds=holds, **texts, **facts)), **changes}
+    setting = {"dataset": "digits", "iterations": 132, "networks": 2, "images": None}
+    scopes = {}
+    for scope, shift in (("live", 0), ("recorded", 100)):
+        found = interval([position + shift + 1.25, position + shift + 3.5], "points")
+        bounds = {name: getattr(found, name) for name in ("mean", "low", "high", "n", "unit")}
+        measured = {**bounds, "text": str(found), "text_zh": found.zh}
+        scopes[scope] = {"measured": measured, "holds": holds, "p": p, **setting}
+    facts = {
+        "id": id,
+        "notebook": notebook_of(id),
+        "source": "He et al. 2016, Sec. 3",
+        "holds": holds,
+        "scope": "recorded",
+    }
+    return {**asdict(Claim(**facts, **both, scopes=scopes)), **changes}
 
 
 def executed(out, stem, figures=(), *, ids=None, **outcome):
