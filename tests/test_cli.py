@@ -10,7 +10,7 @@ from kit.runs import TINY
 
 from resnotes import paths
 from resnotes.book import notebooks
-from resnotes.book.ledger import load
+from resnotes.book.claims import load
 from resnotes.figures.saving import FORMATS
 from resnotes.runs import profiles, recording
 from resnotes.runs.store import RunStore
@@ -44,7 +44,7 @@ def test_run_writes_notebooks_claims_figures_and_index(root, resnotes):
         root / "notebooks",
         "01_a",
         "import pandas as pd; from matplotlib.figure import Figure; from resnotes import figures",
-        "from resnotes.book.ledger import Ledger; ledger = Ledger('01_a', profile, 'digits', [seed])\n"
+        "from resnotes.book.ledger import Evidence, Ledger; ledger = Ledger('01_a', profile, Evidence(None))\n"
         "_ = ledger.record('a.b', 'Yes.', statement_zh='是', source='', expected='', expected_zh='',\n"
         "                  measured=seed, holds=True)",
         "_ = figures.save(Figure(), 'empty', caption='Nothing', caption_zh='无', claims=['a.b'],\n"
@@ -59,7 +59,7 @@ def test_run_writes_notebooks_claims_figures_and_index(root, resnotes):
     assert "ZeroDivisionError: division by zero" in stderr
     assert str(out / "notebooks/02_b.ipynb") in stderr
     [claim] = load(out / "claims.json")
-    assert claim["measured"]["value"] == 4
+    assert claim["scopes"]["live"]["measured"]["value"] == 4
     assert {path.name for path in (out / "figures").iterdir()} == {f"empty.{kind}" for kind in ("json", *FORMATS)}
     page = (out / "index.html").read_text()
     assert 'src="figures/empty.png"' in page
@@ -92,8 +92,11 @@ def test_claims_are_printed(root, resnotes):
     assert resnotes("claims") == (0, f"no claims in {root / 'out'}; `resnotes run` makes them\n", "")
     executed(root / "elsewhere", "01_degradation", ids=["degradation.x"])
     assert resnotes("claims", "--out", root / "elsewhere")[1].splitlines() == [
-        "true       degradation.x: Claim degradation.x.",
-        f"{'':<10} expected over 4.5; measured 2 ± 14 points (n = 2)",
+        "✓ true on digits after 132 iterations (recorded): Claim degradation.x.",
+        "    live: ✓ 2 ± 14\u00a0points (n = 2); digits after 132 iterations; networks of a kind: 2",
+        "    recorded: ✓ 102 ± 14\u00a0points (n = 2); digits after 132 iterations; networks of a kind: 2",
+        "    paper: over 4.5",
+        "    degradation.x",
     ]
     (root / "elsewhere/claims/01_degradation.json").write_text("[{")
     status, _, stderr = resnotes("claims", "--out", root / "elsewhere")

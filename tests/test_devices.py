@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from resnotes.devices import layout, resolve_device, resolve_precision
+from resnotes.devices import layout, one_thread, resolve_device, resolve_precision
 from resnotes.errors import UsageError
 
 CPU = torch.device("cpu")
@@ -62,3 +62,15 @@ def test_weights_lie_where_their_gradients_are_right(channels: int, expected: to
     exact.load_state_dict(layer.state_dict())
     exact(images.double()).square().sum().backward()
     torch.testing.assert_close(layer.weight.grad, exact.weight.grad, check_dtype=False, rtol=1e-4, atol=1e-3)
+
+
+def test_one_thread_is_for_a_while() -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        with pytest.raises(KeyboardInterrupt), one_thread():
+            assert torch.get_num_threads() == 1
+            raise KeyboardInterrupt
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)

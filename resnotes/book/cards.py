@@ -38,8 +38,8 @@ def card(claim: Mapping[str, Any], lang: str = "en") -> Shown:
 
 def table(claims: Sequence[Mapping[str, Any]], lang: str = "en") -> Shown:
     """Many claims: verdict, statement, what was found at each scope, the paper's number."""
-    text = "\n".join(plain(claim, lang) for claim in claims)
-    return Shown(_render("ledger", lang, claims=claims, chance=by_chance(claims)), text)
+    text = "\n".join(plain(claim, lang).partition("\n")[0] for claim in claims)
+    return Shown(_render("ledger", lang, claims=claims), text)
 
 
 def statements(tested: Sequence[Any], lang: str = "en") -> Shown:
@@ -60,6 +60,13 @@ def plain(claim: Mapping[str, Any], lang: str = "en") -> str:
     return "\n    ".join([*lines, claim["id"]])
 
 
+def chance(claims: Sequence[Mapping[str, Any]], lang: str) -> str:
+    """How many claims were tested, how many of these chance alone would decide, and what the mark at some means."""
+    words, (tests, wrong) = words_of(lang), by_chance(claims)
+    text = str(words["chance"]).format(all=len(claims), tests=tests, wrong=f"{wrong:.1f}")
+    return f"{text}{words['space']}{words['survive']}" if any(claim["survives"] for claim in claims) else text
+
+
 def ground(claim: Mapping[str, Any], lang: str) -> str:
     """What follows a verdict: ` on digits after 132 iterations (live)`; nothing where there is none."""
     words = words_of(lang)
@@ -78,10 +85,10 @@ def setting(scope: Mapping[str, Any], lang: str) -> str:
 
 
 def sample(scope: Mapping[str, Any], lang: str) -> str:
-    """The same, with how many networks and images: `digits after 132 iterations, 3 networks of a kind`."""
+    """The same, with how many networks and images: `digits after 132 iterations; networks of a kind: 3`."""
     words = words_of(lang)
     counts = [words[name].format(scope[name]) for name in ("networks", "images") if scope[name]]
-    return str(words["comma"].join([setting(scope, lang), *counts]))
+    return str(words["semicolon"].join([setting(scope, lang), *counts]))
 
 
 def _render(name: str, lang: str, **context: Any) -> str:
@@ -93,6 +100,8 @@ def _render(name: str, lang: str, **context: Any) -> str:
         "marks": MARKS,
         "ink": INK,
         "ground": lambda claim: ground(claim, lang),
+        "setting": lambda scope: setting(scope, lang),
         "sample": lambda scope: sample(scope, lang),
+        "chance": lambda claims: chance(claims, lang),
     }
     return str(getattr(environment().get_template("cards.html").make_module(shared), name)(**context))

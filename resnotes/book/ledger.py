@@ -10,9 +10,8 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
-from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -28,7 +27,9 @@ from resnotes.book.words import Rule, Words
 from resnotes.errors import UsageError
 from resnotes.figures.saving import save
 from resnotes.files import write_json
-from resnotes.runs import Run
+
+if TYPE_CHECKING:  # it would bring PyTorch, which takes seconds
+    from resnotes.runs import Run
 
 _ID = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*(\.[a-z0-9]+(-[a-z0-9]+)*)+")
 
@@ -62,7 +63,7 @@ class Ledger:
         **common: Any,
     ) -> None:
         self.notebook = notebook
-        self.common = common
+        self.words = Words(notebook, **common)
         self.settings = {"live": live, "recorded": recorded, "published": published}
         self.conditions = {
             "profile": profile,
@@ -74,13 +75,6 @@ class Ledger:
         }
         self._claims: dict[str, Claim] = {}
         self._write()
-
-    @cached_property
-    def words(self) -> Words:
-        """The words file of the notebook."""
-        words = Words(self.notebook, **self.common)
-        words.check_uses()
-        return words
 
     def decide(self, key: str, *, live: Any = None, recorded: Any = None, published: Any = None, **values: Any) -> None:
         """Enter a claim of the words file, decide it at each scope measured by its rule, and show its card.
@@ -239,10 +233,14 @@ def _decided(id: str, evidence: Evidence, rule: Rule) -> dict[str, Any]:
         return {**_setting(evidence), **_all_decided(id, measured, rule)}
     if isinstance(measured, list | tuple | np.ndarray | pd.Series):
         measured = interval(list(measured), rule.unit)
-    if isinstance(measured, Interval) and rule.limits:
-        measured = measured.within(*rule.limits)
-    if isinstance(measured, Interval) and measured.of == "seeds":
-        evidence = replace(evidence, networks=measured.n)
+    if isinstance(measured, Interval):
+        if measured.unit not in ("", rule.unit):
+            raise UsageError(
+                f"claim {id}: measured in {measured.unit!r}, while its rule is in {rule.unit!r}; convert one"
+            )
+        measured = replace(measured, unit=rule.unit)
+        measured = measured.within(*rule.limits) if rule.limits else measured
+        evidence = replace(evidence, networks=measured.n) if measured.of == "seeds" else evidence
     holds, p = _ruled(id, measured, rule)
     return {**_setting(evidence), "holds": holds, "p": p, "measured": _measured(id, measured, None, rule.unit)}
 

@@ -8,6 +8,7 @@ from resnotes.book import cards
 from resnotes.book.claims import SCOPES, WORDS
 from resnotes.book.results import merge, verdicts
 from resnotes.book.templating import environment
+from resnotes.book.words import words_of
 from resnotes.files import write_atomic
 from resnotes.provenance import versions
 
@@ -34,7 +35,10 @@ def write_index(out: Path) -> Path:
             words=WORDS,
             scopes=SCOPES,
             marks=cards.MARKS,
+            w=words_of("en"),
             sample=cards.sample,
+            ground=cards.ground,
+            chance=cards.chance(results.claims, "en"),
             datasets=sorted({s["dataset"] for c in results.claims for s in c["scopes"].values() if s["dataset"]}),
             versions=versions(),
         )

@@ -41,8 +41,8 @@ def differences(paper: str, network: str, other: str, metric: str) -> pd.Series:
     """
     table = numbers(paper).query("metric == @metric and network in [@network, @other]")
     table = table[~table["where"].str.contains("without augmentation")]
-    values = table.pivot_table(index="where", columns="network", values="value")
-    return (values.get(network, default=float("nan")) - values.get(other, default=float("nan"))).dropna()
+    values = table.pivot_table(index="where", columns="network", values="value").reindex(columns=[network, other])
+    return (values[network] - values[other]).dropna()
 
 
 def published_curves(author: str) -> pd.DataFrame:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from resnotes.book import story
+from resnotes.book import cards, story
 from resnotes.book.claims import SCOPES, WORDS
 from resnotes.book.results import ExecutedNotebook, Results, verdicts
 from resnotes.book.templating import environment
@@ -26,11 +26,16 @@ class Finding:
 
     Attributes:
         statement: what is claimed.
-        measured: what was found at each scope, with its interval.
+        measured: what was found at each scope, with its interval and the mark of its verdict.
         paper: what the source reports.
         source: which, and where in it.
         verdict: `true`, `false` or `undecided`; its word is in the table of words.
+        ground: what the verdict holds on, as it follows the word; empty if there is none.
         why: why it does not hold; empty if it does.
+        rule: when it would hold; empty where the notebook decides.
+        control: what it is compared with; may be empty.
+        changed: when and why the rule changed after a first measurement; empty if it never did.
+        survives: whether the verdict passes Benjamini and Hochberg's procedure; None where no test was made.
     """
 
     statement: str
@@ -38,7 +43,12 @@ class Finding:
     paper: str
     source: str
     verdict: str
+    ground: str
     why: str
+    rule: str
+    control: str
+    changed: str
+    survives: bool | None
 
 
 @dataclass(frozen=True)
@@ -85,6 +95,7 @@ def write_report(
         "title": words["title"] if week is None else words["week"].format(week),
         "sections": sections,
         "tally": _tally(claims, words),
+        "chance": cards.chance(claims, lang),
         "statements": tested_statements({claim["id"]: claim for claim in claims}, lang),
         # The day at the reader's place.
         "date": max((book.finished.astimezone().date() for _, book in chapters if book.finished), default=None),
@@ -130,22 +141,25 @@ def _section(chapter: story.Chapter, book: ExecutedNotebook, results: Results, l
 
 def finding(claim: Mapping[str, Any], lang: str) -> Finding:
     """An entry of the ledger in one language."""
-    suffix = "" if lang == "en" else f"_{lang}"
+    words, suffix = words_of(lang), "" if lang == "en" else f"_{lang}"
     source = claim["source"]
-    for remark, translated in words_of(lang)["remarks"].items():
+    for remark, translated in words["remarks"].items():
         source = source.replace(remark, translated)
     unexplained = "unexplained" if claim["holds"] is False else "not_settled"
     return Finding(
         statement=claim[f"statement{suffix}"],
-        measured=words_of(lang)["semicolon"].join(
-            f"{words_of(lang)[name]}{words_of(lang)['colon']}{claim['scopes'][name]['measured'][f'text{suffix}']}"
+        measured=words["semicolon"].join(
+            f"{words[name]}{words['colon']}{cards.MARKS[WORDS[scope['holds']]]} {scope['measured'][f'text{suffix}']}"
             for name in SCOPES
-            if name in claim["scopes"]
+            if (scope := claim["scopes"].get(name))
         ),
         paper=claim[f"paper{suffix}"],
         source=source,
         verdict=WORDS[claim["holds"]],
-        why="" if claim["holds"] else claim[f"why{suffix}"] or words_of(lang)[unexplained],
+        ground=cards.ground(claim, lang),
+        why="" if claim["holds"] else claim[f"why{suffix}"] or words[unexplained],
+        **{name: claim[f"{name}{suffix}"] for name in ("rule", "control", "changed")},
+        survives=claim["survives"],
     )
 
 

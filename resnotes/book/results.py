@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -65,7 +65,8 @@ class Results:
 def read_results(folder: Path) -> Results:
     """What lies in `folder`, as `run` leaves it; of a notebook that was not finished, neither claims nor figures.
 
-    Claims come by notebook, then in the order recorded; figures by notebook, then in the order saved.
+    Claims come by notebook, then in the order recorded, marked by Benjamini and Hochberg's procedure over all; figures
+    by notebook, then in the order saved.
 
     Raises:
         ResnotesError: a ledger or the sidecar of a figure is damaged.
@@ -78,16 +79,15 @@ def read_results(folder: Path) -> Results:
     )
     return Results(
         folder,
-        [claim for path in ledgers for claim in load(path)],
+        marked([claim for path in ledgers for claim in load(path)]),
         [read_json(path) for path in sidecars if _number(path.stem) not in map(_number, unfinished)],
         notebooks,
     )
 
 
 def merge(out: Path) -> Results:
-    """Write the claims of all notebooks, marked, to `out/claims.json`; returns what lies in `out`."""
+    """Write the claims of all notebooks to `out/claims.json`; returns what lies in `out`."""
     results = read_results(out)
-    results = replace(results, claims=marked(results.claims))
     write_json(out / "claims.json", results.claims)
     return results
 

@@ -14,7 +14,7 @@ from kit.notebooks import write_notebook
 
 import resnotes as package
 from resnotes import paths
-from resnotes.book import ledger
+from resnotes.book import claims
 from resnotes.book.pages import write_index
 from resnotes.book.report import write_report
 from resnotes.book.results import read_results
@@ -31,10 +31,11 @@ CLAIMS = """
 import time
 import matplotlib.pyplot as plt
 from resnotes import figures
+from resnotes.book.claims import Evidence
 from resnotes.book.ledger import Ledger
 
 texts = dict(statement_zh="", source="", expected="", expected_zh="")
-ledger = Ledger("{stem}", "quick", "digits", [0])
+ledger = Ledger("{stem}", "quick", Evidence(None, "digits"))
 ledger.record("a.{stem}".replace("_", "-"), "Said by {stem}.", measured=1, holds=True, **texts)
 figures.save(plt.figure(), "{stem}", caption="", caption_zh="", claims=[], data={{}}, parameters={{}})
 plt.close()
@@ -128,7 +129,7 @@ def test_a_command_that_is_killed_has_not_finished(start, tmp_path, resnotes, mo
     assert len(read_results(out).claims) == 2
     command = start({first: CLAIMS.format(stem=first, seconds=600, mark=mark), second: other})
     until(mark.exists, PATIENCE)
-    until(lambda: [claim["notebook"] for claim in ledger.load(out / "claims.json")] == [second], PATIENCE)
+    until(lambda: [claim["notebook"] for claim in claims.load(out / "claims.json")] == [second], PATIENCE)
     command.kill()
     assert orphans(command, out) == []
 

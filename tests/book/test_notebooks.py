@@ -101,9 +101,9 @@ def test_each_notebook_is_given_what_it_takes_and_failures_stay_apart(root, monk
     for path in (stale, other):
         path.touch()
     claiming = (
-        "from resnotes.book.ledger import Ledger\n"
+        "from resnotes.book.ledger import Evidence, Ledger\n"
         "texts = dict(statement_zh='', source='', expected='', expected_zh='')\n"
-        "Ledger('{}', '', 'digits', [0]).record('a.b', 'Yes.', measured=1, holds=True, **texts)"
+        "Ledger('{}', '', Evidence(None, 'digits')).record('a.b', 'Yes.', measured=1, holds=True, **texts)"
     )
     cells = {
         "01_good": [

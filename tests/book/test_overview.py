@@ -6,9 +6,10 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import pytest
+from kit.report import claim
 
 from resnotes.book import overview, story
-from resnotes.book.ledger import WORDS
+from resnotes.book.claims import WORDS
 from resnotes.errors import ResnotesError
 
 RECORDED = json.loads((Path(__file__).parents[2] / "data" / "recorded" / "claims.json").read_text())
@@ -28,7 +29,7 @@ def test_claims_come_from_the_repository_until_their_notebook_is_executed(nothin
     executed = RECORDED[0] | {"holds": None}
     (nothing_executed / "claims.json").write_text(json.dumps([executed]))
     found = overview.ledger()
-    assert overview.claims_of(found, book) == [executed]
+    assert [claim | {"survives": None} for claim in overview.claims_of(found, book)] == [executed]
     others = {claim["id"] for claim in RECORDED if claim["notebook"] != book}
     assert set(found) == {executed["id"]} | others
     (nothing_executed / "claims.json").write_text("[{")
@@ -55,11 +56,13 @@ def test_tables_hold_the_claims_and_are_the_same_each_time(nothing_executed: Pat
     entries = overview.ledger()
     book = story.chapters()[1].notebook
     claims = overview.claims_of(entries, book)
-    tables = [overview.all_claims(claims, lang), overview.key_claims(entries, lang), overview.statements(entries, lang)]
-    assert tables[0].data == overview.all_claims(claims, lang).data
-    assert [table.data.count("<tr>") - 1 for table in tables] == [
-        len(claims),
-        sum(live in entries for live, _ in story.pairs()),
-        len(story.statements()),
-    ]
-    assert overview.all_claims([], lang).data.count("<tr>") == 1, "a header alone"
+    tables = [overview.claims_table(claims, lang), overview.statements(entries, lang)]
+    assert tables[0].data == overview.claims_table(claims, lang).data
+    assert [table.data.count("<tr") - 1 for table in tables] == [len(claims), len(story.statements())]
+    assert overview.claims_table([], lang).data.count("<tr") == 1, "a header alone"
+
+
+def test_claims_at_several_scopes(nothing_executed: Path) -> None:
+    both, live = claim("unravel.both"), claim("unravel.live")
+    del live["scopes"]["recorded"]
+    assert overview.at_several_scopes({"unravel.both": both, "unravel.live": live}) == [both]

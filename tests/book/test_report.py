@@ -13,11 +13,12 @@ from hypothesis import strategies as st
 from kit.report import CHAPTERS, Markdown, Page, claim, executed, numbers, squeezed, tree
 
 from resnotes import files
-from resnotes.book import ledger
-from resnotes.book.ledger import WORDS
-from resnotes.book.pages import escape, write_index
-from resnotes.book.report import finding, words_of, write_report
+from resnotes.book.claims import SCOPES, WORDS, load
+from resnotes.book.pages import write_index
+from resnotes.book.report import finding, write_report
 from resnotes.book.results import read_results
+from resnotes.book.templating import escape
+from resnotes.book.words import words_of
 from resnotes.errors import ResnotesError
 from resnotes.files import write_json
 
@@ -42,6 +43,10 @@ def results(out):
     return read_results(out)
 
 
+def text_of(entry, scope):
+    return entry["scopes"][scope]["measured"]["text"]
+
+
 @IN_BOTH
 def test_both_languages_say_what_the_ledger_says(results, tmp_path, lang):
     words = words_of(lang)
@@ -50,8 +55,14 @@ def test_both_languages_say_what_the_ledger_says(results, tmp_path, lang):
     ledger = {entry["id"]: entry for entry in results.claims if entry["notebook"] != "05_x"}
     keys = [id for chapter in CHAPTERS for id in chapter.key if id in ledger]
     rows = [row for row in document.rows if len(row) == 4 and row[0] != words["claim"]]
-    assert [row[3] for row in rows] == [words[WORDS[ledger[id]["holds"]]] for id in keys]
-    assert [numbers(row[1]) for row in rows] == [numbers(ledger[id]["measured"]["text"]) for id in keys]
+    for row, id in zip(rows, keys, strict=True):
+        entry = ledger[id]
+        assert row[3].startswith(words[WORDS[entry["holds"]]])
+        assert ("132" in row[3]) == (entry["holds"] is not None), "a verdict says on what"
+        assert numbers(row[1]) == [each for scope in SCOPES[:2] for each in numbers(text_of(entry, scope))]
+        suffix = "" if lang == "en" else "_zh"
+        for name in ("rule", "control", "changed"):
+            assert f"{words[name]}{words['colon']}{entry[name + suffix]}" in row[2]
     assert all(row[0].isascii() == (lang == "en") for row in rows)
     assert [squeezed(*row) for row in document.rows] == [squeezed(row) for row in page.texts("tr")]
     sections = ["title", "asked", "findings", "failed", "open", "statements", "provenance", "next_week"]
@@ -76,6 +87,7 @@ def test_two_statements_of_the_first_report_are_corrected(results, tmp_path, lan
     for (said, verdict, evidence), about, by in ((experts, "17.60", "Zhou et al."), (optimum, "SGD", "He et al.")):
         assert about in said
         assert verdict == words["false"]
+        assert words["changed"] in evidence
         assert by in evidence.partition(words["correction"])[2]
     # Zhou et al. 2017: of outlines, of naming and of missing objects; together the 17.6 %.
     assert {"5.7", "6.0", "5.9"} <= set(numbers(experts[2]))
@@ -99,20 +111,24 @@ def test_escaped_text_is_shown_as_it_is(text):
 @given(st.lists(TEXT, min_size=6, max_size=6), st.sampled_from(["en", "zh"]))
 @example(["# <script>", "- **", "a|b\\|c", "_x_ `y` $z$", "1. &lt;\n{{ w }}", '"*'], "zh")
 def test_reports_show_any_text_as_it_is(results, texts, lang):
-    statement, measured, expected, source, why, caption = texts
+    statement, measured, paper, source, rule, caption = texts
     suffix, words = {"en": "", "zh": "_zh"}[lang], words_of(lang)
-    entry = claim("degradation.solver-misses-it", 1, measured={"text": measured, "text_zh": measured}, source=source)
-    entry |= {f"statement{suffix}": statement, f"expected{suffix}": expected, f"why{suffix}": why}
+    entry = claim("degradation.shortcuts-cure", 1, source=source)
+    entry["scopes"] = {"live": entry["scopes"]["live"] | {"measured": {f"text{suffix}": measured}}}
+    entry |= {f"statement{suffix}": statement, f"paper{suffix}": paper, f"rule{suffix}": rule, f"why{suffix}": rule}
+    entry |= {"scope": "live", "survives": True, f"control{suffix}": "", f"changed{suffix}": ""}
     given = replace(results, claims=[entry], figures=[{**results.figures[0], "caption": {lang: caption}}])
     with TemporaryDirectory() as folder:
         path = write_report(given, Path(folder) / "r", lang=lang, notebooks=["01_degradation"])
         document, page = Markdown(path.read_text()), Page(path.with_suffix(".html").read_text())
-    verdict, source, colon = words["false"], finding(entry, lang).source, words["colon"]
-    cells = [squeezed(*cell) for cell in ([statement], [measured], [expected, source], [verdict])]
+    found, colon = finding(entry, lang), words["colon"]
+    verdict, measured = f"{words['false']} ●{found.ground}", f"{words['live']}{colon}✗ {measured}"
+    terms = f"{words['rule']}{colon}{rule}"
+    cells = [squeezed(*cell) for cell in ([statement], [measured], [paper, found.source, terms], [verdict])]
     assert cells in [[squeezed(cell) for cell in row] for row in document.rows]
     assert squeezed(*cells) in [squeezed(row) for row in page.texts("tr")]
-    told = squeezed(statement, verdict, colon, measured, words["expected"], colon, expected, f"({source})")
-    told += squeezed(words["why"], colon, why)
+    told = squeezed(statement, verdict, colon, measured, words["paper"], colon, paper, f"({found.source})", terms)
+    told += squeezed(words["why"], colon, rule)
     assert told in [squeezed(paragraph) for paragraph in document.paragraphs]
     assert told in [squeezed(item) for item in page.texts("li")]
     assert squeezed(caption) in [squeezed(paragraph) for paragraph in document.paragraphs]
@@ -160,7 +176,7 @@ def test_a_report_on_some_notebooks(out, tmp_path, resnotes):
     assert document.headings[0] == "Weekly report 8"
     reported = ["01_degradation", "03_unraveled_paths"]
     assert [row[0] for row in document.rows if re.match(r"\d\d_", row[0])] == reported
-    assert {entry["notebook"] for entry in ledger.load(to / "claims.json")} == {"01_degradation"}
+    assert {entry["notebook"] for entry in load(to / "claims.json")} == {"01_degradation"}
 
 
 @pytest.mark.parametrize(
