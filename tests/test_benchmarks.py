@@ -176,8 +176,8 @@ def test_the_committed_report_is_that_of_the_committed_numbers() -> None:
     assert (COMMITTED / "growth.png").stat().st_size < 200_000
 
 
-def test_the_readme_shows_the_committed_table() -> None:
-    shown = (ROOT / "README.md").read_text().splitlines()
+def test_the_documentation_shows_the_committed_table() -> None:
+    shown = (ROOT / "docs" / "scaling.md").read_text().splitlines()
     table = report.table(report.rows_of(report.load(COMMITTED)))
     start = shown.index(table[0])
     assert shown[start : start + len(table)] == table

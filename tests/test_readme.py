@@ -1,9 +1,12 @@
-"""What the README shows for somebody's own network and data works as it stands, in at most ten lines each."""
+"""What the READMEs say is so: findings, files, links, and snippets that work as they stand, in both languages."""
 
+import json
 import re
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
+import pandas as pd
 import pytest
 import torch
 import torchvision
@@ -13,9 +16,56 @@ from resnotes import datasets, models
 from resnotes.models import registry
 
 PACKAGE = Path(resnotes.__file__).parent
-README = (PACKAGE.parent / "README.md").read_text(encoding="utf-8")
-SECTION = README.split("## Your own network and data")[1].split("\n## ")[0]
-SNIPPETS = {code.split("\n", 1)[0]: code for code in re.findall(r"```python\n(.*?)```", SECTION, re.DOTALL)}
+ROOT = PACKAGE.parent
+README, README_ZH = ((ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "README.zh.md"))
+CODE = re.compile(r"```python\n(.*?)```", re.DOTALL)
+SNIPPETS = {code.split("\n", 1)[0]: code for code in CODE.findall(README)}
+PAGES = [path for under in ("", "docs", "data", "benchmarks/results") for path in (ROOT / under).glob("*.md")]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_point_at_something(page: Path) -> None:
+    for link in re.findall(r"\]\((?!https?:)([^)\s]+)\)", page.read_text(encoding="utf-8")):
+        path, _, heading = unquote(link).partition("#")
+        target = page.parent / path if path else page
+        assert target.exists(), link
+        if heading:
+            titles = re.findall(r"^#+ (.*)$", target.read_text(encoding="utf-8"), re.MULTILINE)
+            assert heading in {re.sub(r"[^\w -]", "", title).lower().replace(" ", "-") for title in titles}, link
+
+
+def test_findings_are_those_of_the_ledger_and_of_the_tables() -> None:
+    """The numbers of the five findings, in both languages: what is measured anew changes them here, too."""
+    errors = pd.read_csv(ROOT / "data/published/errors.csv", index_col="network")["training error"]
+    responses = pd.read_csv(ROOT / "data/published/responses.csv").groupby("network")["std"].mean()
+    numbers = [f"{errors[f'wooyeolBaek/{name}']:.2f} %" for name in ("plain-20", "plain-44", "plain-56")]
+    numbers += [f"{responses[f'wooyeolBaek/{name}']:.2f}" for name in ("plain-20", "resnet-56", "plain-56")]
+    claims = json.loads((ROOT / "data/recorded/claims.json").read_text(encoding="utf-8"))
+    measured = {claim["id"]: claim["scopes"][claim["scope"]]["measured"]["text"] for claim in claims}
+    for claim in (
+        *("degradation.identity-is-kept", "degradation.gradients-vanish", "unravel.short-paths-carry-exact-preresnet"),
+        *("unravel.sampling-overstates", "pspnet.boats-become-cars", "pspnet.not-by-capacity"),
+        "pspnet.camvid-pyramid-pooling-helps",
+    ):
+        numbers.append(" ".join(measured[claim].replace("-", "−").split()[:3]))  # 48 ± 9
+    numbers.append(measured["unravel.short-paths-carry-published"].split()[0])
+    for page in (README, README_ZH):
+        text = " ".join(page.split())
+        assert [number for number in numbers if number not in text] == []
+    assert errors["constructed"] == errors["wooyeolBaek/plain-20"]
+
+
+def test_both_languages_show_the_same_code_files_and_links() -> None:
+    shown = []
+    for page in (README, README_ZH):
+        code = [re.sub(r" *#.*", "", block) for block in re.findall(r"```\w+\n.*?```", page, re.DOTALL)]
+        files, links = set(re.findall(r"`([\w/*]+\.\w+)`", page)), set(re.findall(r"\]\(([^)]*)\)", page))
+        shown.append((code, files, {link for link in links if not link.startswith("README")}))
+    assert shown[0] == shown[1]
+
+
+def test_the_readme_is_short() -> None:
+    assert max(len(page.splitlines()) for page in (README, README_ZH)) <= 180
 
 
 def test_what_the_readme_says_where_is_there() -> None:

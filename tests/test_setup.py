@@ -18,8 +18,8 @@ EXTRAS = PROJECT["optional-dependencies"]
 TARGETS = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
 WORKFLOW = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text())
 COMMANDS = [line for step in WORKFLOW["jobs"]["test"]["steps"] for line in step.get("run", "").splitlines()]
-for name in ("README.md", "CONTRIBUTING.md"):
-    for block in re.findall(r"^```sh\n(.*?)^```", (ROOT / name).read_text(), re.MULTILINE | re.DOTALL):
+for page in (*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")):
+    for block in re.findall(r"^```sh\n(.*?)^```", page.read_text("utf-8"), re.MULTILINE | re.DOTALL):
         COMMANDS += block.splitlines()
 
 
@@ -44,7 +44,7 @@ def test_whatever_the_package_reads_is_installed() -> None:
 
 @pytest.mark.parametrize("command", dict.fromkeys(COMMANDS))
 def test_commands_exist(command: str) -> None:
-    """Those of the workflow, and of the README and of CONTRIBUTING that are ours."""
+    """Those of the workflow, and of the pages for readers that are ours."""
     program, *arguments = shlex.split(command, comments=True) or [""]
     if Path(program).name == "make":
         assert {word for word in arguments if "=" not in word} <= TARGETS

@@ -6,11 +6,14 @@ JupyterLab takes style sheets out of outputs that it does not trust, so that eve
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from html import escape
 from typing import Any
 
 from IPython.display import HTML
 
 from resnotes.book.claims import SCOPES, WORDS, by_chance
+from resnotes.book.results import verdicts
+from resnotes.book.story import Chapter, Place
 from resnotes.book.templating import environment
 from resnotes.book.words import words_of
 
@@ -36,16 +39,48 @@ def card(claim: Mapping[str, Any], lang: str = "en") -> Shown:
     return Shown(_render("card", lang, claim=claim), plain(claim, lang))
 
 
-def table(claims: Sequence[Mapping[str, Any]], lang: str = "en") -> Shown:
-    """Many claims: verdict, statement, what was found at each scope, the paper's number."""
+def table(claims: Sequence[Mapping[str, Any]], lang: str = "en", *, counted: bool = True) -> Shown:
+    """Many claims: verdict, statement, what was found at each scope, the paper's number.
+
+    Args:
+        claims: entries of the ledger.
+        lang: en or zh.
+        counted: whether to say how many of them chance alone would decide.
+    """
     text = "\n".join(plain(claim, lang).partition("\n")[0] for claim in claims)
-    return Shown(_render("ledger", lang, claims=claims), text)
+    return Shown(_render("ledger", lang, claims=claims, counted=counted), text)
+
+
+def others(claims: Sequence[Mapping[str, Any]], lang: str = "en") -> Shown:
+    """A table of claims that unfolds from one line, which counts them."""
+    shown, found = table(claims, lang, counted=False), verdicts(claims)
+    said = words_of(lang)["others"].format(all=len(claims), **{word: found[word] for word in WORDS.values()})
+    return Shown(f"<details><summary>{said}</summary>{shown.data}</details>", f"{said}\n{shown.text}")
 
 
 def statements(tested: Sequence[Any], lang: str = "en") -> Shown:
     """Statements (`resnotes.book.report.Tested`), each with its verdict and the claims that decide it."""
     text = "\n".join(f"{MARKS[each.verdict]} {words_of(lang)[each.verdict]} {each.said}" for each in tested)
     return Shown(_render("statements", lang, tested=tested), text)
+
+
+def answer(chapter: Chapter, otherwise: Sequence[str], lang: str = "en") -> Shown:
+    """What a chapter asks and answers, and which claims (ids) came out otherwise than it says."""
+    text = f"{chapter.question[lang]}\n{chapter.answer[lang]}"
+    if otherwise:
+        text += f"\n{words_of(lang)['otherwise']} {', '.join(otherwise)}"
+    return Shown(_render("answer", lang, chapter=chapter, otherwise=otherwise), text)
+
+
+def places(entries: Sequence[Place], lang: str = "en") -> Shown:
+    """Where to change what."""
+    text = "\n".join(f"{each.what[lang]}: {', '.join(each.where)}" for each in entries)
+    return Shown(_render("places", lang, entries=entries), text)
+
+
+def paragraph(text: str) -> Shown:
+    """A text as it is."""
+    return Shown(f"<p>{escape(text)}</p>", text)
 
 
 def plain(claim: Mapping[str, Any], lang: str = "en") -> str:
@@ -93,6 +128,7 @@ def sample(scope: Mapping[str, Any], lang: str) -> str:
 
 def _render(name: str, lang: str, **context: Any) -> str:
     shared = {
+        "lang": lang,
         "w": words_of(lang),
         "zh": "" if lang == "en" else f"_{lang}",
         "words": WORDS,

@@ -1,25 +1,29 @@
-"""The suite at a glance: its chain of questions, and the claims of all notebooks side by side.
+"""The suite at a glance: its chain of questions, the answers, and the claims of all notebooks.
 
 Everything is taken from the ledger, `claims.json`; nothing is measured here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from textwrap import fill
 from typing import Any
 
 import matplotlib.pyplot as plt
 import pandas as pd
+from IPython.display import display
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch, Rectangle
+from PIL import Image
 
 from resnotes import paths
 from resnotes.book import cards, story
 from resnotes.book.claims import load, marked
 from resnotes.book.report import tested_statements
 from resnotes.book.results import verdicts
+from resnotes.errors import ResnotesError
+from resnotes.files import read_json
 
 COLORS = {"true": "#009E73", "false": "#D55E00", "undecided": "#9AA0A6"}
 Ledger = Mapping[str, Mapping[str, Any]]  # claims by id
@@ -102,11 +106,36 @@ def statements(entries: Ledger, lang: str) -> cards.Shown:
     return cards.statements(tested_statements(entries, lang), lang)
 
 
-def claims_table(entries: Sequence[Mapping[str, Any]], lang: str) -> cards.Shown:
-    """Claims with verdict, what was found at each scope, and the paper's number."""
-    return cards.table(entries, lang)
+def chance(entries: Ledger, lang: str) -> cards.Shown:
+    """How many of all verdicts chance alone would decide, and what the mark at some means."""
+    return cards.paragraph(cards.chance(list(entries.values()), lang))
 
 
-def at_several_scopes(entries: Ledger) -> list[Mapping[str, Any]]:
-    """The claims that were measured at more than one scope."""
-    return [claim for claim in entries.values() if len(claim["scopes"]) > 1]
+def places(lang: str) -> cards.Shown:
+    """Where to change what."""
+    return cards.places(story.places(), lang)
+
+
+def study(notebook: str, entries: Ledger, lang: str) -> None:
+    """Show what a notebook asks and answers, the figure that shows it best, and its claims, the key ones first."""
+    [chapter] = [chapter for chapter in story.chapters() if chapter.notebook == notebook]
+    claims = claims_of(entries, notebook)
+    display(cards.answer(chapter, chapter.otherwise(entries), lang))
+    display(*figure(chapter.figure, lang))
+    display(cards.table([claim for claim in claims if claim["id"] in chapter.key], lang, counted=False))
+    display(cards.others([claim for claim in claims if claim["id"] not in chapter.key], lang))
+
+
+def figure(name: str, lang: str) -> tuple[Image.Image, cards.Shown]:
+    """A figure of the output folder, or else that which comes with the repository, at the width of a page; its caption.
+
+    Raises:
+        ResnotesError: it is in neither, or what describes it is damaged.
+    """
+    folders = [root / "figures" for root in (paths.out_root(), paths.project_root())]
+    path = next((path for folder in folders if (path := folder / f"{name}.png").exists()), None)
+    if path is None:
+        raise ResnotesError(f"no figure {name}.png in {folders[0]} or {folders[1]}; `resnotes run` makes it")
+    image = Image.open(path)
+    image.thumbnail((900, 1800))
+    return image, cards.paragraph(read_json(path.with_suffix(".json"))["caption"][lang])

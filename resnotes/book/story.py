@@ -1,6 +1,6 @@
-"""The plot of the suite: what each notebook asks, and what was said in the weekly report that it grew out of.
+"""The plot of the suite: what each notebook asks and answers, and what the weekly report said that it grew out of.
 
-Both are texts, in `story.toml`; what came out is in the ledger.
+All are texts, in `story.toml`; what came out is in the ledger, and answers name the verdicts that they rest on.
 """
 
 from __future__ import annotations
@@ -12,17 +12,22 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from resnotes.book.claims import WORDS
+
 Text = Mapping[str, str]  # by language, en and zh
 
 
 @dataclass(frozen=True)
 class Chapter:
-    """A notebook of the suite and what it asks.
+    """A notebook of the suite, what it asks, and what came out.
 
     Attributes:
         notebook: stem of its file.
         name: what it is about, in a word or two.
         question: what it asks.
+        answer: what came out, in a sentence.
+        rests_on: the verdicts (`true`, `false`, `undecided`) that the answer states, by id of their claims.
+        figure: name of the figure that shows it best.
         source: the paper.
         key: ids of the claims that a short account gives first.
     """
@@ -30,8 +35,15 @@ class Chapter:
     notebook: str
     name: Text
     question: Text
+    answer: Text
+    rests_on: Mapping[str, str]
+    figure: str
     source: str
     key: Sequence[str]
+
+    def otherwise(self, ledger: Mapping[str, Mapping[str, Any]]) -> list[str]:
+        """Ids of the claims of a ledger (by id) that came out otherwise than the answer says."""
+        return [id for id, word in self.rests_on.items() if id in ledger and WORDS[ledger[id]["holds"]] != word]
 
 
 @dataclass(frozen=True)
@@ -65,6 +77,21 @@ class Statement:
         return "true" if all(found) else "undecided"
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where to change something.
+
+    Attributes:
+        what: to change.
+        where: files and folders of the project, `*` for any.
+        how: what else to know.
+    """
+
+    what: Text
+    where: Sequence[str]
+    how: Text | None = None
+
+
 def chapters() -> list[Chapter]:
     """The chapters, in the order in which the report asks."""
     return [Chapter(**entry) for entry in _story()["chapters"]]
@@ -73,6 +100,11 @@ def chapters() -> list[Chapter]:
 def statements() -> list[Statement]:
     """The statements of the report, in its order."""
     return [Statement(**entry) for entry in _story()["statements"]]
+
+
+def places() -> list[Place]:
+    """Where to change what, from the most frequent wish on."""
+    return [Place(**entry) for entry in _story()["places"]]
 
 
 @cache

@@ -1,15 +1,18 @@
 """The suite at a glance: tallies, chain of questions and tables say what the ledger says."""
 
 import json
+import re
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import matplotlib.pyplot as plt
 import pytest
-from kit.report import claim
+from PIL import Image
 
 from resnotes.book import overview, story
 from resnotes.book.claims import WORDS
+from resnotes.book.words import words_of
 from resnotes.errors import ResnotesError
 
 RECORDED = json.loads((Path(__file__).parents[2] / "data" / "recorded" / "claims.json").read_text())
@@ -52,17 +55,46 @@ def test_tally_and_chain_count_every_claim_of_a_study_once(nothing_executed: Pat
 
 
 @pytest.mark.parametrize("lang", ["en", "zh"])
-def test_tables_hold_the_claims_and_are_the_same_each_time(nothing_executed: Path, lang: str) -> None:
+def test_a_study_shows_its_answer_a_figure_and_each_claim_once(
+    nothing_executed: Path, lang: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown: list[Any] = []
+    monkeypatch.setattr(overview, "display", lambda *each: shown.extend(each))
     entries = overview.ledger()
-    book = story.chapters()[1].notebook
-    claims = overview.claims_of(entries, book)
-    tables = [overview.claims_table(claims, lang), overview.statements(entries, lang)]
-    assert tables[0].data == overview.claims_table(claims, lang).data
-    assert [table.data.count("<tr") - 1 for table in tables] == [len(claims), len(story.statements())]
-    assert overview.claims_table([], lang).data.count("<tr") == 1, "a header alone"
+    chapter = story.chapters()[1]
+    claims = overview.claims_of(entries, chapter.notebook)
+    overview.study(chapter.notebook, entries, lang)
+    answer, image, caption, key, others = shown
+    assert chapter.answer[lang] in answer.data and words_of(lang)["otherwise"] not in answer.data
+    assert image.width == 900 and len(repr(caption)) > 20
+    tables = key.data + others.data
+    assert tables.count("<tr") - 2 == len(claims)
+    assert all(tables.count(f">{claim['id']}<") == 1 for claim in claims)
+
+    id, word = next(iter(chapter.rests_on.items()))
+    shown.clear()
+    overview.study(chapter.notebook, {**entries, id: {**entries[id], "holds": word != "true"}}, lang)
+    assert re.search(f"{words_of(lang)['otherwise']}.*{id}", shown[0].data, re.DOTALL)
 
 
-def test_claims_at_several_scopes(nothing_executed: Path) -> None:
-    both, live = claim("unravel.both"), claim("unravel.live")
-    del live["scopes"]["recorded"]
-    assert overview.at_several_scopes({"unravel.both": both, "unravel.live": live}) == [both]
+def test_figures_of_the_run_come_first(nothing_executed: Path) -> None:
+    name = story.chapters()[0].figure
+    assert overview.figure(name, "en")[0].width == 900
+    (nothing_executed / "figures").mkdir()
+    Image.new("RGB", (90, 40)).save(nothing_executed / "figures" / f"{name}.png")
+    (nothing_executed / "figures" / f"{name}.json").write_text('{"caption": {"en": "<b>", "zh": "图"}}')
+    assert (overview.figure(name, "en")[0].size, overview.figure(name, "en")[1].data) == ((90, 40), "<p>&lt;b&gt;</p>")
+    with pytest.raises(ResnotesError, match=r"no figure 09_no\.png in .*; `resnotes run` makes it"):
+        overview.figure("09_no", "en")
+
+
+@pytest.mark.parametrize("lang", ["en", "zh"])
+def test_statements_and_places_are_all_shown(nothing_executed: Path, lang: str) -> None:
+    entries = overview.ledger()
+    for shown, all_of in (
+        (overview.statements(entries, lang), story.statements()),
+        (overview.places(lang), story.places()),
+    ):
+        assert shown.data.count("<tr") - 1 == len(all_of)
+        assert len(repr(shown).splitlines()) == len(all_of)
+    assert str(len(entries)) in repr(overview.chance(entries, lang))

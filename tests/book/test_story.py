@@ -16,6 +16,8 @@ from resnotes.book.report import finding
 PACKAGE = Path(story.__file__).parent
 TABLES = tomllib.loads((PACKAGE / "templates/words.toml").read_text(encoding="utf-8"))
 
+NO_TEXTS = {"notebook", "figure", "source", "key", "claims", "where", "rests_on"}
+
 
 @pytest.fixture(scope="module")
 def shipped():
@@ -28,10 +30,9 @@ def shipped():
 
 def test_chapters_are_notebooks_and_every_text_is_in_both_languages():
     assert {chapter.notebook for chapter in CHAPTERS} <= {book.stem for book in notebooks.discover()}
-    texts = [
-        text for entry in (*CHAPTERS, *story.statements()) for text in vars(entry).values() if isinstance(text, dict)
-    ]
-    assert len(texts) >= 2 * len(CHAPTERS) + len(story.statements()) + 2
+    entries = (*CHAPTERS, *story.statements(), *story.places())
+    texts = [text for entry in entries for name, text in vars(entry).items() if text and name not in NO_TEXTS]
+    assert len(texts) >= 3 * len(CHAPTERS) + len(story.statements()) + len(story.places()) + 2
     for text in texts:
         assert text.keys() == {"en", "zh"}
         assert [bool(re.search(r"[\u4e00-\u9fff]", text[lang])) for lang in ("en", "zh")] == [False, True]
@@ -41,6 +42,23 @@ def test_claims_of_the_story_are_in_the_ledger(shipped):
     recorded = {entry["id"]: entry["notebook"] for entry in shipped}
     for id in TOLD:
         assert recorded[id] == notebook_of(id)
+
+
+def test_answers_say_what_the_ledger_says(shipped):
+    ledger = {entry["id"]: entry for entry in shipped}
+    for chapter in CHAPTERS:
+        assert chapter.rests_on and set(chapter.rests_on.values()) <= set(WORDS.values())
+        assert {ledger[id]["notebook"] for id in chapter.rests_on} == {chapter.notebook}
+        assert chapter.otherwise(ledger) == [], "change the answer in story.toml, or what it rests on"
+    assert CHAPTERS[0].otherwise({}) == []
+
+
+def test_places_and_figures_are_there():
+    root = paths.project_root()
+    for place in story.places():
+        assert all(list(root.glob(path)) for path in place.where), place.where
+    for chapter in CHAPTERS:
+        assert (root / "figures" / f"{chapter.figure}.png").exists()
 
 
 def test_a_statement_is_judged_by_the_claims_at_hand():
