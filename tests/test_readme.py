@@ -43,8 +43,12 @@ def test_findings_are_those_of_the_ledger_and_of_the_tables() -> None:
     claims = json.loads((ROOT / "data/recorded/claims.json").read_text(encoding="utf-8"))
     measured = {claim["id"]: claim["scopes"][claim["scope"]]["measured"]["text"] for claim in claims}
     for claim in (
-        *("degradation.survives-best-rate", "degradation.gradients-vanish", "unravel.short-paths-carry-exact-preresnet"),
-        *("unravel.sampling-overstates", "pspnet.boats-become-cars", "pspnet.not-by-capacity"),
+        "degradation.survives-best-rate",
+        "degradation.gradients-vanish",
+        "unravel.short-paths-carry-exact-preresnet",
+        "unravel.sampling-overstates",
+        "pspnet.boats-become-cars",
+        "pspnet.not-by-capacity",
         "pspnet.camvid-pyramid-pooling-helps",
     ):
         numbers.append(" ".join(measured[claim].replace("-", "−").split()[:3]))  # 48 ± 9
