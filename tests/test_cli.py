@@ -93,8 +93,8 @@ def test_claims_are_printed(root, resnotes):
     executed(root / "elsewhere", "01_degradation", ids=["degradation.x"])
     assert resnotes("claims", "--out", root / "elsewhere")[1].splitlines() == [
         "✓ true on digits after 132 iterations (recorded): Claim degradation.x.",
-        "    live: ✓ 2 ± 14\u00a0points (n = 2); digits after 132 iterations; networks of a kind: 2",
-        "    recorded: ✓ 102 ± 14\u00a0points (n = 2); digits after 132 iterations; networks of a kind: 2",
+        "    live: ✓ 2 ± 14\u00a0points (n = 2); digits after 132 iterations; 2 of each",
+        "    recorded: ✓ 102 ± 14\u00a0points (n = 2); digits after 132 iterations; 2 of each",
         "    paper: over 4.5",
         "    degradation.x",
     ]

@@ -11,8 +11,7 @@ from typing import Any
 
 from IPython.display import HTML
 
-from resnotes.book.claims import SCOPES, WORDS, by_chance
-from resnotes.book.results import verdicts
+from resnotes.book.claims import SCOPES, WORDS, by_chance, verdicts
 from resnotes.book.story import Chapter, Place
 from resnotes.book.templating import environment
 from resnotes.book.words import words_of

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -104,6 +105,11 @@ def _is_claim(entry: Any) -> bool:
         and entry["scope"] in scopes
         and all(each["holds"] is None or isinstance(each["holds"], bool) for each in (entry, *scopes.values()))
     )
+
+
+def verdicts(claims: Iterable[Mapping[str, Any]]) -> Counter[str]:
+    """How many claims are `true`, `false` and `undecided`."""
+    return Counter(WORDS[claim["holds"]] for claim in claims)
 
 
 def p_value(claim: Mapping[str, Any]) -> float | None:

@@ -19,9 +19,8 @@ from PIL import Image
 
 from resnotes import paths
 from resnotes.book import cards, story
-from resnotes.book.claims import load, marked
+from resnotes.book.claims import load, marked, verdicts
 from resnotes.book.report import tested_statements
-from resnotes.book.results import verdicts
 from resnotes.errors import ResnotesError
 from resnotes.files import read_json
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from resnotes.book import cards
-from resnotes.book.claims import SCOPES, WORDS
-from resnotes.book.results import merge, verdicts
+from resnotes.book.claims import SCOPES, WORDS, verdicts
+from resnotes.book.results import merge
 from resnotes.book.templating import environment
 from resnotes.book.words import words_of
 from resnotes.files import write_atomic

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from resnotes.book import cards, story
-from resnotes.book.claims import SCOPES, WORDS
-from resnotes.book.results import ExecutedNotebook, Results, verdicts
+from resnotes.book.claims import SCOPES, WORDS, verdicts
+from resnotes.book.results import ExecutedNotebook, Results
 from resnotes.book.templating import environment
 from resnotes.book.words import words_of
 from resnotes.errors import ResnotesError, UsageError

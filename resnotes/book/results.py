@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from resnotes.book.claims import WORDS, load, marked
+from resnotes.book.claims import load, marked
 from resnotes.book.notebooks import title_of
 from resnotes.errors import ResnotesError
 from resnotes.files import read_json, write_json
@@ -90,11 +88,6 @@ def merge(out: Path) -> Results:
     results = read_results(out)
     write_json(out / "claims.json", results.claims)
     return results
-
-
-def verdicts(claims: Iterable[Mapping[str, Any]]) -> Counter[str]:
-    """How many claims are `true`, `false` and `undecided`."""
-    return Counter(WORDS[claim["holds"]] for claim in claims)
 
 
 def executed(path: Path) -> ExecutedNotebook:
