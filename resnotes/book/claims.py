@@ -89,7 +89,8 @@ def load(path: Path) -> list[dict[str, Any]]:
     for entry in entries if isinstance(entries, list) else [entries]:
         if not _is_claim(entry):
             raise ResnotesError(
-                f"{path} is no ledger: found {entry!r:.200}, expected a claim with {', '.join(_FIELDS)}"
+                f"{path} is no ledger: found {entry!r:.200}, expected a claim with {', '.join(_FIELDS)};"
+                " `resnotes run` makes it anew, as where an earlier version wrote it"
             )
     return list(entries)
 
