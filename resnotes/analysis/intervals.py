@@ -76,9 +76,7 @@ class Interval:
     @property
     def zh(self) -> str:
         """The same in Chinese: units that are words are those of `UNITS_ZH`."""
-        return self._text(
-            UNITS_ZH.get(self.unit, self.unit), f"{self.n} {OF_ZH[self.of]}均为 ", "{} 次独立复现之间的差异"
-        )
+        return self._text(UNITS_ZH.get(self.unit, self.unit), f"{self.n} {OF_ZH[self.of]}均为 ", "± 为 {} 个来源的全距")
 
     def _text(self, unit: str, all_alike: str, spread: str) -> str:
         if self.low is None or self.high is None:

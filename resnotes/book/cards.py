@@ -119,7 +119,7 @@ def setting(scope: Mapping[str, Any], lang: str) -> str:
 
 
 def sample(scope: Mapping[str, Any], lang: str) -> str:
-    """The same, with how many networks and images: `digits after 132 iterations; networks of a kind: 3`."""
+    """The same, with how many networks and images: `digits after 132 iterations; 3 of each`."""
     words = words_of(lang)
     counts = [words[name].format(scope[name]) for name in ("networks", "images") if scope[name]]
     return str(words["semicolon"].join([setting(scope, lang), *counts]))
