@@ -97,7 +97,7 @@ def test_a_single_network_decides_where_replications_differ_by_less():
     assert found == Interval(3.0, 2.5, 3.5, 3, "points", "networks")
     assert (verdict(found, above=2), verdict(found, above=2.6), verdict(found, above=4)) == (True, None, False)
     assert str(found) == "3 ± 0.5\u00a0points (± the range over 3 sources)"
-    assert found.zh == "3 ± 0.5\u00a0个百分点 (3 次独立复现之间的差异)"
+    assert found.zh == "3 ± 0.5\u00a0个百分点 (± 为 3 个来源的全距)"
 
 
 def test_no_interval_goes_where_nothing_can_lie():
