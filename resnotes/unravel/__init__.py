@@ -29,6 +29,7 @@ from resnotes.unravel.lesions import (
     random_reorderings,
     single_deletions,
 )
+from resnotes.unravel.study import lesion_study, pair_study, wrong
 
 __all__ = [
     "Lesion",
@@ -42,7 +43,9 @@ __all__ = [
     "lesion_errors",
     "lesion_logits",
     "lesion_predictions",
+    "lesion_study",
     "mean_length",
+    "pair_study",
     "pairs",
     "path_gradients",
     "path_shares",
@@ -52,4 +55,5 @@ __all__ = [
     "share_of_lengths",
     "shortest_interval",
     "single_deletions",
+    "wrong",
 ]

@@ -1,0 +1,128 @@
+"""Lesion studies, a table each: single deletions, random deletions of many, and exchanges; and all pairs of deletions."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from resnotes.unravel.lesions import (
+    Lesion,
+    deletable,
+    exchangeable,
+    kendall_tau,
+    lesion_logits,
+    lesion_predictions,
+    pairs,
+    random_reorderings,
+    single_deletions,
+)
+
+SWAPS = (1, 2, 4, 8, 12, 16, 24)  # pairs of blocks that are exchanged, one after the other
+MARKS = ".x"  # of an image that was right, and of one that was wrong
+MOST = 20  # blocks deleted at once, as in Veit et al. 2016, Fig. 5a
+
+
+def lesion_study(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    draws: int = 0,
+    seed: int = 0,
+    repair: Tensor | None = None,
+    repaired: Collection[str] = ("single",),
+) -> pd.DataFrame:
+    """What a network gets wrong under each lesion (Veit et al. 2016, Figs. 3 and 5).
+
+    Args:
+        model: a network with stem, blocks and head; it is left alone.
+        images: normalised images ``[N, C, H, W]``.
+        labels: int64 ``[N]``.
+        draws: random orders along which blocks are deleted, and orders for each number of exchanges; 0 for neither.
+        seed: of these.
+        repair: normalised training images on which BN's statistics are taken anew after each lesion of a kind that is
+            `repaired`, see `resnotes.unravel.lesion_logits`; None for lesions as they are alone.
+        repaired: of the kinds ``"single"``, ``"random"``, ``"exchanged"``.
+
+    Returns:
+        A row for each lesion, with `bn` (``"as trained"`` or ``"repaired"``), `kind` (these three, and ``"intact"``
+        once for each `bn`), `k` (the deleted block, or how many are deleted or exchanged), `x` (the same, but Kendall's
+        τ of an order), `draw`, `error` in percent, and `wrong`: a character an image, ``x`` where it is wrong, else ``.``.
+
+    Raises:
+        UsageError: see `resnotes.unravel.lesion_logits`.
+    """
+    plan = pd.DataFrame(_plan(model, images, draws, seed), columns=["kind", "k", "x", "draw", "lesion"])
+    tables = []
+    for bn, statistics in (("as trained", None), ("repaired", repair)):
+        rows = plan if bn == "as trained" else plan[plan.kind.isin(["intact", *repaired])]
+        if bn == "as trained" or repair is not None:
+            missed = lesion_predictions(model, rows.lesion, images, repair=statistics) != labels
+            marks = ["".join(MARKS[each] for each in row) for row in missed.tolist()]
+            table = rows.drop(columns="lesion").assign(bn=bn, error=100 * missed.double().mean(1).numpy(), wrong=marks)
+            tables.append(table)
+    return pd.concat(tables, ignore_index=True)
+
+
+def pair_study(model: nn.Module, images: Tensor, labels: Tensor, *, repair: Tensor | None = None) -> pd.DataFrame:
+    """What the deletion of two blocks does, against what their two single deletions do.
+
+    Args:
+        model: a network with stem, blocks and head; it is left alone.
+        images: normalised images ``[N, C, H, W]``.
+        labels: int64 ``[N]``.
+        repair: see `lesion_study`.
+
+    Returns:
+        A row for each pair of blocks that can go: `first` and `second`; `loss`, by how much deleting both raises the mean
+        cross-entropy, and `loss_apart`, the sum of what deleting each alone does; `logits`, the norm of the change of
+        all logits, and `logits_left`, the norm of what is left of it without the changes that each alone makes.
+
+    Raises:
+        UsageError: see `resnotes.unravel.lesion_logits`.
+    """
+    blocks = deletable(model, images)
+    pairs_of = [sorted(pair.deleted) for pair in pairs(blocks)]
+    every = [(), *single_deletions(blocks), *pairs_of]
+    logits = lesion_logits(model, every, images, repair=repair)
+    losses = torch.stack([F.cross_entropy(each, labels) for each in logits])
+    logits, losses = logits - logits[0], losses - losses[0]
+    single = {block: number for number, block in enumerate(blocks, start=1)}
+    apart = torch.tensor([[single[block] for block in pair] for pair in pairs_of]).reshape(-1, 2)
+    both = slice(1 + len(blocks), None)
+    left = logits[both] - logits[apart].sum(1)
+    return pd.DataFrame(pairs_of, columns=["first", "second"]).assign(
+        loss=losses[both].numpy(),
+        loss_apart=losses[apart].sum(1).numpy(),
+        logits=logits[both].flatten(1).norm(dim=1).numpy(),
+        logits_left=left.flatten(1).norm(dim=1).numpy(),
+    )
+
+
+def wrong(table: pd.DataFrame) -> NDArray[np.bool_]:
+    """Which images were wrong under the lesions of a `lesion_study`, ``[lesions, images]``."""
+    return np.array([[mark == MARKS[True] for mark in marks] for marks in table.wrong])
+
+
+def _plan(model: nn.Module, images: Tensor, draws: int, seed: int) -> Iterator[tuple[str, int, float, int, Lesion]]:
+    generator = torch.Generator().manual_seed(seed)
+    can_go, groups = deletable(model, images), exchangeable(model, images)
+    yield "intact", 0, 0, 0, Lesion()
+    yield from (("single", i, i, 0, lesion) for i, lesion in zip(can_go, single_deletions(can_go), strict=True))
+    for draw in range(draws):
+        yield from (("random", k, k, draw, lesion) for k, lesion in enumerate(_nested(can_go, generator), start=1))
+    for swaps in SWAPS if draws else ():
+        for draw, lesion in enumerate(random_reorderings(groups, swaps, draws, generator)):
+            yield "exchanged", swaps, kendall_tau(lesion.order or ()), draw, lesion
+
+
+def _nested(blocks: Sequence[int], generator: torch.Generator) -> list[Lesion]:
+    """Along a random order, one more each time."""
+    order = [blocks[i] for i in torch.randperm(len(blocks), generator=generator)]
+    return [Lesion(frozenset(order[:k])) for k in range(1, min(MOST, len(order)) + 1)]
