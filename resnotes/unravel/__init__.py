@@ -18,6 +18,7 @@ from resnotes.unravel.lengths import (
 )
 from resnotes.unravel.lesions import (
     Lesion,
+    contiguous_deletions,
     deletable,
     exchangeable,
     kendall_tau,
@@ -34,6 +35,7 @@ __all__ = [
     "Lesion",
     "adapt",
     "coherence",
+    "contiguous_deletions",
     "deletable",
     "exchangeable",
     "gradients_along",
