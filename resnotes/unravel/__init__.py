@@ -18,6 +18,7 @@ from resnotes.unravel.lengths import (
 )
 from resnotes.unravel.lesions import (
     Lesion,
+    contiguous_deletions,
     deletable,
     exchangeable,
     kendall_tau,
@@ -35,6 +36,7 @@ __all__ = [
     "Lesion",
     "adapt",
     "coherence",
+    "contiguous_deletions",
     "deletable",
     "exchangeable",
     "gradients_along",

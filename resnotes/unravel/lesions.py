@@ -23,10 +23,10 @@ from torch import Tensor, nn
 
 from resnotes.errors import UsageError, unknown
 from resnotes.models.adapters import blocks_of
-from resnotes.models.inputs import check_labels, check_logits
+from resnotes.models.inputs import check_images, check_labels, check_logits, evaluating
 from resnotes.models.network import in_mode, kept_statistics
 from resnotes.models.passes import check
-from resnotes.unravel.steps import Site, prepare, survey
+from resnotes.unravel.steps import Repaired, Site, prepare, survey
 from resnotes.unravel.tree import walk
 
 # Maps of a batch between blocks, at most: larger batches are no faster on a CPU. A sweep takes a few times that.
@@ -95,10 +95,13 @@ def _measure(
     lesions: Iterable[Lesion | Iterable[int]],
     images: Tensor,
     dtype: torch.dtype,
+    repair: Tensor | None,
     read: Callable[[Tensor], Tensor],
 ) -> Tensor:
     """What `read` makes of the logits under each lesion, ``[number of lesions, N, ...]``."""
     check(model, images)
+    if repair is not None:
+        check_images(repair)
     if dtype not in DTYPES:
         raise unknown("dtype", dtype, map(str, DTYPES))
     if not isinstance(lesions, Iterable):
@@ -114,7 +117,9 @@ def _measure(
             tuple((i, i in lesion.deleted) for i in lesion.order or numbers) for lesion in checked or [Lesion()]
         ]
         image_bytes = max(site.largest for site in sites) * steps.input(images[:1]).element_size()
-        found = walk(steps, programs, images, DTYPES[dtype], max(1, MAP_BYTES // image_bytes), read)
+        steps = steps if repair is None else Repaired(steps, repair)
+        with evaluating(model, images if repair is None else repair):
+            found = walk(steps, programs, images, DTYPES[dtype], max(1, MAP_BYTES // image_bytes), read)
     return found[: len(checked)].clone()  # of which anything can be made, as of no tensor from inference mode
 
 
@@ -130,6 +135,7 @@ def lesion_logits(
     lesions: Iterable[Lesion | Iterable[int]],
     images: Tensor,
     dtype: torch.dtype = torch.float32,
+    repair: Tensor | None = None,
 ) -> Tensor:
     """The logits of a network under each lesion, in eval mode.
 
@@ -141,15 +147,18 @@ def lesion_logits(
         images: normalised images ``[N, C, H, W]``.
         dtype: ``torch.float32`` predicts what a plain loop over the lesions would (but for ties);
             ``torch.bfloat16`` is faster and may change some predictions.
+        repair: normalised images ``[M, C, H, W]`` of the training set. With them, the statistics of all BN layers are
+            computed anew after each lesion, as `resnotes.models.recalibrate` does on these images: what a
+            lesion then costs is lost computation, and not that the statistics became stale. Nothing is trained.
 
     Returns:
         ``[number of lesions, N, classes]``, on the CPU.
 
     Raises:
         UsageError: no such block, a block that cannot be deleted or moved there, an order that is no
-            permutation, no images, another kind of model, or another dtype.
+            permutation, no images, another kind of model, another dtype, or repair images that BN cannot be run on.
     """
-    return _measure(model, lesions, images, dtype, lambda logits: logits)
+    return _measure(model, lesions, images, dtype, repair, lambda logits: logits)
 
 
 def lesion_predictions(
@@ -157,9 +166,10 @@ def lesion_predictions(
     lesions: Iterable[Lesion | Iterable[int]],
     images: Tensor,
     dtype: torch.dtype = torch.float32,
+    repair: Tensor | None = None,
 ) -> Tensor:
     """The classes that a network predicts under each lesion, int64 ``[number of lesions, N]``; see `lesion_logits`."""
-    return _measure(model, lesions, images, dtype, lambda logits: _of_images(model, logits).argmax(1))
+    return _measure(model, lesions, images, dtype, repair, lambda logits: _of_images(model, logits).argmax(1))
 
 
 def _of_images(model: nn.Module, logits: Tensor) -> Tensor:
@@ -172,6 +182,7 @@ def lesion_errors(
     images: Tensor,
     labels: Tensor,
     dtype: torch.dtype = torch.float32,
+    repair: Tensor | None = None,
 ) -> Tensor:
     """The error of a network under each lesion (Veit et al. 2016, Figs. 3 and 5).
 
@@ -181,6 +192,7 @@ def lesion_errors(
         images: normalised images ``[N, C, H, W]``.
         labels: int64 ``[N]``.
         dtype: of the arithmetic, float32 or bfloat16.
+        repair: images on which BN's statistics are computed anew after each lesion; None: they stay as they are.
 
     Returns:
         Percent of the images, float64 ``[number of lesions]``; an image whose logits are NaN counts as wrong.
@@ -194,7 +206,7 @@ def lesion_errors(
         check_labels(labels, images, _of_images(model, logits).shape[1])
         return logits.argmax(1).where(~logits.isnan().any(1), -1)  # what is no number is no class either
 
-    predicted = _measure(model, lesions, images, dtype, predictions)
+    predicted = _measure(model, lesions, images, dtype, repair, predictions)
     return 100 * (predicted != labels.cpu()).double().mean(1)
 
 
@@ -242,6 +254,19 @@ def single_deletions(blocks: Iterable[int] | nn.Module) -> list[Lesion]:
 def pairs(blocks: Iterable[int]) -> list[Lesion]:
     """Each two of `blocks`."""
     return [Lesion(frozenset(pair)) for pair in itertools.combinations(blocks, 2)]
+
+
+def contiguous_deletions(blocks: Iterable[int], k: int) -> list[Lesion]:
+    """Every run of `k` consecutive numbers among `blocks` (Gromov et al. 2024, arXiv 2403.17887).
+
+    Raises:
+        UsageError: `k` is less than 1.
+    """
+    if k < 1:
+        raise UsageError(f"expected runs of 1 block or more, found {k}")
+    numbers = set(blocks)
+    runs = (frozenset(range(first, first + k)) for first in sorted(numbers))
+    return [Lesion(run) for run in runs if run <= numbers]
 
 
 def random_deletions(blocks: Iterable[int], k: int, draws: int, generator: torch.Generator) -> list[Lesion]:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -60,6 +62,54 @@ class Steps:
         if has_forward(self.module):
             return check_result(self.module(images), type(self.module).__name__, len(images))
         return in_a_row(self.module, images, _whole)[-1]
+
+
+class Repaired(Steps):
+    """Steps that first take the statistics of their BN layers anew, from repair images that take the same steps.
+
+    Every map holds those of the repair images before those of the images that are measured. The former go through BN
+    in training mode, all at once, and leave their statistics to the latter; all else is in eval mode. So whatever
+    lesions begin alike with is shared, statistics included, and what a lesion leaves in a layer is gone when the next
+    one comes there.
+
+    Args:
+        steps: of the network; its copy is taken over.
+        repair: normalised images ``[M, C, H, W]``.
+    """
+
+    def __init__(self, steps: Steps, repair: Tensor) -> None:
+        vars(self).update(vars(steps))
+        self._repair = repair
+        self._norms = [each for each in self.module.modules() if isinstance(each, nn.modules.batchnorm._BatchNorm)]
+        for norm in self._norms:
+            norm.momentum = None  # the average over all batches since the statistics were reset: over one
+
+    def stem(self, images: Tensor) -> Tensor:
+        """Images to the first block's input; behind that of the repair images, as in all maps."""
+        return self._anew(super().stem, torch.cat([self.input(self._repair), self.input(images)]))
+
+    def keep(self, i: int, x: Tensor) -> Tensor:
+        """See `Steps.keep`."""
+        return self._anew(partial(super().keep, i), x)
+
+    def delete(self, i: int, x: Tensor) -> Tensor:
+        """See `Steps.delete`."""
+        return self._anew(partial(super().delete, i), x)
+
+    def head(self, x: Tensor) -> Tensor:
+        """Logits of the images that are measured."""
+        return self._anew(super().head, x)[len(self._repair) :]
+
+    def _anew(self, step: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        """The step with new statistics in its BN layers; those of other steps are reset, which nothing reads."""
+        repair, images = x[: len(self._repair)], x[len(self._repair) :]
+        for norm in self._norms:
+            norm.reset_running_stats()  # else what is no number would stay one
+            norm.train()
+        repair = step(repair)
+        for norm in self._norms:
+            norm.eval()
+        return torch.cat([repair, step(images)])
 
 
 def _whole(block: Parts, x: Tensor) -> Tensor:

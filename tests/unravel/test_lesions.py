@@ -6,17 +6,20 @@ from collections.abc import Callable, Sequence
 
 import pytest
 import torch
+import torchvision
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kit.networks import plain_loop, small
+from kit.networks import plain_loop, small, warmed_up
 from torch import Tensor, nn
 
 from resnotes import models
 from resnotes.datasets import Classification
 from resnotes.errors import DatasetError, UsageError
-from resnotes.models import Network
+from resnotes.models import Block, Network, recalibrate
 from resnotes.unravel import (
     Lesion,
+    adapt,
+    contiguous_deletions,
     deletable,
     exchangeable,
     kendall_tau,
@@ -107,6 +110,90 @@ def test_no_lesions_have_no_errors() -> None:
     assert lesion_logits(NETWORK, [], IMAGES).shape == (0, 12, 10)
 
 
+# BN's statistics, repaired
+
+
+REPAIR = torch.randn(9, 1, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+
+
+def recalibrated_loop(network: Network, given: Sequence[Lesion], images: Tensor, repair: Tensor) -> Tensor:
+    """Logits of a copy each, from which the blocks were cut before its statistics were computed anew."""
+    logits = []
+    for lesion in given:
+        cut = copy.deepcopy(network)
+        for i in lesion.deleted:
+            cut.blocks[i] = Cut(cut.blocks[i])
+        cut = cut.with_blocks([cut.blocks[i] for i in lesion.order or range(len(cut.blocks))])
+        with torch.no_grad():
+            logits.append(recalibrate(cut, repair)(images))
+    return torch.stack(logits)
+
+
+class Cut(nn.Module):
+    """A block without its residual branch."""
+
+    def __init__(self, block: Block) -> None:
+        super().__init__()
+        self.shortcut, self.after = block.shortcut, block.after
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.after(x if self.shortcut is None else self.shortcut(x))
+
+
+REPAIRABLE = [each for each in NETWORKS if "shortcut" not in each[1]] + [("vgg-15", {"batch_norm": True})]
+
+
+@pytest.mark.parametrize(("name", "options"), REPAIRABLE, ids=[models.label(*each) for each in REPAIRABLE])
+def test_repaired_networks_are_recalibrated_copies(name: str, options: dict[str, object]) -> None:
+    network = build(name, **options)
+    before = copy.deepcopy(network.state_dict())
+    blocks = deletable(network, IMAGES)
+    orders = random_reorderings(exchangeable(network, IMAGES), 2, 2, torch.Generator().manual_seed(0))
+    given = [Lesion(), *single_deletions(blocks), *pairs(blocks[-4:]), Lesion(frozenset(blocks)), *orders]
+    found = lesion_logits(network, given, IMAGES, repair=REPAIR)
+    torch.testing.assert_close(found, recalibrated_loop(network, given, IMAGES, REPAIR), rtol=1e-9, atol=1e-11)
+    stale = lesion_logits(network, given, IMAGES)
+    assert torch.equal(found, stale) == (not any("running_mean" in key for key in before))
+    torch.testing.assert_close(network.state_dict(), before, rtol=0, atol=0)
+
+
+def test_repaired_torchvision_network() -> None:
+    torch.manual_seed(0)
+    network = adapt(warmed_up(torchvision.models.resnet18()).eval())
+    images, repair = torch.randn(2, 3, 64, 64), torch.randn(8, 3, 64, 64)
+    given = single_deletions(deletable(network, images))[::3]
+    found = lesion_logits(network, given, images, repair=repair)
+    torch.testing.assert_close(found, recalibrated_loop(network, given, images, repair), rtol=1e-3, atol=1e-3)
+
+
+def test_a_repaired_sweep_is_the_same_in_parts_and_forgets_what_is_no_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = pairs(range(4))
+    whole = lesion_predictions(NETWORK, given, IMAGES, repair=REPAIR)
+    assert lesion_errors(NETWORK, given, IMAGES, whole[0], repair=REPAIR)[0] == 0
+    spoiled = copy.deepcopy(NETWORK)
+    for layer in spoiled.modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            layer.running_mean.fill_(torch.nan)
+    monkeypatch.setattr(lesions, "MAP_BYTES", 5 * 4 * 8 * 8 * 8)  # five images of four channels of 8 x 8 numbers
+    assert torch.equal(lesion_predictions(spoiled, given, IMAGES, repair=REPAIR), whole)
+
+
+@pytest.mark.parametrize(
+    ("repair", "message"),
+    [
+        (torch.ones(2, 1, 8, 8, dtype=torch.uint8), "expected normalised images"),
+        (REPAIR[:0], "expected at least one image"),
+        (
+            REPAIR[:, :, :4, :4],
+            r"cannot be evaluated on images \[9, 1, 4, 4\]: RuntimeError: Sizes of tensors",
+        ),
+    ],
+)
+def test_what_cannot_repair_is_refused(repair: Tensor, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        lesion_errors(NETWORK, [[0]], IMAGES, LABELS, repair=repair)
+
+
 def test_published_network(real_cifar10: Classification) -> None:
     """float32 as the loop; bfloat16 within half a point."""
     try:
@@ -126,9 +213,6 @@ def test_images_are_taken_to_the_precision_of_the_network() -> None:
     logits = lesion_logits(NETWORK, [[0]], IMAGES.float())
     assert logits.dtype == torch.float64
     torch.testing.assert_close(logits, lesion_logits(NETWORK, [[0]], IMAGES), rtol=1e-5, atol=1e-5)
-
-
-# Work, memory
 
 
 # No trace
@@ -203,6 +287,13 @@ def test_single_deletions_and_pairs() -> None:
     assert [set(lesion.deleted) for lesion in pairs((0, 2, 5))] == [{0, 2}, {0, 5}, {2, 5}]
 
 
+def test_runs_of_consecutive_blocks() -> None:
+    runs = [set(lesion.deleted) for lesion in contiguous_deletions((0, 1, 2, 4, 5), 2)]
+    assert runs == [{0, 1}, {1, 2}, {4, 5}]
+    assert contiguous_deletions(range(9), 1) == single_deletions(range(9))
+    assert contiguous_deletions(range(3), 4) == []
+
+
 def test_random_deletions_take_every_block_equally_often() -> None:
     drawn = random_deletions([1, 2, 3, 5, 7, 11], 2, 3000, torch.Generator().manual_seed(0))
     assert all(len(lesion.deleted) == 2 for lesion in drawn)
@@ -228,6 +319,7 @@ def test_random_reorderings_keep_shapes(swaps: int, seed: int) -> None:
     ("draw", "message"),
     [
         (lambda g: random_deletions(range(3), 4, 1, g), "cannot delete 4 of 3 blocks; allowed: 0 to 3"),
+        (lambda g: contiguous_deletions(range(3), 0), "expected runs of 1 block or more, found 0"),
         (lambda g: random_reorderings([(0,), (1,)], 1, 1, g), "no two blocks have equal shape"),
         (lambda g: random_reorderings([(0, 1)], -1, 1, g), "expected 0 swaps or more, found -1"),
         (lambda g: random_reorderings([(0, 2)], 1, 1, g), "expected groups that hold every block once"),
