@@ -236,6 +236,11 @@ def exchangeable(model: nn.Module, images: Tensor) -> list[tuple[int, ...]]:
     return _groups(model, _survey(model, images))
 
 
+def shrinking(model: nn.Module, images: Tensor) -> tuple[int, ...]:
+    """Numbers of the blocks whose output map is smaller than their input map; see `deletable`."""
+    return tuple(i for i, site in enumerate(_survey(model, images)) if site.outputs[1:] != site.inputs[1:])
+
+
 def _survey(model: nn.Module, images: Tensor) -> list[Site]:
     check(model, images)
     with _at_rest(model):

@@ -1,4 +1,4 @@
-"""Lesion studies, a table each: single deletions, random deletions of many, and exchanges; and all pairs of deletions."""
+"""Lesion studies, a table each: single deletions, deletions of many, and exchanges; and all pairs of deletions."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from resnotes.unravel.lesions import (
     lesion_predictions,
     pairs,
     random_reorderings,
+    shrinking,
     single_deletions,
 )
 
@@ -53,12 +54,14 @@ def lesion_study(
     Returns:
         A row for each lesion, with `bn` (``"as trained"`` or ``"repaired"``), `kind` (these three, and ``"intact"``
         once for each `bn`), `k` (the deleted block, or how many are deleted or exchanged), `x` (the same, but Kendall's
-        τ of an order), `draw`, `error` in percent, and `wrong`: a character an image, ``x`` where it is wrong, else ``.``.
+        τ of an order), `draw`, `shrinks` (whether a single block that is deleted changes the size of the map), `error`
+        in percent, and `wrong`: a character an image, see `wrong`.
 
     Raises:
         UsageError: see `resnotes.unravel.lesion_logits`.
     """
     plan = pd.DataFrame(_plan(model, images, draws, seed), columns=["kind", "k", "x", "draw", "lesion"])
+    plan["shrinks"] = (plan.kind == "single") & plan.k.isin(shrinking(model, images))
     tables = []
     for bn, statistics in (("as trained", None), ("repaired", repair)):
         rows = plan if bn == "as trained" else plan[plan.kind.isin(["intact", *repaired])]
@@ -80,16 +83,16 @@ def pair_study(model: nn.Module, images: Tensor, labels: Tensor, *, repair: Tens
         repair: see `lesion_study`.
 
     Returns:
-        A row for each pair of blocks that can go: `first` and `second`; `loss`, by how much deleting both raises the mean
-        cross-entropy, and `loss_apart`, the sum of what deleting each alone does; `logits`, the norm of the change of
-        all logits, and `logits_left`, the norm of what is left of it without the changes that each alone makes.
+        A row for each pair of blocks that can go: `first` and `second`; `loss`, by how much deleting both raises the
+        mean cross-entropy, and `loss_apart`, the sum of what deleting each alone does; `logits`, the norm of the change
+        of all logits, and `logits_left`, the norm of what is left of it without the changes that each alone makes.
 
     Raises:
         UsageError: see `resnotes.unravel.lesion_logits`.
     """
     blocks = deletable(model, images)
     pairs_of = [sorted(pair.deleted) for pair in pairs(blocks)]
-    every = [(), *single_deletions(blocks), *pairs_of]
+    every = [Lesion(), *single_deletions(blocks), *pairs(blocks)]
     logits = lesion_logits(model, every, images, repair=repair)
     losses = torch.stack([F.cross_entropy(each, labels) for each in logits])
     logits, losses = logits - logits[0], losses - losses[0]

@@ -1,0 +1,56 @@
+"""Whole lesion studies against one lesion after the other."""
+
+import pandas as pd
+import pytest
+import torch
+from kit.networks import small
+from torch.nn import functional as F
+
+from resnotes.unravel import Lesion, lesion_errors, lesion_logits, lesion_study, pair_study, wrong
+
+IMAGES, LABELS = torch.randn(30, 3, 8, 8, generator=torch.Generator().manual_seed(0)), torch.arange(30) % 10
+NETWORK = small("resnet-20").eval()
+REPAIR = torch.randn(16, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+
+
+def the_study(seed: int = 0, repaired: tuple[str, ...] = ("single",)) -> pd.DataFrame:
+    return lesion_study(NETWORK, IMAGES, LABELS, draws=2, seed=seed, repair=REPAIR, repaired=repaired)
+
+
+def test_a_study_says_of_each_lesion_what_it_does_alone() -> None:
+    table = the_study(repaired=("single", "random"))
+    for bn, repair in (("as trained", None), ("repaired", REPAIR)):
+        rows = table[table.bn == bn]
+        singles = rows[rows.kind == "single"]
+        expected = lesion_errors(NETWORK, [(), *([block] for block in singles.k)], IMAGES, LABELS, repair=repair)
+        assert [rows[rows.kind == "intact"].error.item(), *singles.error] == expected.tolist()
+        assert singles.k[singles.shrinks].tolist() == [3, 6]  # the first blocks of the second and third stage
+    assert (100 * wrong(table).mean(1)).tolist() == pytest.approx(table.error.tolist())
+
+
+def test_deletions_of_many_are_nested_and_exchanges_are_orders() -> None:
+    table = the_study()
+    many, orders = (table[table.kind == kind] for kind in ("random", "exchanged"))
+    assert many.groupby("draw").k.agg(list).tolist() == [list(range(1, 10))] * 2  # 9 blocks, all of which can go
+    assert len(set(many[many.k == 9].wrong)) == 1  # whatever the order, all of them are gone
+    assert many.bn.unique().tolist() == ["as trained"]  # only what is asked for is repaired
+    assert orders.groupby("k").size().unique().tolist() == [2]
+    assert orders.x.between(-1, 1).all()
+    assert orders[orders.k == 1].x.max() < 1
+    pd.testing.assert_frame_equal(table, the_study())
+    assert not table.equals(the_study(seed=1))
+
+
+@pytest.mark.parametrize("repair", [None, REPAIR])
+def test_pairs_are_set_against_their_single_deletions(repair: torch.Tensor | None) -> None:
+    network = small("preresnet-14").eval()
+    table = pair_study(network, IMAGES, LABELS, repair=repair)
+    row = table[(table["first"] == 1) & (table.second == 4)].iloc[0]
+    lesions = [Lesion(), Lesion(frozenset({1})), Lesion(frozenset({4})), Lesion(frozenset({1, 4}))]
+    intact, one, other, both = lesion_logits(network, lesions, IMAGES, repair=repair)
+    loss = [F.cross_entropy(each, LABELS).item() for each in (intact, one, other, both)]
+    assert row.loss == pytest.approx(loss[3] - loss[0], abs=1e-5)
+    assert row.loss_apart == pytest.approx(loss[1] + loss[2] - 2 * loss[0], abs=1e-5)
+    assert row.logits == pytest.approx((both - intact).norm().item(), rel=1e-4)
+    assert row.logits_left == pytest.approx((both - one - other + intact).norm().item(), rel=1e-3, abs=1e-5)
+    assert len(table) == 15
