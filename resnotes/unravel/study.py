@@ -120,7 +120,7 @@ def _plan(model: nn.Module, images: Tensor, draws: int, seed: int) -> Iterator[t
     yield from (("single", i, i, 0, lesion) for i, lesion in zip(can_go, single_deletions(can_go), strict=True))
     for draw in range(draws):
         yield from (("random", k, k, draw, lesion) for k, lesion in enumerate(_nested(can_go, generator), start=1))
-    for swaps in SWAPS if draws else ():
+    for swaps in SWAPS if any(len(group) > 1 for group in groups) else ():
         for draw, lesion in enumerate(random_reorderings(groups, swaps, draws, generator)):
             yield "exchanged", swaps, kendall_tau(lesion.order or ()), draw, lesion
 
