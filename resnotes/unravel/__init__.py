@@ -3,11 +3,11 @@
 `lesions`: delete or reorder the blocks of a trained network, whose weights are never touched. `gradients`: split the
 gradient by the length of the paths that carry it, exactly or by sampling. Both take a network of stem, blocks and
 head; `adapt` gives that shape to torchvision's ResNets. `lengths`: what such a split says; `enumeration`: all paths
-through a few units.
+through a few units; `refinement`: the rival view, of blocks that refine one estimate.
 """
 
 from resnotes.models.adapters import adapt
-from resnotes.unravel.gradients import gradients_along, path_gradients, sampled_path_gradients
+from resnotes.unravel.gradients import gradients_along, path_gradients, path_norms, sampled_path_gradients
 from resnotes.unravel.lengths import (
     coherence,
     length_distribution,
@@ -30,6 +30,7 @@ from resnotes.unravel.lesions import (
     random_reorderings,
     single_deletions,
 )
+from resnotes.unravel.refinement import refinement
 from resnotes.unravel.study import lesion_study, pair_study, wrong
 
 __all__ = [
@@ -50,9 +51,11 @@ __all__ = [
     "pair_study",
     "pairs",
     "path_gradients",
+    "path_norms",
     "path_shares",
     "random_deletions",
     "random_reorderings",
+    "refinement",
     "sampled_path_gradients",
     "share_of_lengths",
     "shortest_interval",

@@ -163,18 +163,54 @@ def _through(units: Sequence[_Unit], gradient: Tensor) -> Tensor:
     return found
 
 
-def _by_length(units: Sequence[_Unit], gradient: Tensor) -> Tensor:
-    """See `path_gradients`."""
+def _by_length(units: Sequence[_Unit], gradient: Tensor, signs: Sequence[int] | None = None) -> Tensor:
+    """See `path_gradients`; with a sign for each branch, each path counts with the product of those it takes."""
     by_length = _zeros(len(units) + 1, gradient)
     by_length[0] = gradient
-    for lengths, unit in enumerate(reversed(units), 1):
+    signs = [1] * len(units) if signs is None else signs
+    for lengths, (unit, sign) in enumerate(reversed(list(zip(units, signs, strict=True))), 1):
         after, shortcut, residual = unit.pullbacks()
         cotangents = after(by_length[:lengths])
         by_length = _zeros(len(units) + 1, unit.x)
-        by_length[1 : lengths + 1] = residual(cotangents)
+        by_length[1 : lengths + 1] = sign * residual(cotangents)
         if shortcut:
             by_length[:lengths] += shortcut(cotangents)
     return by_length
+
+
+def path_norms(model: nn.Module, images: Tensor, labels: Tensor, draws: int, generator: torch.Generator) -> Tensor:
+    """Squared norms of what paths of one length carry, as if they were orthogonal, from branches with random signs.
+
+    Each draw gives every branch a sign s_i of -1 or 1, all equally likely, and decomposes the gradient by length, as
+    `path_gradients` does. Then E ‖G_k(s)‖² = Σ ‖g_p‖² over all paths p of length k: of two paths, the signs of the
+    branches that only one of them takes are independent, and the product of the two is 0 on average. So one
+    decomposition a draw takes all paths into account, where single ones, drawn at random, miss the few large ones.
+    Divided by the number of paths and under the root, the mean over draws is the root mean square of a path's norm.
+
+    Args:
+        model: see `path_gradients`.
+        images: normalised images ``[N, C, H, W]``.
+        labels: int64 ``[N]``.
+        draws: of signs.
+        generator: the source of the draws.
+
+    Returns:
+        float64 ``[draws, n + 1]``, on the CPU: ‖G_k(s)‖² over the whole batch.
+
+    Raises:
+        UsageError: as `path_gradients`, or less than one draw.
+    """
+    if draws < 1:
+        raise UsageError(f"draws must be at least 1, found {draws}")
+    with measuring(model, images, labels):
+        units, gradient = _linearise(model, images, labels)
+        signs = 2 * torch.randint(2, (draws, len(units)), generator=generator, device=generator.device) - 1
+        squares = []
+        for each in signs.tolist():
+            flat = _by_length(units, gradient, each).flatten(1)
+            # In float32, the squares of the smallest gradients would be zero.
+            squares.append(torch.linalg.vector_norm(flat, dim=1, dtype=torch.float64) ** 2)
+        return torch.stack(squares).cpu()
 
 
 def _along(units: Sequence[_Unit], gradient: Tensor, paths: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ def path_shares(gradients: Tensor) -> pd.DataFrame:
     """What each length contributes to the gradient.
 
     Args:
-        gradients: G, of `path_gradients`.
+        gradients: G, of `path_gradients`; ``gradients[:, i]`` for image i alone.
 
     Returns:
         One row per length: ``length``, ``paths`` (how many there are, C(n, k), as Python's whole numbers), ``norm``

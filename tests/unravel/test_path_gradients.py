@@ -26,6 +26,7 @@ from resnotes.unravel import (
     length_distribution,
     mean_length,
     path_gradients,
+    path_norms,
     path_shares,
     sampled_path_gradients,
     share_of_lengths,
@@ -186,6 +187,32 @@ def test_tiny_gradients_have_a_norm_in_float32() -> None:
     assert found.norm.dtype == np.float64
 
 
+# Branches with random signs
+
+
+@pytest.mark.parametrize("name", ["preresnet-8", "resnet-8"])
+@pytest.mark.parametrize("training", [False, True])
+def test_over_all_signs_the_paths_are_orthogonal(name: str, training: bool) -> None:
+    network = build(name).train(training)
+    paths = torch.tensor(every_path(3))
+    squares = gradients_along(network, IMAGES, LABELS, paths).flatten(1).square().sum(1)
+    expected = torch.stack([squares[paths.sum(1) == k].sum() for k in range(4)])
+    drawn = path_norms(network, IMAGES, LABELS, 60, torch.Generator().manual_seed(0))
+    assert drawn.shape == (60, 4)
+    patterns = {tuple(f"{value:.6e}" for value in row): row for row in drawn.tolist()}
+    assert len(patterns) == 4  # of the eight, each pattern and its opposite give the same norms
+    torch.testing.assert_close(torch.tensor([*patterns.values()], dtype=torch.float64).mean(0), expected)
+
+
+def test_signs_are_drawn_from_the_generator() -> None:
+    network = build("resnet-14")
+    first, again, other = (
+        path_norms(network, IMAGES, LABELS, 2, torch.Generator().manual_seed(seed)) for seed in (0, 0, 1)
+    )
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
 # Summaries
 
 
@@ -199,6 +226,12 @@ def test_shares_are_those_of_the_definition() -> None:
     assert shares.share.sum() == pytest.approx(1, abs=1e-12)
     assert shares.norm_share.sum() == pytest.approx(1, abs=1e-12)
     assert shares.share[2] == pytest.approx(((found[2] * total).sum() / (total * total).sum()).item(), rel=1e-10)
+
+
+def test_an_image_has_the_shares_that_it_has_alone() -> None:
+    network = build("preresnet-14")
+    alone = path_shares(path_gradients(network, IMAGES[2:3], LABELS[2:3]))
+    pd.testing.assert_frame_equal(path_shares(path_gradients(network, IMAGES, LABELS)[:, 2]), alone)
 
 
 def test_lengths_that_cancel_have_shares_below_zero() -> None:
@@ -311,6 +344,7 @@ NARROW = build("resnet-8")
             for weights in ([], [1.0, -1.0], [1.0, math.nan])
         ),
         (lambda: sampled_path_gradients(NARROW, IMAGES, LABELS, draws=0), "draws must be at least 1, found 0"),
+        (lambda: path_norms(NARROW, IMAGES, LABELS, 0, torch.Generator()), "draws must be at least 1, found 0"),
         (lambda: sampled_path_gradients(NARROW, IMAGES, LABELS, lengths=[]), "one length of 0 to 3, found none"),
         (lambda: gradients_along(NARROW, IMAGES, LABELS, torch.ones(0, 3).bool()), r"\[P, 3\] .*found bool \[0, 3\]"),
         (lambda: gradients_along(NARROW, IMAGES, LABELS, torch.ones(1, 3).int()), r"bool \[P, 3\] .*found int32"),

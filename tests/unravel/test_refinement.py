@@ -1,0 +1,94 @@
+"""What blocks add to an estimate, against autograd by hand, image by image."""
+
+import copy
+import math
+
+import pytest
+import torch
+from kit.networks import small
+from torch import Tensor
+from torch.nn import functional as F
+
+from resnotes.errors import UsageError
+from resnotes.models import Network
+from resnotes.unravel import refinement
+
+IMAGES = torch.randn(6, 1, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+LABELS = torch.tensor([3, 1, 4, 1, 5, 9])
+MEASURES = ["cosine", "norm_ratio", "angle", "lens_error", "lens_loss"]
+
+
+def build(name: str, **options: object) -> Network:
+    torch.manual_seed(0)
+    return small(name, in_channels=1, **options)
+
+
+def cosine(first: Tensor, second: Tensor) -> float:
+    return (first.flatten() @ second.flatten() / (first.norm() * second.norm())).item()
+
+
+def by_hand(network: Network, block: int) -> list[float]:
+    """The measures at a block, from one image at a time; NaN where there are none."""
+    rows = []
+    for image, label in zip(IMAGES[:, None], LABELS[:, None], strict=True):
+        x = network.stem(image)
+        for before in network.blocks[:block]:
+            x = before(x)
+        x = x.detach().requires_grad_()
+        y = z = network.blocks[block](x)
+        for behind in network.blocks[block + 1 :]:
+            z = behind(z)
+        (gradient,) = torch.autograd.grad(F.cross_entropy(network.head(z), label), x)
+        unit = network.blocks[block]
+        added, skipped = unit.residual(x), None if unit.shortcut is None else unit.shortcut(x)
+        fits = y.shape[1] == network.head.fc.in_features
+        lens = network.head(y) if fits else None
+        rows.append(
+            [
+                cosine(added, -gradient) if skipped is not None and added.shape == x.shape else math.nan,
+                (added.norm() / skipped.norm()).item() if skipped is not None else math.nan,
+                math.degrees(math.acos(cosine(x, y))) if x.shape == y.shape else math.nan,
+                100.0 * (lens.argmax() != label).item() if lens is not None else math.nan,
+                F.cross_entropy(lens, label).item() if lens is not None else math.nan,
+            ]
+        )
+    return torch.tensor(rows, dtype=torch.float64).mean(0).tolist()
+
+
+@pytest.mark.parametrize("name", ["resnet-14", "preresnet-14", "plain-14"])
+def test_measures_are_those_by_hand(name: str) -> None:
+    network = build(name)
+    found = refinement(network, IMAGES, LABELS)
+    assert found.block.tolist() == list(range(6))
+    for block in range(6):
+        expected = by_hand(network, block)
+        assert found.loc[block, MEASURES].tolist() == pytest.approx(expected, rel=1e-9, abs=1e-9, nan_ok=True)
+    assert found.lens_error.isna().tolist() == [True, True, True, True, False, False]
+
+
+def test_tiny_gradients_have_a_direction_in_float32() -> None:
+    """Their squares are below what float32 can hold."""
+    network, faint = build("resnet-14"), build("resnet-14").float()
+    for each in (network, faint):
+        each.head.fc.weight.data *= 1e-25
+    expected = refinement(network, IMAGES, LABELS).cosine
+    assert refinement(faint, IMAGES.float(), LABELS).cosine.to_numpy() == pytest.approx(expected, abs=1e-4, nan_ok=True)
+
+
+def test_measuring_changes_nothing() -> None:
+    network = build("preresnet-14").train()
+    before = copy.deepcopy(network.state_dict())
+    with torch.no_grad():  # the caller's choice, for his own tensors
+        found = refinement(network, images := IMAGES.clone(), LABELS)
+        loss = F.cross_entropy(copy.deepcopy(network)(IMAGES), LABELS).item()
+    assert found.lens_loss[5] == pytest.approx(loss)
+    torch.testing.assert_close(network.state_dict(), before, rtol=0, atol=0)
+    assert all(module.training for module in network.modules())
+    assert all(parameter.grad is None and parameter.requires_grad for parameter in network.parameters())
+    assert images.equal(IMAGES)
+    assert not images.requires_grad
+
+
+def test_active_dropout_is_refused() -> None:
+    with pytest.raises(UsageError, match="no active dropout"):
+        refinement(build("resnet-8", shortcut="dropout:0.5").train(), IMAGES, LABELS)
