@@ -45,14 +45,19 @@ def test_findings_are_those_of_the_ledger_and_of_the_tables() -> None:
     for claim in (
         "degradation.survives-best-rate",
         "degradation.gradients-vanish",
-        "unravel.short-paths-carry-exact-preresnet",
         "unravel.sampling-overstates",
         "pspnet.boats-become-cars",
         "pspnet.not-by-capacity",
         "pspnet.camvid-pyramid-pooling-helps",
     ):
         numbers.append(" ".join(measured[claim].replace("-", "−").split()[:3]))  # 48 ± 9
-    numbers.append(measured["unravel.short-paths-carry-published"].split()[0])
+    lesions = pd.read_csv(ROOT / "data/published/lesions.csv")
+    kept = lesions[~lesions.shrinks].set_index(["network", "bn"])
+    costs = kept[kept.kind == "single"].error.groupby(level=[0, 1]).mean() - kept[kept.kind == "intact"].error
+    numbers += [f"{costs[name, bn]:.1f}" for name in ("resnet-56", "plain-56") for bn in ("as trained", "repaired")]
+    lengths = pd.read_csv(ROOT / "data/published/lengths.csv").query("moment == 'trained'")
+    centres = (lengths.length * lengths.share).groupby([lengths.network, lengths.seed]).sum().groupby(level=0).mean()
+    numbers += [f"{centres[name]:.1f}" for name in ("resnet-20", "resnet-56")]
     for page in (README, README_ZH):
         text = " ".join(page.split())
         assert [number for number in numbers if number not in text] == []
