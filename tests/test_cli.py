@@ -4,7 +4,7 @@ import sys
 from datetime import UTC, datetime
 
 import pytest
-from kit.notebooks import write_notebook
+from kit.notebooks import deciding, write_notebook
 from kit.report import executed
 from kit.runs import TINY
 
@@ -44,10 +44,8 @@ def test_run_writes_notebooks_claims_figures_and_index(root, resnotes):
         root / "notebooks",
         "01_a",
         "import pandas as pd; from matplotlib.figure import Figure; from resnotes import figures",
-        "from resnotes.book.ledger import Evidence, Ledger; ledger = Ledger('01_a', profile, Evidence(None))\n"
-        "_ = ledger.record('a.b', 'Yes.', statement_zh='是', source='', expected='', expected_zh='',\n"
-        "                  measured=seed, holds=True)",
-        "_ = figures.save(Figure(), 'empty', caption='Nothing', caption_zh='无', claims=['a.b'],\n"
+        deciding(root / "notebooks", "01_a", "seed"),
+        "_ = figures.save(Figure(), 'empty', caption='Nothing', caption_zh='无', claims=['a.positive'],\n"
         "                 data=pd.DataFrame(), parameters={'seed': seed})",
     )
     write_notebook(root / "notebooks", "02_b", "1 / 0")

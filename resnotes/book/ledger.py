@@ -7,7 +7,6 @@ languages come from the same entries.
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -30,8 +29,6 @@ from resnotes.files import write_json
 
 if TYPE_CHECKING:  # it would bring PyTorch, which takes seconds
     from resnotes.runs import Run
-
-_ID = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*(\.[a-z0-9]+(-[a-z0-9]+)*)+")
 
 
 def trained(runs: Sequence[Run]) -> Evidence:
@@ -88,7 +85,7 @@ class Ledger:
 
         Raises:
             ResnotesError: the words file lacks the entry or part of it.
-            UsageError: nothing was measured, or something that the rule cannot decide.
+            UsageError: nothing was measured, a number that is not finite, or what the rule cannot decide.
         """
         words = self.words.claim(key, values)
         given = {"live": live, "recorded": recorded, "published": published}
@@ -114,7 +111,8 @@ class Ledger:
             scope=scope,
             scopes=scopes,
         )
-        self._enter(claim)
+        self._claims[claim.id] = claim
+        self._write()
         display(cards.card(asdict(claim)))
 
     def figure(self, fig: Figure, name: str, data: pd.DataFrame | Mapping[str, pd.DataFrame], **values: Any) -> Path:
@@ -140,86 +138,13 @@ class Ledger:
             parameters=self.conditions,
         )
 
-    def record(
-        self,
-        id: str,
-        statement: str,
-        *,
-        statement_zh: str,
-        source: str,
-        expected: str,
-        expected_zh: str,
-        measured: Interval | float | str,
-        measured_zh: str | None = None,
-        holds: Verdict,
-        why: str = "",
-        why_zh: str = "",
-        scope: str = "live",
-        dataset: str | None = None,
-        seeds: Sequence[int] | None = None,
-    ) -> None:
-        """Enter a claim that is decided and worded in its cell.
-
-        Args:
-            id: `study.claim` in lower case with hyphens, such as `unravel.pairs-add-up`.
-            statement: what is claimed, in English.
-            statement_zh: the same in Chinese.
-            source: where it is claimed, such as `He et al. 2016, Fig. 6`.
-            expected: what the source reports.
-            expected_zh: the same in Chinese.
-            measured: what was found.
-            measured_zh: the same in Chinese, for a string with words in it.
-            holds: True, False, or None where the measurement cannot decide.
-            why: why it may not hold; forgotten where it does.
-            why_zh: the same in Chinese.
-            scope: of `SCOPES`.
-            dataset: variant measured on, where it is not the scope's.
-            seeds: where they are not the ledger's.
-
-        Raises:
-            UsageError: the id is malformed, a number is NaN or infinite, `holds` is none of the three, or `why` is
-                given in one language alone.
-        """
-        if not _ID.fullmatch(id):
-            raise UsageError(f"claim id {id!r} is not of the form study.claim (lower case, digits, hyphens)")
-        if bool(why) != bool(why_zh):
-            raise UsageError(f"claim {id} says why in one language alone; give both why= and why_zh=")
-        if holds is not None and not isinstance(holds, bool | np.bool_):  # 1, 0 and arrays are mistakes, not verdicts
-            raise UsageError(f"claim {id} holds {holds!r}; expected True, False or None")
-        holds = None if holds is None else bool(holds)
-        evidence = Evidence(measured, dataset, None, None if seeds is None else len(seeds)).on(self.settings[scope])
-        found = {**_setting(evidence), "holds": holds, "p": None, "measured": _measured(id, measured, measured_zh)}
-        empty = {"en": "", "zh": ""}
-        self._enter(
-            Claim(
-                id=id,
-                notebook=self.notebook,
-                **_both("statement", {"en": statement, "zh": statement_zh}),
-                source=source,
-                **_both("paper", {"en": expected, "zh": expected_zh}),
-                **_both("rule", empty),
-                **_both("control", empty),
-                **_both("why", {"en": "" if holds else why, "zh": "" if holds else why_zh}),
-                **_both("changed", empty),
-                holds=holds,
-                scope=scope,
-                scopes={scope: found},
-            )
-        )
-
-    def table(self, since: str | None = None) -> cards.Shown:
-        """The claims, from that with the id `since` on, with verdict and what was found at each scope."""
-        ids = list(self._claims)
-        first = ids.index(since) if since in ids else 0 if since is None else len(ids)
-        return cards.table([asdict(self._claims[id]) for id in ids[first:]])
+    def table(self) -> cards.Shown:
+        """The claims, with verdict and what was found at each scope."""
+        return cards.table([asdict(claim) for claim in self._claims.values()])
 
     def verdicts(self) -> dict[str, str]:
         """`true`, `false` or `undecided` by id: what nbval compares, free of numbers that vary by machine."""
         return {claim.id: WORDS[claim.holds] for claim in self._claims.values()}
-
-    def _enter(self, claim: Claim) -> None:
-        self._claims[claim.id] = claim
-        self._write()
 
     def _write(self) -> None:
         entries = [asdict(claim) for claim in self._claims.values()]
@@ -242,7 +167,7 @@ def _decided(id: str, evidence: Evidence, rule: Rule) -> dict[str, Any]:
         measured = measured.within(*rule.limits) if rule.limits else measured
         evidence = replace(evidence, networks=measured.n) if measured.of == "seeds" else evidence
     holds, p = _ruled(id, measured, rule)
-    return {**_setting(evidence), "holds": holds, "p": p, "measured": _measured(id, measured, None, rule.unit)}
+    return {**_setting(evidence), "holds": holds, "p": p, "measured": _measured(id, measured, rule.unit)}
 
 
 def _ruled(id: str, measured: Any, rule: Rule) -> tuple[Verdict, float | None]:
@@ -291,17 +216,15 @@ def _both(name: str, text: Mapping[str, str]) -> dict[str, Any]:
     return {name: text["en"], f"{name}_zh": text["zh"]}
 
 
-def _measured(id: str, measured: Any, measured_zh: str | None, unit: str = "") -> dict[str, Any]:
+def _measured(id: str, measured: Any, unit: str) -> dict[str, Any]:
     """The JSON form of a measurement."""
-    if isinstance(measured, str):
-        return {"value": measured, "text": measured, "text_zh": measured_zh or measured}
     if isinstance(measured, Interval):
         bounds = {name: getattr(measured, name) for name in ("mean", "low", "high", "n", "unit")}
         return {**bounds, "text": str(measured), "text_zh": measured.zh}
     if isinstance(measured, RankTest):
         return {"value": measured.rho, "text": str(measured), "text_zh": str(measured)}
     value = measured.item() if hasattr(measured, "item") else measured
-    if not isinstance(value, int | float) or not math.isfinite(value):
-        raise UsageError(f"claim {id} measured {measured!r}; expected an interval, a finite number or a string")
+    if not math.isfinite(value):
+        raise UsageError(f"claim {id} measured {measured!r}; expected a finite number")
     text = with_unit(number(value), unit)
     return {"value": value, "text": text, "text_zh": text}

@@ -52,7 +52,7 @@ class Results:
     notebooks: list[ExecutedNotebook]
 
     def claims_of(self, stem: str) -> list[dict[str, Any]]:
-        """The claims of one notebook, in the order recorded."""
+        """The claims of one notebook, in the order decided."""
         return [claim for claim in self.claims if claim["notebook"] == stem]
 
     def figures_of(self, stem: str) -> list[dict[str, Any]]:
@@ -63,7 +63,7 @@ class Results:
 def read_results(folder: Path) -> Results:
     """What lies in `folder`, as `run` leaves it; of a notebook that was not finished, neither claims nor figures.
 
-    Claims come by notebook, then in the order recorded, marked by Benjamini and Hochberg's procedure over all; figures
+    Claims come by notebook, then in the order decided, marked by Benjamini and Hochberg's procedure over all; figures
     by notebook, then in the order saved.
 
     Raises:

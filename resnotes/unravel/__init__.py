@@ -8,14 +8,7 @@ through a few units; `refinement`: the rival view, of blocks that refine one est
 
 from resnotes.models.adapters import adapt
 from resnotes.unravel.gradients import gradients_along, path_gradients, path_norms, sampled_path_gradients
-from resnotes.unravel.lengths import (
-    coherence,
-    length_distribution,
-    mean_length,
-    path_shares,
-    share_of_lengths,
-    shortest_interval,
-)
+from resnotes.unravel.lengths import length_distribution, mean_length, path_shares, share_of_lengths
 from resnotes.unravel.lesions import (
     Lesion,
     contiguous_deletions,
@@ -36,7 +29,6 @@ from resnotes.unravel.study import lesion_study, pair_study, wrong
 __all__ = [
     "Lesion",
     "adapt",
-    "coherence",
     "contiguous_deletions",
     "deletable",
     "exchangeable",
@@ -58,7 +50,6 @@ __all__ = [
     "refinement",
     "sampled_path_gradients",
     "share_of_lengths",
-    "shortest_interval",
     "single_deletions",
     "wrong",
 ]

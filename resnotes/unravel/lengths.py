@@ -1,4 +1,4 @@
-"""Lengths of paths: how many there are of each, what each contributes to the gradient, and what is typical."""
+"""Lengths of paths: how many there are of each, what each contributes to the gradient, and their mean."""
 
 from __future__ import annotations
 
@@ -44,31 +44,6 @@ def path_shares(gradients: Tensor) -> pd.DataFrame:
     )
 
 
-def coherence(shares: pd.DataFrame, samples: pd.DataFrame) -> pd.DataFrame:
-    """Whether the paths of one length pull in one direction: their sum, against single ones times their number.
-
-    Veit et al. 2016 take the mean norm of a path times the number of paths for the contribution of a length
-    (Fig. 6c). It is the norm of the sum if all their gradients are parallel; if they are orthogonal, only about the
-    root of their number counts.
-
-    Args:
-        shares: of `path_shares`.
-        samples: of `sampled_path_gradients`, for the same network and images.
-
-    Returns:
-        One row per length that was drawn: ``length``, ``norm`` (‖G_k‖, exact), ``parallel`` (C(n, k) times the mean
-        of the paths' norms), ``orthogonal`` (root of C(n, k) times the mean of their squares) and ``coherence``
-        (``norm / parallel``: at most 1 but for the chance of the draws).
-    """
-    paths = shares.set_index("length").paths.astype(float)
-    norm = shares.set_index("length").norm
-    drawn = samples.groupby("length").norm
-    parallel = (paths * drawn.mean()).dropna()
-    orthogonal = (paths * drawn.agg(lambda norms: (norms**2).mean())).dropna() ** 0.5
-    columns = {"norm": norm[parallel.index], "parallel": parallel, "orthogonal": orthogonal}
-    return pd.DataFrame(columns | {"coherence": columns["norm"] / parallel}).reset_index()
-
-
 def mean_length(weights: Iterable[float]) -> float:
     """Mean path length under weights for the lengths 0, 1, ..., n, which may be negative.
 
@@ -82,32 +57,6 @@ def mean_length(weights: Iterable[float]) -> float:
     if not np.isfinite(values).all() or not values.sum():
         raise UsageError(f"weights must be finite, and their sum not 0, found {values.tolist()}")
     return float(np.arange(len(values)) @ values / values.sum())
-
-
-def shortest_interval(weights: Iterable[float], mass: float = 0.9) -> tuple[int, int]:
-    """The fewest neighbouring lengths that hold the given part of all weights; of several, that which holds most.
-
-    Args:
-        weights: for the lengths 0, 1, ..., n, not negative: ``norm`` of `path_shares`, or `length_distribution`.
-        mass: the part, above 0 and at most 1.
-
-    Returns:
-        The first and the last length.
-
-    Raises:
-        UsageError: a mass or weights outside what is allowed.
-    """
-    values = np.array([float(weight) for weight in weights])
-    if not 0 < mass <= 1:
-        raise UsageError(f"mass must be above 0 and at most 1, found {mass}")
-    if not np.isfinite(values).all() or (values < 0).any() or not values.any():
-        raise UsageError("weights must be finite and not negative, and one above 0")
-    below = np.concatenate([[0.0], values.cumsum()])
-    enough = mass * below[-1] * (1 - 1e-12)  # all is all, however the sums are rounded
-    windows = (below[size:] - below[:-size] for size in range(1, len(below)))
-    held = next(sums for sums in windows if sums.max() >= enough)  # of each window of the smallest size that suffices
-    first = int(held.argmax())
-    return first, first + len(values) - len(held)
 
 
 def length_distribution(n: int) -> list[Fraction]:

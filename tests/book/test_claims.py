@@ -7,7 +7,6 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from IPython.core.formatters import DisplayFormatter
@@ -16,7 +15,7 @@ from matplotlib.figure import Figure
 from scipy import stats
 
 from resnotes import paths
-from resnotes.analysis.intervals import Interval, all_of, interval, rank_test, replicated
+from resnotes.analysis.intervals import all_of, interval, rank_test, replicated
 from resnotes.book import cards
 from resnotes.book import ledger as ledgers
 from resnotes.book.claims import Evidence, by_chance, load, marked
@@ -146,7 +145,7 @@ def test_of_several_those_that_do_not_are_named(ledger):
     ("key", "measured"),
     [
         *(("worse", measured) for measured in ("text", {}, [], [math.nan, 1], [[1, 2], [3, 4]], 1.0, SAME, {"a": 1.0})),
-        *(("equal", measured) for measured in (math.nan, WORSE, SAME, None)),
+        *(("equal", measured) for measured in (math.nan, -np.float32("inf"), WORSE, SAME, None)),
         ("worse", interval(WORSE, "%")),
         ("ranked", WORSE),
         ("unheard-of", WORSE),
@@ -236,14 +235,18 @@ def test_a_terminal_shows_a_claim_as_text_and_the_same_each_time(ledger, capsys)
 # The disk
 
 
-def test_opening_a_ledger_starts_afresh_and_results_are_of_all(out):
-    for name in ("02_b", "01_a"):
-        ledger = Ledger(name, "quick", Evidence(None, "digits"))
-        for key in ("z", "a"):
-            record(ledger, f"{name[3:]}.{key}")
-    assert [entry["id"] for entry in read_results(out).claims] == ["a.z", "a.a", "b.z", "b.a"]
+def test_opening_a_ledger_starts_afresh_and_results_are_of_all(ledger, out):
+    words = (out / "notebooks/01_a.toml").read_text(encoding="utf-8")
+    (out / "notebooks/02_b.toml").write_text(words.replace('"a"', '"b"'), encoding="utf-8")
+    for each in (Ledger("02_b", "quick", Evidence(None, "digits", networks=7)), ledger):
+        for key, measured in (("worse", WORSE), ("equal", 1e-9), ("worse", BETTER)):  # the last replaces the first
+            each.decide(key, live=measured)
+    found = read_results(out).claims
+    assert [entry["id"] for entry in found] == ["a.worse", "a.equal", "b.worse", "b.equal"]
+    assert [entry["holds"] for entry in found] == [False, True] * 2
+    assert [entry["scopes"]["live"]["networks"] for entry in found] == [3, None, 3, 7]
     Ledger("01_a", "quick", Evidence(None, "digits"))
-    assert [entry["id"] for entry in read_results(out).claims] == ["b.z", "b.a"]
+    assert [entry["id"] for entry in read_results(out).claims] == ["b.worse", "b.equal"]
 
 
 def test_load_refuses_damage(out):
@@ -258,44 +261,3 @@ def test_load_refuses_damage(out):
             load(path)
     path.write_text(json.dumps([good]))
     assert load(path) == [good]
-
-
-# Claims that are worded in their cell
-
-
-def record(ledger, id="study.claim", measured=1.0, holds=True, **changes):
-    texts = {"statement": "Deeper is worse.", "statement_zh": "越深越差。", "source": "He et al."}
-    texts |= {"expected": "worse", "expected_zh": "更差"}
-    return ledger.record(id, **{**texts, "measured": measured, "holds": holds, **changes})
-
-
-def test_recorded_claims_have_one_scope(out):
-    ledger = Ledger("01_a", "quick", Evidence(None, "digits", networks=3), Evidence(None, "cifar10", 8000))
-    record(ledger, "a.first", interval([1, 2, 3], "points"))
-    record(ledger, "a.second", torch.tensor(0.5), np.bool_(False), scope="recorded", seeds=[7])
-    record(ledger, "a.third", "3 of 4", None, measured_zh="4 个中的 3 个", why="Few.", why_zh="太少。")
-    record(ledger, "a.first", Interval(2, 1, 3, 3), why="None.", why_zh="无。")  # replaces it in place
-    first, second, third = load(out / "claims/01_a.json")
-    assert [entry["holds"] for entry in (first, second, third)] == [True, False, None]
-    assert (first["why"], third["why_zh"]) == ("", "太少。")
-    assert first["scopes"]["live"]["networks"] == 3
-    assert second["scopes"]["recorded"]["measured"] == {"value": 0.5, "text": "0.5", "text_zh": "0.5"}
-    assert (second["scopes"]["recorded"]["dataset"], second["scopes"]["recorded"]["networks"]) == ("cifar10", 1)
-    assert third["scopes"]["live"]["measured"]["text_zh"] == "4 个中的 3 个"
-
-
-@pytest.mark.parametrize(
-    "wrong",
-    [
-        *({"id": id} for id in ("degradation", "Degradation.x", "../x.y")),
-        *({"measured": value} for value in (math.nan, np.float32("inf"), None, [1.0])),
-        *({"holds": value} for value in (1, "true", np.array([True]))),
-        {"why": "In one language alone."},
-    ],
-)
-def test_record_refuses_and_keeps_the_ledger(wrong, out):
-    ledger = Ledger("01_a", "quick", Evidence(None, "digits"))
-    record(ledger, "a.kept")
-    with pytest.raises(UsageError):
-        record(ledger, **wrong)
-    assert [entry["id"] for entry in read_results(out).claims] == ["a.kept"]

@@ -10,7 +10,7 @@ import nbformat
 import psutil
 import pytest
 from kit.calls import until
-from kit.notebooks import write_notebook
+from kit.notebooks import deciding, write_notebook
 
 import resnotes as package
 from resnotes import paths
@@ -27,16 +27,11 @@ print("in the middle")
 Path("{mark}").touch()
 time.sleep(600)
 """
-CLAIMS = """
+DRAWS = """
 import time
 import matplotlib.pyplot as plt
 from resnotes import figures
-from resnotes.book.claims import Evidence
-from resnotes.book.ledger import Ledger
 
-texts = dict(statement_zh="", source="", expected="", expected_zh="")
-ledger = Ledger("{stem}", "quick", Evidence(None, "digits"))
-ledger.record("a.{stem}".replace("_", "-"), "Said by {stem}.", measured=1, holds=True, **texts)
 figures.save(plt.figure(), "{stem}", caption="", caption_zh="", claims=[], data={{}}, parameters={{}})
 plt.close()
 Path("{mark}").touch()
@@ -124,10 +119,15 @@ def test_a_command_that_is_killed_has_not_finished(start, tmp_path, resnotes, mo
     """What it claimed so far counts nowhere; an execution of before, which it replaced, is gone. What ended, counts."""
     mark, out = tmp_path / "mark", tmp_path / "out"
     first, second = "01_degradation", "02_identity_mappings"
-    short, other = (CLAIMS.format(stem=stem, seconds=0, mark=tmp_path / stem) for stem in (first, second))
-    assert start({first: short, second: other}).wait(PATIENCE) == 0
+
+    def claims_and_draws(stem, seconds=0):
+        draws = DRAWS.format(stem=stem, seconds=seconds, mark=mark if seconds else tmp_path / stem)
+        return deciding(tmp_path / "notebooks", stem) + draws
+
+    other = claims_and_draws(second)
+    assert start({first: claims_and_draws(first), second: other}).wait(PATIENCE) == 0
     assert len(read_results(out).claims) == 2
-    command = start({first: CLAIMS.format(stem=first, seconds=600, mark=mark), second: other})
+    command = start({first: claims_and_draws(first, seconds=600), second: other})
     until(mark.exists, PATIENCE)
     until(lambda: [claim["notebook"] for claim in claims.load(out / "claims.json")] == [second], PATIENCE)
     command.kill()

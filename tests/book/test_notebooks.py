@@ -12,7 +12,7 @@ import nbformat
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from kit.notebooks import write_notebook
+from kit.notebooks import deciding, write_notebook
 
 import resnotes
 from resnotes import paths
@@ -100,18 +100,13 @@ def test_each_notebook_is_given_what_it_takes_and_failures_stay_apart(root, monk
     stale, other = (root / "out" / "figures" / f"{number}_old.png" for number in ("01", "010"))
     for path in (stale, other):
         path.touch()
-    claiming = (
-        "from resnotes.book.ledger import Evidence, Ledger\n"
-        "texts = dict(statement_zh='', source='', expected='', expected_zh='')\n"
-        "Ledger('{}', '', Evidence(None, 'digits')).record('a.b', 'Yes.', measured=1, holds=True, **texts)"
-    )
     cells = {
         "01_good": [
             "import os, sys, resnotes; print([seed, rate, sys.executable, os.getcwd(), resnotes.__file__])\n"
             "print(os.environ['OMP_NUM_THREADS'], os.environ['RESNOTES_RUNS'])",
-            claiming.format("01_good"),
+            deciding(root / "notebooks", "01_good"),
         ],
-        "02_fails": [claiming.format("02_fails"), "seed / 0"],
+        "02_fails": [deciding(root / "notebooks", "02_fails"), "seed / 0"],
         "03_dies": ["import os; os._exit(3)"],
         "04_hangs": ["import time; time.sleep(600)"],
     }

@@ -21,6 +21,26 @@ noisy = False
 note = None
 """
 
+WORDS = """
+study = "{study}"
+
+[claims.positive]
+statement = {{ en = "Said by {stem}.", zh = "{stem} 所言。" }}
+source = "He et al."
+paper = {{ en = "above 0", zh = "高于 0" }}
+rule = {{ above = 0, exact = true }}
+"""
+DECIDES = """
+from pathlib import Path
+from resnotes import paths
+from resnotes.book.claims import Evidence
+from resnotes.book.ledger import Ledger
+
+paths.project_root = Path.cwd  # the package is that of the checkout
+claims = Ledger("{stem}", "quick", Evidence(None, "digits"))
+claims.decide("positive", live={measured})
+"""
+
 
 def write_notebook(folder, stem, *cells, parameters=PARAMETERS):
     heading = v4.new_markdown_cell(f"# Notebook {stem}\n\n摘要。")
@@ -32,6 +52,13 @@ def write_notebook(folder, stem, *cells, parameters=PARAMETERS):
     path = folder / f"{stem}.ipynb"
     nbformat.write(notebook, path)
     return Notebook(path)
+
+
+def deciding(folder, stem, measured="1"):
+    """A cell of the notebook NN_study that decides the claim `study.positive`, whose words are written here."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{stem}.toml").write_text(WORDS.format(study=stem.partition("_")[2], stem=stem), encoding="utf-8")
+    return DECIDES.format(stem=stem, measured=measured)
 
 
 def request(**content: object) -> SimpleNamespace:

@@ -10,8 +10,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from kit.networks import small
 from torch import Tensor
 from torch.nn import functional as F
@@ -20,7 +18,6 @@ from resnotes import models
 from resnotes.errors import UsageError
 from resnotes.models import Network
 from resnotes.unravel import (
-    coherence,
     gradients,
     gradients_along,
     length_distribution,
@@ -30,7 +27,6 @@ from resnotes.unravel import (
     path_shares,
     sampled_path_gradients,
     share_of_lengths,
-    shortest_interval,
 )
 
 IMAGES = torch.randn(4, 1, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
@@ -244,39 +240,6 @@ def test_numbers_of_paths_are_exact_beyond_64_bits() -> None:
     assert path_shares(torch.ones(109, 1)).paths[54] == math.comb(108, 54)
 
 
-def test_coherence_tells_parallel_from_orthogonal() -> None:
-    def table(lengths: list[int], norms: list[float]) -> pd.DataFrame:
-        return pd.DataFrame({"length": lengths, "norm": norms})
-
-    samples = table([0, 1, 1], [5.0, 3.0, 1.0])
-    shares = table([0, 1, 2], [5.0, 4.0, 1.0]).assign(paths=[1, 2, 1])
-    found = coherence(shares, samples)
-    assert found.length.tolist() == [0, 1]
-    assert found.norm.tolist() == [5, 4]
-    assert found.parallel.tolist() == [5, 4]
-    assert found.orthogonal.tolist() == pytest.approx([5, math.sqrt(2 * (9 + 1) / 2)])
-    assert found.coherence.tolist() == [1, 1]
-
-
-@given(st.lists(st.integers(0, 9), min_size=1, max_size=12).filter(any), st.fractions(Fraction(1, 100), 1))
-def test_the_shortest_interval_is_the_first_found_by_trying_all(weights: list[int], mass: Fraction) -> None:
-    first, last = shortest_interval(weights, float(mass))
-    fits = {
-        (j - i, -sum(weights[i : j + 1]), i): (i, j)
-        for i, j in itertools.combinations_with_replacement(range(len(weights)), 2)
-        if sum(weights[i : j + 1]) >= mass * sum(weights)
-    }
-    best = min(fits)
-    assert last - first == best[0]
-    assert sum(weights[first : last + 1]) == -best[1]
-
-
-@pytest.mark.parametrize("weights", [[1 / 3, 1 / 7, 1 / 11], [0, 0.1, 0.2, 0.3, 0], [1e-300], [0.1] * 11])
-def test_the_whole_is_held_by_what_is_not_zero(weights: list[float]) -> None:
-    inner = [i for i, weight in enumerate(weights) if weight]
-    assert shortest_interval(weights, 1) == (inner[0], inner[-1])
-
-
 def test_mean_length_of_paths_is_half_the_units() -> None:
     assert mean_length(length_distribution(54)) == pytest.approx(27, rel=1e-12)
     assert mean_length([0, 0, 5, 0]) == 2
@@ -349,9 +312,6 @@ NARROW = build("resnet-8")
         (lambda: gradients_along(NARROW, IMAGES, LABELS, torch.ones(0, 3).bool()), r"\[P, 3\] .*found bool \[0, 3\]"),
         (lambda: gradients_along(NARROW, IMAGES, LABELS, torch.ones(1, 3).int()), r"bool \[P, 3\] .*found int32"),
         (lambda: path_shares(torch.zeros(3, 2)), "gradient that is finite and not zero"),
-        (lambda: shortest_interval([1.0], 0), "mass must be above 0 and at most 1, found 0"),
-        (lambda: shortest_interval([1.0], 1.01), r"mass must be above 0 and at most 1, found 1\.01"),
-        (lambda: shortest_interval([1.0, -1.0]), "weights must be finite and not negative, and one above 0"),
         (lambda: share_of_lengths(3, 2, 1), "0 <= first <= last <= 3, found 2 to 1"),
     ],
 )
