@@ -125,6 +125,7 @@ def test_theoretical_receptive_field(name: str, options: dict[str, object], size
     [
         ("fcn-small", {"depths": (1, 1, 1)}),
         ("fcn-small", {"depths": (1, 1, 2), "output_stride": 8}),
+        ("fcn-small", {"depths": (1, 1), "dilations": (2, 4, 9)}),
         ("fcn-resnet18", {}),
     ],
 )
@@ -138,7 +139,8 @@ def test_nothing_outside_the_receptive_field_matters_and_its_edge_does(name: str
             if isinstance(layer, nn.BatchNorm2d):
                 layer.running_mean.zero_()
     size, stride = theoretical_receptive_field(network)
-    assert theoretical_receptive_field(network.encoder).size == size - 2 * stride
+    head = network.head[0].dilation[0]
+    assert theoretical_receptive_field(network.encoder).size == size - 2 * stride * head
     reach = (int(size) - 1) // 2
     side = 2 * reach + 2 * stride + 1
     pixel = -(-reach // stride) * stride
@@ -150,6 +152,7 @@ def test_nothing_outside_the_receptive_field_matters_and_its_edge_does(name: str
     for found in (rows, columns):
         assert pixel - reach <= found.min() <= pixel - reach + slack
         assert pixel + reach - slack <= found.max() <= min(pixel + reach, side - 1)
+    assert slack or len(rows) == size**2, "a field without holes"
 
 
 def test_effective_receptive_field_of_a_known_gradient() -> None:
