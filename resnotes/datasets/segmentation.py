@@ -147,19 +147,19 @@ class Lazy(Split):
         return self.decode(self.names[index])
 
     @property
-    def images(self) -> Decoded:
+    def images(self) -> Column:
         """uint8 `[3, H, W]` of each sample."""
-        return Decoded(self, "image")
+        return Column(self, "image")
 
     @property
-    def labels(self) -> Decoded:
+    def labels(self) -> Column:
         """uint8 `[H, W]` of each sample."""
-        return Decoded(self, "label")
+        return Column(self, "label")
 
 
 @dataclass(frozen=True, eq=False)
-class Decoded(Sequence[Tensor]):
-    """The images or the labels of samples, each decoded whenever it is asked for; a slice is such a sequence, too.
+class Column(Sequence[Tensor]):
+    """The images or the labels of a split, each decoded whenever it is asked for; a slice is a column, too.
 
     Attributes:
         split: the samples.
@@ -175,10 +175,10 @@ class Decoded(Sequence[Tensor]):
     @overload
     def __getitem__(self, index: int) -> Tensor: ...
     @overload
-    def __getitem__(self, index: slice) -> Decoded: ...
-    def __getitem__(self, index: int | slice) -> Tensor | Decoded:
+    def __getitem__(self, index: slice) -> Column: ...
+    def __getitem__(self, index: int | slice) -> Tensor | Column:
         if isinstance(index, slice):
-            return Decoded(self.split[index], self.field)
+            return Column(self.split[index], self.field)
         tensor: Tensor = getattr(self.split[index], self.field)
         return tensor
 

@@ -41,8 +41,8 @@ def covered(image: Tensor, region: Tensor, rng: np.random.Generator) -> tuple[Te
     """
     spectrum = torch.fft.rfft2(region.double())
     overlap = torch.fft.irfft2(spectrum.abs().square(), s=region.shape).round()  # by how far it is moved down and right
-    places = (overlap == overlap.min()).nonzero().tolist()
-    down, right = places[rng.integers(len(places))]
+    places = (overlap == overlap.min()).nonzero()
+    down, right = places[rng.integers(len(places))].tolist()
     elsewhere = region.roll((down, right), (0, 1)) & ~region
     colour = image[:, ~region].double().mean(1).round().to(image.dtype)[:, None, None]
     flat = torch.where(region, colour, image)
