@@ -113,7 +113,7 @@ def setting(scope: Mapping[str, Any], lang: str) -> str:
     """What a scope was measured on: `digits after 132 iterations`."""
     words = words_of(lang)
     dataset = scope["dataset"] or words["no_data"]
-    if scope["iterations"] is None:
+    if scope["iterations"] is None or scope["networks"] == 0:  # of data alone
         return str(dataset)
     return str(words["fresh" if not scope["iterations"] else "after"].format(dataset, scope["iterations"]))
 

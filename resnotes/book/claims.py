@@ -27,7 +27,7 @@ class Evidence:
             have to keep the rule.
         dataset: variant measured on.
         iterations: how long the networks were trained, 0 for fresh ones.
-        networks: how many of a kind, such as seeds; of an interval over seeds its `n`.
+        networks: how many of a kind, such as seeds; of an interval over seeds its `n`; 0 where data alone is measured.
         images: how many the measurement is made on, where that is not all of a data set.
     """
 

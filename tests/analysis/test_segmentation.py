@@ -12,7 +12,11 @@ from sklearn import metrics
 from torch import nn
 
 from resnotes.analysis.prediction import predict
-from resnotes.analysis.receptive_fields import effective_receptive_field, theoretical_receptive_field
+from resnotes.analysis.receptive_fields import (
+    EffectiveField,
+    effective_receptive_field,
+    theoretical_receptive_field,
+)
 from resnotes.analysis.scores import class_iou, confusion_matrix, mean_iou, pixel_accuracy
 from resnotes.datasets import Normalization
 from resnotes.errors import UsageError
@@ -168,6 +172,14 @@ def test_effective_receptive_field_of_a_known_gradient() -> None:
     torch.testing.assert_close(field.map, expected, rtol=1e-5, atol=1e-7)
     inner = kernel[1:4, 1:4].sum() / kernel.sum()
     assert effective_receptive_field(network, torch.randn(3, 2, 20, 31), share=float(inner) * 0.999).radius == 1
+
+
+@pytest.mark.parametrize(("shape", "theory", "side"), [((64, 64), 31, 30.2), ((120, 160), 451, 152)])
+def test_a_field_is_compared_with_one_that_weighs_all_pixels_alike(
+    shape: tuple[int, int], theory: float, side: float
+) -> None:
+    field = EffectiveField(torch.ones(shape), (shape[0] // 2, shape[1] // 2), radius=13)
+    assert field.relative(theory) == pytest.approx(27 / side, rel=0.002)
 
 
 def test_the_effective_field_is_smaller_and_pooling_widens_it() -> None:

@@ -216,6 +216,11 @@ def test_cards_and_tables_carry_their_styles_and_show_any_text(lang):
     assert texts["control"] in "".join(Page(cards.card(entry, lang).data).texts("div"))
 
 
+def test_a_measurement_of_data_alone_names_no_training():
+    scope = {"dataset": "camvid", "iterations": 900, "networks": 0, "images": 367}
+    assert cards.sample(scope, "en") == "camvid; images: 367"
+
+
 def test_a_terminal_shows_a_claim_as_text_and_the_same_each_time(ledger, capsys):
     ledger.decide("worse", live=WORSE, published=Evidence(UNCLEAR, images=5000))
     said = capsys.readouterr().out
