@@ -86,7 +86,8 @@ def train(
     profile: Profile,
     study: Studies = None,
     workers: Annotated[
-        int | None, typer.Option(min=1, help="Runs at once; on a CPU by default $RESNOTES_WORKERS or all threads.")
+        int | None,
+        typer.Option(min=1, help="Runs at once; by default on a GPU 1, else $RESNOTES_WORKERS or all threads."),
     ] = None,
     cluster: Annotated[
         str | None, typer.Option(metavar="tcp://HOST:PORT", help="Scheduler of a Dask cluster that is to train.")
@@ -107,7 +108,7 @@ def train(
     store = RunStore()
     errors = []
     with distributed.joined(device), _executor(store, device, workers, cluster) as executor:
-        with closing(store.sweep(specs, device=device, executor=executor)) as outcomes:
+        with closing(store.sweep(specs, device=device, executor=executor, at_once=workers or 1)) as outcomes:
             for _, result in outcomes:
                 if isinstance(result, ResnotesError):
                     errors.append(result)

@@ -35,14 +35,23 @@ def outcome(spec: RunSpec, get: Callable[..., Run | None], *args: Any) -> Outcom
         run = get(spec, *args)
         return Outcome(spec, run) if run else None
     except ResnotesError as error:
-        # Processes that train together all see a run diverge, but any other error may be that of one of them.
-        if distributed.size() > 1 and not isinstance(error, TrainingDiverged):
-            raise
-        if spec.name in str(error):
-            return Outcome(spec, error)
-        named = type(error)(f"{spec.name}: {error}")
-        named.__cause__ = error
-        return Outcome(spec, named)
+        return failed(spec, error)
+
+
+def failed(spec: RunSpec, error: ResnotesError) -> Outcome:
+    """The error, which names the run, in its place.
+
+    Raises:
+        ResnotesError: itself, where processes train together: all see a run diverge, but any other error may be that of
+            one of them.
+    """
+    if distributed.size() > 1 and not isinstance(error, TrainingDiverged):
+        raise error
+    if spec.name in str(error):
+        return Outcome(spec, error)
+    named = type(error)(f"{spec.name}: {error}")
+    named.__cause__ = error
+    return Outcome(spec, named)
 
 
 def as_completed(training: Mapping[str, Future[Any]], bar: tqdm[Any]) -> Iterator[str]:

@@ -76,21 +76,21 @@ class Workers(Executor):
 
 
 def local_workers(device: str, count: int | None) -> Workers | None:
-    """A pool of `count` workers; None where this process alone suffices, as it does where processes train together.
+    """A pool of `count` workers; None where this process alone trains, as it does on a GPU, or together with others.
 
-    By default there are on a CPU as many as `RESNOTES_WORKERS` says, else as PyTorch has threads here; on a GPU one.
+    By default there are as many as `RESNOTES_WORKERS` says, else as PyTorch has threads here.
 
     Raises:
         UsageError: that variable is no number of processes.
     """
-    if count is None and resolve_device(device).type != "cpu":
-        count = 1
-    elif count is None:
+    if distributed.size() > 1 or resolve_device(device).type != "cpu":
+        return None
+    if count is None:
         text = os.environ.get(VARIABLE) or str(torch.get_num_threads())
         count = int(text) if text.isdecimal() and len(text) < 5 else 0
         if count < 1:
             raise UsageError(f"{VARIABLE} must be a number of processes, 1 or more; found {text!r}")
-    return Workers(count) if count > 1 and distributed.size() == 1 else None
+    return Workers(count) if count > 1 else None
 
 
 def _context() -> BaseContext:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -39,21 +39,55 @@ def augment(images: Tensor, dy: Tensor, dx: Tensor, flip: Tensor, pad: int) -> T
     return torch.where(flip[:, None, None, None], images.flip(3), images)
 
 
+class Draws(NamedTuple):
+    """What is drawn for an epoch, one number an image.
+
+    Attributes:
+        order: int64 ``[N]``, the images as they come.
+        dy: int64 ``[N]``, top edge of the crop of each that comes, see `augment`.
+        dx: int64 ``[N]``, left edge, likewise.
+        flip: bool ``[N]``, whether it is mirrored.
+    """
+
+    order: Tensor
+    dy: Tensor
+    dx: Tensor
+    flip: Tensor
+
+
+def drawn(images: int, recipe: Recipe, *, seed: int, epoch: int) -> Draws:
+    """The draws of an epoch over so many images.
+
+    On the CPU, for the whole epoch at once: the same on every device, no synchronisation in the loop.
+    """
+    generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
+    order = torch.randperm(images, generator=generator)
+    dy, dx = torch.randint(2 * recipe.pad + 1, (2, images), generator=generator)
+    flip = torch.rand(images, generator=generator) < (0.5 if recipe.flip else 0.0)
+    return Draws(order, dy, dx, flip)
+
+
+def batch(images: Tensor, labels: Tensor, draws: Draws, chosen: slice | Tensor, pad: int) -> tuple[Tensor, Tensor]:
+    """The augmented images of a part of an epoch, uint8 ``[B, C, H, W]``, and their labels, int64 ``[B]``.
+
+    Args:
+        images: of the training set, uint8 ``[N, C, H, W]``.
+        labels: int64 ``[N]``.
+        draws: of the epoch, on the images' device.
+        chosen: which of the images that come, from 0.
+        pad: see `augment`.
+    """
+    order, dy, dx, flip = (each[chosen] for each in draws)
+    return augment(images[order], dy, dx, flip, pad), labels[order]
+
+
 def batches(
     images: Tensor, labels: Tensor, recipe: Recipe, *, seed: int, epoch: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Shuffled, augmented batches of one epoch: uint8 ``[B, C, H, W]`` and int64 ``[B]``, on the images' device."""
-    device = images.device
-    # Drawn on the CPU, for the whole epoch at once: the same on every device, no synchronisation in the loop.
-    generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
-    total = len(images)
-    order = torch.randperm(total, generator=generator).to(device)
-    dy, dx = torch.randint(2 * recipe.pad + 1, (2, total), generator=generator).to(device)
-    flip = (torch.rand(total, generator=generator) < (0.5 if recipe.flip else 0.0)).to(device)
-    for start in range(0, total - recipe.batch_size + 1, recipe.batch_size):
-        batch = slice(start, start + recipe.batch_size)
-        chosen = order[batch]
-        yield augment(images[chosen], dy[batch], dx[batch], flip[batch], recipe.pad), labels[chosen]
+    draws = Draws(*(each.to(images.device) for each in drawn(len(images), recipe, seed=seed, epoch=epoch)))
+    for start in range(0, len(images) - recipe.batch_size + 1, recipe.batch_size):
+        yield batch(images, labels, draws, slice(start, start + recipe.batch_size), recipe.pad)
 
 
 @torch.inference_mode()
@@ -105,19 +139,19 @@ def cross_entropy(network: nn.Module, inputs: Tensor, labels: Tensor) -> tuple[T
 
 
 class ClassificationTask(Task[Classification]):
-    """One label an image. The data is kept on the device, as a whole."""
+    """One label an image. The data is kept on the device, as a whole: `training` are its images and labels."""
 
     unit = "image"
 
     def __post_init__(self) -> None:
         super().__post_init__()
         data, device = self.data, self.device
-        self._train = data.train_images.to(device), data.train_labels.to(device)
+        self.training = data.train_images.to(device), data.train_labels.to(device)
         self._test = data.test_images.to(device), data.test_labels.to(device)
 
     def batches(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Normalised images ``[B, C, H, W]`` and labels ``[B]``."""
-        for images, labels in batches(*self._train, self.recipe, seed=self.seed, epoch=epoch):
+        for images, labels in batches(*self.training, self.recipe, seed=self.seed, epoch=epoch):
             yield self.normalization(part(images)), part(labels)
 
     def objective(self, network: nn.Module, inputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -127,5 +161,5 @@ class ClassificationTask(Task[Classification]):
 
     def evaluate(self, network: nn.Module, split: Literal["train", "test"], chosen: slice | Tensor) -> Scores:
         """See `evaluate`."""
-        images, labels = self._train if split == "train" else self._test
+        images, labels = self.training if split == "train" else self._test
         return evaluate(network, images[chosen], labels[chosen], self.normalization, precision=self.precision)

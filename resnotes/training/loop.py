@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -21,7 +22,7 @@ from resnotes.datasets import Classification, Data
 from resnotes.devices import autocast, layout, resolve_device, resolve_precision
 from resnotes.errors import TrainingDiverged, UsageError
 from resnotes.files import write_atomic
-from resnotes.training import classification, segmentation
+from resnotes.training import classification, graphs, segmentation
 from resnotes.training.checkpoint import Checkpoint, Epoch, Training
 from resnotes.training.classification import ClassificationTask
 from resnotes.training.recipe import Recipe
@@ -124,6 +125,20 @@ def train(
         UsageError: see `task_for`; or blocks that cannot be left out, a batch that the processes cannot share
             equally, or a classifier where each pixel has a label, or the reverse.
     """
+    return graphs.alone(pausing(network, data, recipe, seed=seed, device=device, folder=folder, label=label))
+
+
+def pausing(
+    network: nn.Module,
+    data: Data,
+    recipe: Recipe,
+    *,
+    seed: int,
+    device: str = "auto",
+    folder: Path | None = None,
+    label: str = "training",
+) -> graphs.Pausing[Training]:
+    """`train`, which pauses whenever a GPU has been given an epoch's work; see `resnotes.training.graphs.together`."""
     where = resolve_device(device)
     precision = resolve_precision(recipe.precision, where)
     task = task_for(data, recipe, seed=seed, device=where, precision=precision)
@@ -132,6 +147,7 @@ def train(
     training = Training(str(where), precision, torch.get_num_threads())
     checkpoint = Checkpoint(folder / "checkpoint.pt" if folder else None, data.fingerprint)
     checkpoint.restore(network, optimizer, training)
+    steps = None
     if distributed.rank():
         folder = checkpoint.path = None
     shared = distributed.parallel(network)
@@ -144,14 +160,16 @@ def train(
             # Dropout: processes that train together are not to drop the same of their parts.
             torch.manual_seed(seed * 1_000_003 + epoch + (distributed.rank() << 48))
             _train_mode(network, frozen_bn=recipe.frozen_bn)
-            steps = min(task.batches_per_epoch, recipe.iterations - iteration)
+            count = min(task.batches_per_epoch, recipe.iterations - iteration)
             sums = torch.zeros(3, device=where, dtype=torch.float64)
-            for found in _steps(shared, task, optimizer, scales, epoch, range(iteration, iteration + steps)):
+            steps = steps or _steps(shared, task, optimizer, scales)
+            for found in steps(epoch, range(iteration, iteration + count)):
                 sums += found
                 iteration += 1
                 bar.update()
                 if folder and iteration in recipe.snapshots:
                     save_weights(whole(network, recipe.blocks), folder / snapshot_name(iteration))
+            yield
             losses, wrong, labelled = distributed.total(sums).tolist()
             distributed.share_buffers(network)
             clean, test = task.scores(whole(network, recipe.blocks), last=iteration == recipe.iterations)
@@ -159,7 +177,7 @@ def train(
                 epoch=epoch,
                 iteration=iteration,
                 lr=recipe.lr_at(iteration - 1),
-                train_loss=losses / steps / distributed.size(),
+                train_loss=losses / count / distributed.size(),
                 running_error=100 * wrong / max(1.0, labelled),
                 **clean.columns("clean"),
                 **test.columns("test"),
@@ -177,23 +195,26 @@ def train(
 
 
 def _steps(
-    network: nn.Module,
-    task: AnyTask,
-    optimizer: torch.optim.Optimizer,
-    scales: list[float],
-    epoch: int,
-    iterations: range,
-) -> Iterator[Tensor]:
-    """Train on the first batches of an epoch; after each, its loss, wrong and labelled images or pixels, float64."""
-    parts = thinned(network, task.recipe.blocks, seed=task.seed, epoch=epoch)
+    network: nn.Module, task: AnyTask, optimizer: torch.optim.SGD, scales: list[float]
+) -> Callable[[int, range], Iterator[Tensor]]:
+    """Epoch and iterations to steps of training; each gives its loss, wrong and labelled images or pixels, float64."""
     lies = layout(network, task.device)
-    for iteration, (inputs, labels), part in zip(iterations, task.batches(epoch), parts, strict=False):
-        for group, scale in zip(optimizer.param_groups, scales, strict=True):
-            group["lr"] = task.recipe.lr_at(iteration) * scale
-        labelled = task.labelled(labels)
-        weight = distributed.weight(labelled)
-        loss, logits = optimizer_step(part, optimizer, inputs, labels, task.precision, task.objective, weight, lies)
-        yield torch.stack([each.double() for each in (loss, task.wrong(logits, labels), labelled)])
+
+    def step(part: nn.Module, inputs: Tensor, labels: Tensor, weight: Tensor | float = 1.0) -> tuple[Tensor, Tensor]:
+        return optimizer_step(part, optimizer, inputs, labels, task.precision, task.objective, weight, lies)
+
+    def epoch(number: int, iterations: range) -> Iterator[Tensor]:
+        parts = thinned(network, task.recipe.blocks, seed=task.seed, epoch=number)
+        for iteration, (inputs, labels), part in zip(iterations, task.batches(number), parts, strict=False):
+            for group, scale in zip(optimizer.param_groups, scales, strict=True):
+                group["lr"] = task.recipe.lr_at(iteration) * scale
+            labelled = task.labelled(labels)
+            loss, logits = step(part, inputs, labels, distributed.weight(labelled))
+            yield torch.stack([each.double() for each in (loss, task.wrong(logits, labels), labelled)])
+
+    if isinstance(task, ClassificationTask) and graphs.can_capture(network, task):
+        return graphs.Steps(network, task, optimizer, scales, partial(step, network)).epoch
+    return epoch
 
 
 def _sgd(network: nn.Module, recipe: Recipe) -> tuple[torch.optim.SGD, list[float]]:
