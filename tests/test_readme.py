@@ -48,8 +48,8 @@ def test_findings_are_those_of_the_ledger_and_of_the_tables() -> None:
         "unravel.short-paths-carry-exact-preresnet",
         "unravel.sampling-overstates",
         "pspnet.boats-become-cars",
-        "pspnet.not-by-capacity",
-        "pspnet.camvid-pyramid-pooling-helps",
+        "pspnet.reach-helps",
+        "pspnet.pyramid-gains-over-reach",
     ):
         numbers.append(" ".join(measured[claim].replace("-", "−").split()[:3]))  # 48 ± 9
     numbers.append(measured["unravel.short-paths-carry-published"].split()[0])

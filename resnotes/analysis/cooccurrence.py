@@ -17,6 +17,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from resnotes.analysis.intervals import Interval
 from resnotes.analysis.maps import as_map, check_classes
 from resnotes.errors import UsageError
 from resnotes.models.segmentation import IGNORED
@@ -208,6 +209,44 @@ class Cooccurrence:
         rows, columns = self.class_images.numpy()[:, None], self.context_images.numpy()
         # The distribution does not change if both change places, but rounding might: smaller first.
         return self.images, np.minimum(rows, columns), np.maximum(rows, columns)
+
+
+def more_often_than_shifted(present: Tensor, classes: Sequence[str], *, draws: int = 200, seed: int = 0) -> Interval:
+    """Pairs of classes that are together more often than by chance, beyond those of images shifted against each other.
+
+    Frames of one film resemble their neighbours, so that classes seem to go together more often than independent images
+    would have them. Shifting each class by as many images as is drawn keeps that, and undoes what they have in common.
+
+    Args:
+        present: bool ``[N, C]``, see `presence`; images in the order of the film.
+        classes: names.
+        draws: sets of shifts.
+        seed: of the shifts.
+
+    Returns:
+        By how many pairs the images have more than shifted ones on average; the bounds are those against the 97.5th and
+        2.5th percentile of the draws.
+
+    Raises:
+        UsageError: see `Cooccurrence.between_classes`.
+    """
+
+    def count(columns: Tensor) -> int:
+        return int((Cooccurrence.between_classes(columns, classes).significant() > 0).sum()) // 2
+
+    shifts = np.random.default_rng(seed).integers(len(present), size=(draws, len(classes))).tolist()
+    shifted = [
+        count(torch.stack([column.roll(by) for column, by in zip(present.T, drawn, strict=True)], 1))
+        for drawn in shifts
+    ]
+    beyond = count(present) - np.array(shifted)
+
+    def p(bound: float) -> float:
+        """Twice the smaller tail beyond the bound, never below what so many draws can tell."""
+        return float(min(1, 2 * (1 + min((beyond <= bound).sum(), (beyond >= bound).sum())) / (1 + draws)))
+
+    low, high = np.quantile(beyond, (0.025, 0.975)).tolist()
+    return Interval(float(beyond.mean()), low, high, len(present), of="images", p=p)
 
 
 def scene_frequencies(scenes: Mapping[str, str]) -> pd.DataFrame:

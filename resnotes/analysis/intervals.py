@@ -245,6 +245,41 @@ def rank_test(x: Sequence[ArrayLike], y: Sequence[ArrayLike], *, draws: int = 20
     return RankTest(float(np.clip(found.statistic, -1, 1)), float(found.pvalue), n)
 
 
+def matrix_rank_test(x: ArrayLike, y: ArrayLike, *, draws: int = 2000, seed: int = 0) -> RankTest:
+    """Whether pairs of things rank alike by two measures, against random orders of the things (Mantel 1967).
+
+    Pairs that share a thing are not independent, so that an order of the pairs would be too easy to beat.
+
+    Args:
+        x: a number for each pair, ``[n, n]``; NaN for pairs that do not count, such as a thing with itself.
+        y: the same, but infinite numbers may be among them; wherever it is NaN, x is, in any order of the things.
+        draws: random orders.
+        seed: of the orders.
+
+    Returns:
+        Spearman's rho over the pairs; `n` counts the things.
+
+    Raises:
+        UsageError: matrices of other shapes, or fewer than three pairs that count.
+    """
+    from scipy.stats import rankdata  # a second of import time
+
+    one, other = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
+    known = ~np.isnan(one)
+    n = len(one)
+    if one.shape != (n, n) or other.shape != (n, n) or known.sum() < 3:
+        found = f"{one.shape}, {other.shape}, {known.sum()} pairs"
+        raise UsageError(f"expected two square matrices with three pairs or more, found {found}")
+    ranks = rankdata(one[known])
+
+    def rho(order: np.ndarray[Any, Any]) -> float:
+        return float(np.corrcoef(ranks, rankdata(other[np.ix_(order, order)][known]))[0, 1])
+
+    measured, rng = rho(np.arange(n)), np.random.default_rng(seed)
+    as_far = sum(abs(rho(rng.permutation(n))) >= abs(measured) - 1e-12 for _ in range(draws))
+    return RankTest(measured, (1 + as_far) / (1 + draws), n)
+
+
 def bootstrap(
     images: ArrayLike,
     statistic: Callable[[np.ndarray[Any, Any]], float],

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import overload
+
 import torch
 from torch import Tensor, nn
 
@@ -10,13 +13,31 @@ from resnotes.devices import autocast
 from resnotes.models import in_mode
 
 
+@overload
+def predict(
+    network: nn.Module, images: Tensor, normalization: Normalization, *, precision: str = ..., batch: int = ...
+) -> Tensor: ...
+@overload
+def predict(
+    network: nn.Module,
+    images: Iterable[Tensor],
+    normalization: Normalization,
+    *,
+    precision: str = ...,
+    batch: int = ...,
+) -> list[Tensor]: ...
 @torch.inference_mode()
 def predict(
-    network: nn.Module, images: Tensor, normalization: Normalization, *, precision: str = "float32", batch: int = 16
-) -> Tensor:
+    network: nn.Module,
+    images: Tensor | Iterable[Tensor],
+    normalization: Normalization,
+    *,
+    precision: str = "float32",
+    batch: int = 16,
+) -> Tensor | list[Tensor]:
     """Labels, int64 ``[N, H, W]``, of uint8 images ``[N, C, H, W]``, in eval mode.
 
-    Images of various sizes go one at a time, as ``image[None]``.
+    Of images ``[C, H, W]`` of various sizes, which go one at a time, a list of labels ``[H, W]``.
 
     Args:
         network: ``[N, C, H, W]`` to logits ``[N, K, H, W]``.
@@ -25,6 +46,8 @@ def predict(
         precision: ``"float32"`` or ``"bfloat16"`` (autocast).
         batch: images per forward pass.
     """
+    if not isinstance(images, Tensor):
+        return [predict(network, image[None], normalization, precision=precision)[0] for image in images]
     device = next(network.parameters()).device
     labels = []
     with in_mode(network, training=False), autocast(device, precision):

@@ -49,6 +49,16 @@ class EffectiveField(NamedTuple):
         """Side of that square in pixels, to compare with `ReceptiveField.size`."""
         return 2 * self.radius + 1
 
+    def relative(self, theory: float) -> float:
+        """`size` over that of a gradient which weighs all pixels within the theoretical field and the image alike.
+
+        Args:
+            theory: side of the theoretical field, `ReceptiveField.size`; the share asked for is the usual 95 %.
+        """
+        short, long = sorted(min(theory, side) for side in self.map.shape)
+        alike = math.sqrt(0.95 * short * long)
+        return self.size / (alike if alike <= short else 0.95 * long)
+
 
 def theoretical_receptive_field(module: Encoder | SegmentationNetwork) -> ReceptiveField:
     """The receptive field of a cell of the encoder's last map, or of the FCN's logits before upsampling.

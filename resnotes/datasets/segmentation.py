@@ -6,7 +6,7 @@ import dataclasses
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Self, overload
+from typing import Literal, NamedTuple, Self, overload
 
 import torch
 from torch import Tensor
@@ -145,6 +145,42 @@ class Lazy(Split):
 
     def _sample(self, index: int) -> Sample:
         return self.decode(self.names[index])
+
+    @property
+    def images(self) -> Decoded:
+        """uint8 `[3, H, W]` of each sample."""
+        return Decoded(self, "image")
+
+    @property
+    def labels(self) -> Decoded:
+        """uint8 `[H, W]` of each sample."""
+        return Decoded(self, "label")
+
+
+@dataclass(frozen=True, eq=False)
+class Decoded(Sequence[Tensor]):
+    """The images or the labels of samples, each decoded whenever it is asked for; a slice is such a sequence, too.
+
+    Attributes:
+        split: the samples.
+        field: which of their tensors.
+    """
+
+    split: Split
+    field: Literal["image", "label"]
+
+    def __len__(self) -> int:
+        return len(self.split)
+
+    @overload
+    def __getitem__(self, index: int) -> Tensor: ...
+    @overload
+    def __getitem__(self, index: slice) -> Decoded: ...
+    def __getitem__(self, index: int | slice) -> Tensor | Decoded:
+        if isinstance(index, slice):
+            return Decoded(self.split[index], self.field)
+        tensor: Tensor = getattr(self.split[index], self.field)
+        return tensor
 
 
 @dataclass(frozen=True, eq=False)

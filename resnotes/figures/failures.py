@@ -47,9 +47,9 @@ def _outline(ax: Axes, box: tuple[int, int, int, int]) -> None:
 
 def panels(
     failures: pd.DataFrame,
-    images: Tensor,
-    labels: Tensor,
-    predictions: Mapping[str, Tensor],
+    images: Tensor | Sequence[Tensor],
+    labels: Tensor | Sequence[Tensor],
+    predictions: Mapping[str, Tensor | Sequence[Tensor]],
     classes: Sequence[str],
     *,
     ignore_index: int = IGNORED,
@@ -61,8 +61,8 @@ def panels(
 
     Args:
         failures: some of what `mine` returns, in the order of the rows; those of the first of the predictions, mostly.
-        images: uint8 ``[N, 3, H, W]``.
-        labels: integers ``[N, H, W]``.
+        images: uint8 ``[N, 3, H, W]``, or N images ``[3, H, W]`` of any sizes.
+        labels: integers ``[N, H, W]``, or N maps ``[H, W]``.
         predictions: the same by the name of the column, such as ``{"FCN": ..., "PSPNet": ...}``.
         classes: the names.
         ignore_index: label of pixels that have no class.
@@ -72,29 +72,27 @@ def panels(
     """
     if not len(failures) or not predictions:
         raise UsageError(f"expected failures and predictions, found {len(failures)} and {len(predictions)} to show")
-    if labels.shape != (len(images), *images.shape[2:]):
-        raise UsageError(f"expected labels to fit images {list(images.shape)}, found {list(labels.shape)}")
-    for each in predictions.values():
-        check(each, labels, len(classes), ignore_index)
-    maps = {"label": labels, **predictions}
-    chosen = torch.from_numpy(failures["image"].to_numpy(np.int64, copy=True))
-    shown = torch.cat([each.cpu()[chosen].flatten().long() for each in maps.values()]).unique().tolist()
+    chosen = failures["image"].tolist()
+    photos = [images[i].cpu() for i in chosen]
+    maps = {name: [each[i].cpu() for i in chosen] for name, each in {"label": labels, **predictions}.items()}
+    for photo, label in zip(photos, maps["label"], strict=True):
+        if photo.shape[1:] != label.shape:
+            raise UsageError(f"expected labels to fit images {list(photo.shape)}, found {list(label.shape)}")
+    for name in predictions:
+        check(maps[name], maps["label"], len(classes), ignore_index)
+    shown = torch.cat([each.flatten().long() for several in maps.values() for each in several]).unique().tolist()
     legend = [i for i in shown if i != ignore_index]
     colors = np.vstack([palette(len(classes)), UNNAMED])  # the last one is that of no class
 
-    rows, columns, (height, width) = len(failures), 1 + len(maps), images.shape[2:]
-    tall = min(SIDE, WIDTH / columns) * height / width
+    rows, columns = len(failures), 1 + len(maps)
+    tall = min(SIDE, WIDTH / columns) * max(photo.shape[1] / photo.shape[2] for photo in photos)
     total = rows * (tall + 1.6 * LINE) + (2 + -(-len(legend) // LEGEND_COLUMNS)) * LINE
     fig, grid = plt.subplots(rows, columns, figsize=(WIDTH, total), squeeze=False, layout="constrained")
-    for line, failure in zip(grid, failures.itertuples(), strict=True):
-        image = int(failure.image)  # type: ignore[arg-type]
-        pictures = {"image": images[image].permute(1, 2, 0).cpu().numpy()}
-        for name, each in maps.items():
-            numbers = each[image].cpu().numpy()
-            pictures[name] = colors[np.where(numbers == ignore_index, len(classes), numbers)]
-        for ax, picture in zip(line, pictures.values(), strict=True):
+    for line, failure, photo, *numbered in zip(grid, failures.itertuples(), photos, *maps.values(), strict=True):
+        painted = [colors[np.where(numbers == ignore_index, len(classes), numbers)] for numbers in numbered]
+        for ax, picture in zip(line, [photo.permute(1, 2, 0).numpy(), *painted], strict=True):
             ax.imshow(picture, interpolation="nearest")
-            _outline(ax, (failure.top, failure.left, failure.bottom, failure.right))  # type: ignore[arg-type]
+            _outline(ax, (failure.top, failure.left, failure.bottom, failure.right))
             ax.spines[:].set_visible(False)
             ax.set(xticks=[], yticks=[])
         size = f"{failure.pixels} of {failure.object_pixels} pixels"

@@ -10,6 +10,7 @@ the image, whatever the image's size.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -106,6 +107,8 @@ class Encoder(nn.Module):
         width: channels of the stem and of the first stage's 3x3 convolutions; doubles from stage to stage.
         output_stride: pixels of the image per cell of the last map, at most.
         small: a 3x3 stem that halves the map once, for small images; otherwise 7x7 and max pooling, a quarter.
+        dilations: for each stage, how many times farther yet its filters are spread; 1 by default. No weight more,
+            and a larger field.
 
     Attributes:
         stages: blocks per stage.
@@ -122,6 +125,7 @@ class Encoder(nn.Module):
         width: int,
         output_stride: int = 32,
         small: bool = False,
+        dilations: Sequence[int] = (),
     ) -> None:
         super().__init__()
         kernel, reached = (3, 2) if small else (7, 4)
@@ -133,8 +137,9 @@ class Encoder(nn.Module):
         self.relu = nn.ReLU()
         self.maxpool = nn.Identity() if small else nn.MaxPool2d(3, stride=2, padding=1)
         entering, before, spacing = width, reached, 1
-        for i, (depth, stride) in enumerate(zip(stages, self.strides, strict=True)):
-            incoming, spacing = spacing, reached * 2**i // stride
+        farther = dilations or (1,) * len(stages)
+        for i, (depth, stride, dilation) in enumerate(zip(stages, self.strides, farther, strict=True)):
+            incoming, spacing = spacing, dilation * (reached * 2**i // stride)
             stage = _stage(bottleneck, entering, width * 2**i, depth, stride // before, incoming, spacing)
             self.add_module(f"layer{i + 1}", stage)
             entering, before = self.channels[i], stride

@@ -102,10 +102,10 @@ def upsample(cells: Tensor, size: tuple[int, int], stride: int) -> Tensor:
     return F.pad(x, (0, size[1] - width, 0, size[0] - height), mode="replicate")
 
 
-def _head(in_channels: int, width: int, num_classes: int, dropout: float) -> nn.Sequential:
+def _head(in_channels: int, width: int, num_classes: int, dropout: float, dilation: int = 1) -> nn.Sequential:
     """3x3 convolution, BN, ReLU, dropout and a 1x1 classifier: a map to logits for each of its cells."""
     head = nn.Sequential(
-        nn.Conv2d(in_channels, width, 3, padding=1, bias=False),
+        nn.Conv2d(in_channels, width, 3, padding=dilation, dilation=dilation, bias=False),
         nn.BatchNorm2d(width),
         nn.ReLU(),
         nn.Dropout2d(dropout),  # of whole channels, as in the authors' PyTorch code
@@ -127,11 +127,15 @@ def _check(name: str, given: Mapping[str, Any]) -> None:
     counts = {
         option: given[option] for option in ("num_classes", "in_channels", "width", "head_width") if option in given
     }
-    for option, least in (("bins", 0), ("depths", 2)):
+    for option, least in (("bins", 0), ("depths", 2), ("dilations", 3)):
         values = given.get(option, SMALL_DEPTHS)
         if not isinstance(values, list | tuple) or len(values) < least:
             raise UsageError(f"{name}: {option} must be a list of {least} or more numbers, found {values!r}")
         counts |= {f"{option}[{i}]": value for i, value in enumerate(values)}
+    stages = len(given.get("depths", SMALL_DEPTHS))  # of ResNets, four as well
+    if "dilations" in given and len(given["dilations"]) != stages + 1:
+        found = len(given["dilations"])
+        raise UsageError(f"{name}: dilations are one for each of {stages} stages and one for the head, found {found}")
     check_options(name, counts, reduction=given.get("reduction", True))
     strides = (4, 8) if encoder == SMALL else OUTPUT_STRIDES
     for option, allowed in (("pooling", list(POOLINGS)), ("output_stride", strides)):
@@ -164,6 +168,10 @@ class SegmentationNetwork(nn.Module):
         width: channels of the stem; 64 by default, 16 for the small encoder.
         depths: blocks per stage, of two stages or more; for the small encoder alone, by default `SMALL_DEPTHS`.
         output_stride: pixels per cell of the last map; 8 by default, for the small encoder 4 (or 8).
+        dilations: for each stage and, last, the head: how many times farther apart the taps of its 3x3 convolutions
+            are, which enlarges the field and adds no weight; 1 by default. As elsewhere, the first convolution of a
+            stage has the spacing of the stage before. Doubled from stage to stage, the field has no holes (Yu and
+            Koltun 2016, arXiv 1511.07122).
         bins: side of each grid of PSPNet's pyramid; by default `BINS`, and () makes it the FCN.
         pooling: PSPNet's pooling, ``"average"`` by default, or ``"max"``.
         reduction: whether PSPNet's grids get fewer channels; True by default.
@@ -190,6 +198,7 @@ class SegmentationNetwork(nn.Module):
         width: int | None = None,
         depths: Sequence[int] | None = None,
         output_stride: int | None = None,
+        dilations: Sequence[int] | None = None,
         bins: Sequence[int] | None = None,
         pooling: str | None = None,
         reduction: bool | None = None,
@@ -210,6 +219,7 @@ class SegmentationNetwork(nn.Module):
             width=width or (16 if small else 64),
             output_stride=output_stride or (4 if small else 8),
             small=small,
+            dilations=(dilations or ())[:-1],
         )
         initialize(self.encoder)
         *_, before, last = self.encoder.channels
@@ -218,7 +228,9 @@ class SegmentationNetwork(nn.Module):
         grids = () if family == "fcn" else BINS if bins is None else bins
         self.pyramid = PyramidPooling(last, grids, pooling=pooling or "average", reduction=reduction is not False)
         initialize(self.pyramid)
-        self.head = _head(self.pyramid.out_channels, head_width or max(1, last // 4), num_classes, dropout)
+        self.head = _head(
+            self.pyramid.out_channels, head_width or max(1, last // 4), num_classes, dropout, (dilations or (1,))[-1]
+        )
 
     def forward(self, images: Tensor) -> Tensor | Outputs:
         """Logits ``[N, num_classes, H, W]`` of images ``[N, in_channels, H, W]``; in train mode, `Outputs`."""

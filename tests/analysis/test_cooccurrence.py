@@ -12,7 +12,13 @@ from hypothesis import strategies as st
 from scipy import stats
 from torch import Tensor
 
-from resnotes.analysis.cooccurrence import Cooccurrence, presence, scene_frequencies, violations
+from resnotes.analysis.cooccurrence import (
+    Cooccurrence,
+    more_often_than_shifted,
+    presence,
+    scene_frequencies,
+    violations,
+)
 from resnotes.datasets import Segmentation, scenes
 from resnotes.datasets.scenes import CLASSES
 from resnotes.datasets.segmentation import Stacked
@@ -271,6 +277,13 @@ def test_the_car_is_accused_and_not_the_lake() -> None:
 
 
 # Scenes of ADE20K
+
+
+def test_shifted_films_have_what_comes_of_neighbours_alike_and_not_what_goes_together() -> None:
+    one, other, *alone = torch.from_numpy(np.random.default_rng(0).random((6, 60)) < 0.5).repeat_interleave(5, 1)
+    assert more_often_than_shifted(torch.stack([one, one, other, other], 1), "abcd").low > 0  # type: ignore[operator]
+    by_chance = more_often_than_shifted(torch.stack(alone, 1), "abcd")
+    assert by_chance.low <= 0 <= by_chance.high  # type: ignore[operator]
 
 
 def test_frequencies_of_scenes() -> None:

@@ -14,6 +14,7 @@ from resnotes.analysis.intervals import (
     all_of,
     bootstrap,
     interval,
+    matrix_rank_test,
     paired_difference,
     rank_test,
     replicated,
@@ -265,6 +266,25 @@ def test_orders_by_chance_are_rarely_decided():
 
 
 # Any statistic of images
+
+
+def test_a_matrix_rank_test_counts_orders_of_things_as_all_of_them_do():
+    rng = np.random.default_rng(0)
+    x, y = rng.random((2, 5, 5))
+    np.fill_diagonal(x, np.nan)
+    known = ~np.isnan(x)
+
+    def rho(order):
+        return stats.spearmanr(x[known], y[np.ix_(order, order)][known]).statistic
+
+    everyone = [abs(rho(order)) for order in itertools.permutations(range(5))]
+    found = matrix_rank_test(x, y)
+    assert found.rho == pytest.approx(rho(range(5))) and found.n == 5
+    assert found.p == pytest.approx(np.mean(np.array(everyone) >= abs(found.rho) - 1e-12), abs=0.04)
+    same = rng.random((9, 9))
+    assert matrix_rank_test(np.where(np.eye(9), np.nan, same), np.where(same < 0.2, -np.inf, same)).verdict() is True
+    with pytest.raises(UsageError, match="two square matrices"):
+        matrix_rank_test(x, y[:4])
 
 
 def test_a_bootstrap_of_the_mean_is_scipys():

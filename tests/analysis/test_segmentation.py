@@ -12,7 +12,11 @@ from sklearn import metrics
 from torch import nn
 
 from resnotes.analysis.prediction import predict
-from resnotes.analysis.receptive_fields import effective_receptive_field, theoretical_receptive_field
+from resnotes.analysis.receptive_fields import (
+    EffectiveField,
+    effective_receptive_field,
+    theoretical_receptive_field,
+)
 from resnotes.analysis.scores import class_iou, confusion_matrix, mean_iou, pixel_accuracy
 from resnotes.datasets import Normalization
 from resnotes.errors import UsageError
@@ -125,6 +129,7 @@ def test_theoretical_receptive_field(name: str, options: dict[str, object], size
     [
         ("fcn-small", {"depths": (1, 1, 1)}),
         ("fcn-small", {"depths": (1, 1, 2), "output_stride": 8}),
+        ("fcn-small", {"depths": (1, 1), "dilations": (2, 4, 9)}),
         ("fcn-resnet18", {}),
     ],
 )
@@ -138,7 +143,8 @@ def test_nothing_outside_the_receptive_field_matters_and_its_edge_does(name: str
             if isinstance(layer, nn.BatchNorm2d):
                 layer.running_mean.zero_()
     size, stride = theoretical_receptive_field(network)
-    assert theoretical_receptive_field(network.encoder).size == size - 2 * stride
+    head = network.head[0].dilation[0]
+    assert theoretical_receptive_field(network.encoder).size == size - 2 * stride * head
     reach = (int(size) - 1) // 2
     side = 2 * reach + 2 * stride + 1
     pixel = -(-reach // stride) * stride
@@ -150,6 +156,7 @@ def test_nothing_outside_the_receptive_field_matters_and_its_edge_does(name: str
     for found in (rows, columns):
         assert pixel - reach <= found.min() <= pixel - reach + slack
         assert pixel + reach - slack <= found.max() <= min(pixel + reach, side - 1)
+    assert slack or len(rows) == size**2, "a field without holes"
 
 
 def test_effective_receptive_field_of_a_known_gradient() -> None:
@@ -165,6 +172,14 @@ def test_effective_receptive_field_of_a_known_gradient() -> None:
     torch.testing.assert_close(field.map, expected, rtol=1e-5, atol=1e-7)
     inner = kernel[1:4, 1:4].sum() / kernel.sum()
     assert effective_receptive_field(network, torch.randn(3, 2, 20, 31), share=float(inner) * 0.999).radius == 1
+
+
+@pytest.mark.parametrize(("shape", "theory", "side"), [((64, 64), 31, 30.2), ((120, 160), 451, 152)])
+def test_a_field_is_compared_with_one_that_weighs_all_pixels_alike(
+    shape: tuple[int, int], theory: float, side: float
+) -> None:
+    field = EffectiveField(torch.ones(shape), (shape[0] // 2, shape[1] // 2), radius=13)
+    assert field.relative(theory) == pytest.approx(27 / side, rel=0.002)
 
 
 def test_the_effective_field_is_smaller_and_pooling_widens_it() -> None:

@@ -1,6 +1,7 @@
 """What each study trains at each scale."""
 
 import dataclasses
+import math
 import re
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pytest
 import torch
 
 from resnotes import models
+from resnotes.analysis.receptive_fields import theoretical_receptive_field
 from resnotes.book import papers
 from resnotes.errors import UsageError
 from resnotes.runs import profiles
@@ -89,6 +91,21 @@ def test_ablations_are_rows_of_tables_1_and_2(profile: str) -> None:
     assert sorted(taken) == sorted(set(rows) if profile != "desk" else set(rows) & set(taken))
     assert len({models.from_label(label)[0].rpartition("-")[2] for label in study.models}) == 1
     assert len(study.seeds) >= 3
+
+
+@pytest.mark.parametrize(("profile", "height", "width", "field"), [("quick", 64, 64, 31), ("desk", 180, 240, 63)])
+@torch.no_grad()
+def test_context_reach_and_pyramid_have_as_many_parameters(profile: str, height: int, width: int, field: int) -> None:
+    study = profiles.load(profile).study("context")
+    networks = [models.build(spec.model, num_classes=11, **spec.options).eval() for spec in study.specs(seeds=[0])]
+    assert [theoretical_receptive_field(network).size for network in networks[::2]] == [field, math.inf]
+    reach = theoretical_receptive_field(networks[1])
+    assert 0 <= reach.size - (2 * max(height, width) - 1) <= 2 * reach.stride, "from corner to corner, and no farther"
+    assert [list(network.pyramid.bins) for network in networks] == [[], [], [1], [1, 2, 3, 6]]
+    counts = [models.count_parameters(network) for network in networks]
+    assert max(counts) < 1.02 * min(counts)
+    for network in networks:
+        assert network(torch.randn(1, 3, height, width)).shape == (1, 11, height, width)
 
 
 # How a profile is read
