@@ -72,13 +72,8 @@ class Explorer:
     """
 
     def __init__(self) -> None:
-        self.status, self.image = widgets.HTML(), widgets.HTML()
-        self.mark("status", "image")
-
-    def mark(self, *parts: str) -> None:
-        """Give these attributes their CSS classes."""
-        for part in parts:
-            getattr(self, part).add_class(f"resnotes-explorer-{part}")
+        self.status = widgets.HTML().add_class("resnotes-explorer-status")
+        self.image = widgets.HTML().add_class("resnotes-explorer-image")
 
     def say(self, text: str, role: str = "status") -> None:
         """Roles are for screen readers, which read out what changes."""

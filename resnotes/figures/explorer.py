@@ -158,7 +158,8 @@ class LesionExplorer(Explorer):
         self.first = widgets.BoundedIntText(description="swap block", value=largest[0], **ends)
         self.second = widgets.BoundedIntText(description="with block", value=largest[-1], **ends)
         self.swap = _button("swap", self._swap, tooltip="let the two blocks change places")
-        self.mark("count", "again", "reset", "first", "second", "swap")
+        for part in ("count", "again", "reset", "first", "second", "swap"):
+            getattr(self, part).add_class(f"resnotes-explorer-{part}")
 
         buttons = iter(self.blocks)
         stages = [
