@@ -1,26 +1,18 @@
 """The lesion explorer: delete and swap blocks of trained networks by hand, and watch what becomes of them.
 
-`resnotes.figures.examination` does the arithmetic, `draw` the figure, `Explorer` puts controls above it, and `explore`
-shows it all at the end of a notebook.
-
-Controls are of use only where somebody is there to move them, and a saved view of them is an error message wherever
-their kernel is gone. `explore` therefore makes them only where `resnotes.progress.attended`; papermill, nbconvert and
-nbval get the figure alone.
+`resnotes.figures.examination` does the arithmetic, `draw` the figure, `LesionExplorer` puts controls above it, and
+`explore` shows it all in a notebook.
 """
 
 from __future__ import annotations
 
-import base64
-import html
-import io
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import islice
 from typing import Any
 
 import ipywidgets as widgets
 import torch
-from IPython.display import display
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
@@ -28,8 +20,9 @@ from matplotlib.ticker import MaxNLocator
 
 from resnotes.datasets import Classification
 from resnotes.errors import UsageError
+from resnotes.figures.controls import Explorer, row, show
 from resnotes.figures.examination import LesionOutcome, Subject, swapped
-from resnotes.figures.style import BLUE, ORANGE, VERMILION
+from resnotes.figures.style import BLUE, FONT, ORANGE, VERMILION, WIDTH
 from resnotes.models import Network
 from resnotes.progress import attended
 from resnotes.unravel import Lesion, length_distribution, mean_length, random_deletions
@@ -37,7 +30,7 @@ from resnotes.unravel import Lesion, length_distribution, mean_length, random_de
 ROWS, COLUMNS = 2, 6  # of thumbnails
 
 INTACT, NOW, GONE, MOVED, WRONG, RIGHT = "#BDBDBD", BLUE, "#8A8A8A", ORANGE, VERMILION, "#00795A"
-WIDTH, HEIGHT, DPI = 10.0, 3.8, 160
+HEIGHT = 5.4  # inches
 
 
 def draw(subject: Subject, outcome: LesionOutcome, title: str) -> Figure:
@@ -56,25 +49,23 @@ def draw(subject: Subject, outcome: LesionOutcome, title: str) -> Figure:
     # Places are fixed, so that nothing jumps from one update to the next; a layout engine would take longer, too.
     fig = Figure(figsize=(WIDTH, HEIGHT))
     fig.set_layout_engine("none")
-    fig.text(0.01, 0.955, f"{title}: {subject.structure(outcome.lesion)}", fontsize=9, va="center")
-    _draw_blocks(fig.add_axes((0.01, 0.775, 0.98, 0.14)), subject.network.stages, outcome.lesion)
-    _draw_error(fig.add_axes((0.04, 0.115, 0.11, 0.53)), subject.intact.error, outcome.error)
-    _draw_spectrum(fig.add_axes((0.69, 0.115, 0.295, 0.53)), subject, outcome)
+    fig.text(0.01, 0.975, f"{title}: {subject.structure(outcome.lesion)}", fontsize=9, va="center")
+    _draw_blocks(fig.add_axes((0.01, 0.775, 0.98, 0.145)), subject.network.stages, outcome.lesion)
+    _draw_error(fig.add_axes((0.06, 0.34, 0.13, 0.36)), subject.intact.error, outcome.error)
+    _draw_spectrum(fig.add_axes((0.06, 0.08, 0.93, 0.17)), subject, outcome)
     _draw_changes(fig, subject, outcome)
     return fig
 
 
-def _draw_blocks(ax: Axes, stages: Iterable[int], lesion: Lesion) -> None:
-    """A box for each position, with the number of the block that stands there; gaps between stages."""
-    gaps = [0.6 * stage for stage, count in enumerate(stages) for _ in range(count)]
-    size = min(6.5, 6.5 * 60 / len(gaps))
-    for position, (block, gap) in enumerate(zip(lesion.order or range(len(gaps)), gaps, strict=True)):
+def _draw_blocks(ax: Axes, stages: Sequence[int], lesion: Lesion) -> None:
+    """A box for each position, with the number of the block that stands there; a row for each stage."""
+    places = [(column, -row) for row, count in enumerate(stages) for column in range(count)]
+    for position, (block, (x, y)) in enumerate(zip(lesion.order or range(len(places)), places, strict=True)):
         fill, text = ("white", GONE) if block in lesion.deleted else (NOW, "white")
         edge = MOVED if block != position else GONE
-        box = Rectangle((position + gap, 0), 0.84, 0.84, facecolor=fill, edgecolor=edge, linewidth=1.5)
-        ax.add_patch(box)
-        ax.text(position + gap + 0.42, 0.4, str(block), color=text, fontsize=size, ha="center", va="center")
-    ax.set(xlim=(-0.1, max(30, len(gaps) + gaps[-1])), ylim=(-0.1, 1))
+        ax.add_patch(Rectangle((x, y), 0.84, 0.84, facecolor=fill, edgecolor=edge, linewidth=1.5))
+        ax.text(x + 0.42, y + 0.4, str(block), color=text, fontsize=FONT, ha="center", va="center")
+    ax.set(xlim=(-0.1, max(20, *stages)), ylim=(0.9 - len(stages), 1))
     ax.axis("off")
     keys = {"block": (NOW, GONE), "deleted": ("white", GONE), "elsewhere than built": ("white", MOVED)}
     handles = [Patch(facecolor=fill, edgecolor=edge, label=text) for text, (fill, edge) in keys.items()]
@@ -83,7 +74,7 @@ def _draw_blocks(ax: Axes, stages: Iterable[int], lesion: Lesion) -> None:
 
 def _draw_error(ax: Axes, intact: float, now: float) -> None:
     bars = ax.bar(["intact", "now"], [intact, now], color=[INTACT, NOW], width=0.7)
-    ax.bar_label(bars, fmt="%.1f", fontsize=7, padding=1)
+    ax.bar_label(bars, fmt="%.1f", fontsize=FONT, padding=1)
     ax.set(ylim=(0, max(10, 1.15 * intact, 1.15 * now)))
     ax.grid(False, axis="x")
     ax.set_title("error, %", loc="left")
@@ -94,15 +85,15 @@ def _draw_changes(fig: Figure, subject: Subject, outcome: LesionOutcome) -> None
     changed, all_labels = subject.changed(outcome), (subject.labels, subject.intact.predictions, outcome.predictions)
     shown = f"; the first {ROWS * COLUMNS}" if len(changed) > ROWS * COLUMNS else ""
     title = f"{len(changed)} of {len(subject.labels)} predictions changed{shown}"
-    fig.text(0.2, 0.69, title, fontsize=8, va="center")
-    grid = fig.add_gridspec(ROWS, COLUMNS, left=0.2, right=0.65, bottom=0.1, top=0.61, hspace=0.75)
+    fig.text(0.25, 0.72, title, fontsize=8, va="center")
+    grid = fig.add_gridspec(ROWS, COLUMNS, left=0.25, right=0.99, bottom=0.37, top=0.67, hspace=0.75)
     for place, i in enumerate(changed[: ROWS * COLUMNS]):
         ax = fig.add_subplot(grid[place])
         ax.imshow(subject.raw[i].permute(1, 2, 0).numpy(), cmap="gray_r", vmin=0, vmax=255, interpolation="nearest")
         truth, before, after = (subject.classes[labels[i]] for labels in all_labels)
         mark, color = ("✓", RIGHT) if after == truth else ("✗", WRONG)
-        ax.set_title(truth, fontsize=7, pad=2)
-        ax.set_xlabel(f"{before}\n→ {after} {mark}", fontsize=6.5, color=color, labelpad=2)
+        ax.set_title(truth, fontsize=FONT, pad=2)
+        ax.set_xlabel(f"{before}\n→ {after} {mark}", fontsize=FONT, color=color, labelpad=2)
         ax.set(xticks=[], yticks=[])
 
 
@@ -126,20 +117,8 @@ def _draw_spectrum(ax: Axes, subject: Subject, outcome: LesionOutcome) -> None:
     ax.set(xlim=(-0.9, blocks + 0.9), xlabel="path length: residual branches on the way")
     ax.xaxis.set_major_locator(MaxNLocator(8, integer=True))
     ax.axhline(0, color="black", linewidth=0.6)
-    ax.set_ylim(top=1.35 * ax.get_ylim()[1])  # room for the legend, where nothing is drawn
-    ax.legend(loc="upper right")
-    ax.set_title(f"share of the gradient ({len(subject.traced)} images), and of all paths", loc="left")
-
-
-def _png(figure: Figure) -> bytes:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=DPI)
-    return buffer.getvalue()
-
-
-def _row(*children: Any) -> Any:
-    """Widgets beside each other, in several lines where one is too short."""
-    return widgets.HBox(children, layout=widgets.Layout(flex_flow="row wrap"))
+    ax.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=3, borderaxespad=0.3, columnspacing=1, handlelength=1.3)
+    ax.set_title(f"shares of gradient and paths ({len(subject.traced)} images)", loc="left")
 
 
 def _button(text: str, act: Callable[[], None], **options: Any) -> Any:
@@ -148,10 +127,8 @@ def _button(text: str, act: Callable[[], None], **options: Any) -> Any:
     return button
 
 
-class Explorer:
-    """Controls for lesions to a network, and the figure of what they do.
-
-    Every part has a CSS class of its own, ``resnotes-explorer-<part>`` or ``resnotes-block-<number>``.
+class LesionExplorer(Explorer):
+    """Controls for lesions to a network, and the figure of what they do. Blocks have ``resnotes-block-<number>``.
 
     Args:
         name: of the network.
@@ -163,6 +140,7 @@ class Explorer:
     """
 
     def __init__(self, name: str, subject: Subject) -> None:
+        super().__init__()
         self.name, self.subject = name, subject
         self._generator = torch.Generator().manual_seed(0)
 
@@ -180,17 +158,15 @@ class Explorer:
         self.first = widgets.BoundedIntText(description="swap block", value=largest[0], **ends)
         self.second = widgets.BoundedIntText(description="with block", value=largest[-1], **ends)
         self.swap = _button("swap", self._swap, tooltip="let the two blocks change places")
-        self.status = widgets.HTML()
-        self.image = widgets.Image(format="png", layout=widgets.Layout(width="100%", max_width=f"{WIDTH * 100:.0f}px"))
-        for part in ("count", "again", "reset", "first", "second", "swap", "status", "image"):
+        for part in ("count", "again", "reset", "first", "second", "swap"):
             getattr(self, part).add_class(f"resnotes-explorer-{part}")
 
         buttons = iter(self.blocks)
         stages = [
-            _row(widgets.Label(f"stage {stage}"), *islice(buttons, size))
+            row(widgets.Label(f"stage {stage}"), *islice(buttons, size))
             for stage, size in enumerate(subject.network.stages, start=1)
         ]
-        controls, swapping = _row(self.count, self.again, self.reset), _row(self.first, self.second, self.swap)
+        controls, swapping = row(self.count, self.again, self.reset), row(self.first, self.second, self.swap)
         self.widget = widgets.VBox([controls, *stages, swapping, self.status, self.image])
         self._show(subject.example())
 
@@ -205,7 +181,7 @@ class Explorer:
         try:
             lesion = swapped(self.lesion, self.first.value, self.second.value, self.subject.groups)
         except UsageError as error:
-            self._say(str(error), role="alert")
+            self.say(str(error), role="alert")
         else:
             self._show(lesion)
 
@@ -217,26 +193,26 @@ class Explorer:
             action = "restore" if i in lesion.deleted else "cannot delete" if button.disabled else "delete"
             button.tooltip = f"{action} block {i}"
         self.count.value = len(lesion.deleted)
-        outcome = self.subject.examine(lesion)
-        self.image.value = _png(draw(self.subject, outcome, self.name))
-        self._say(self.subject.summary(outcome))
+        self.update(lambda: examined(self.subject, lesion, self.name))
 
-    def _say(self, text: str, role: str = "status") -> None:
-        """Roles are for screen readers, which read out what changes."""
-        color = f' style="color: {WRONG}"' if role == "alert" else ""
-        self.status.value = f'<span role="{role}"{color}>{html.escape(text)}</span>'
+
+def examined(subject: Subject, lesion: Lesion, name: str) -> tuple[Figure, str]:
+    """A network after a lesion: the figure, and the same in a line."""
+    outcome = subject.examine(lesion)
+    return draw(subject, outcome, name), f"{name}: {subject.summary(outcome)}"
 
 
 def choice(subjects: Mapping[str, Subject]) -> Any:
-    """A widget: an `Explorer` for each of these, of which one is seen."""
+    """A widget: a `LesionExplorer` for each of these, of which one is seen."""
     network = widgets.Dropdown(options=list(subjects), description="network").add_class("resnotes-explorer-network")
-    explorers = widgets.Stack([Explorer(name, subject).widget for name, subject in subjects.items()], selected_index=0)
-    widgets.link((network, "index"), (explorers, "selected_index"))
-    return widgets.VBox([network, explorers]).add_class("resnotes-explorer")
+    explorers = [LesionExplorer(name, subject).widget for name, subject in subjects.items()]
+    stack = widgets.Stack(explorers, selected_index=0)
+    widgets.link((network, "index"), (stack, "selected_index"))
+    return widgets.VBox([network, stack]).add_class("resnotes-explorer")
 
 
 def explore(networks: Mapping[str, Network], data: Classification) -> None:
-    """Show an `Explorer`; where nobody can use it, the figure of the first network without three of its blocks.
+    """Show a `LesionExplorer`; where nobody can use it, the figure of the first network without three of its blocks.
 
     The explorer carries its first figure with it, for pages that cannot show controls.
 
@@ -251,8 +227,5 @@ def explore(networks: Mapping[str, Network], data: Classification) -> None:
         raise UsageError("expected at least one network to explore, found none")
     first, seen = next(iter(networks)), attended()
     subjects = {name: Subject(network, data) for name, network in networks.items() if seen or name == first}
-    outcome = subjects[first].examine(subjects[first].example())
-    picture = base64.b64encode(_png(draw(subjects[first], outcome, first))).decode()
-    view = choice(subjects)._repr_mimebundle_() if seen else {}
-    bundle = {**view, "image/png": picture, "text/plain": f"{first}: {subjects[first].summary(outcome)}"}
-    display(bundle, metadata={"image/png": {"width": int(WIDTH * 100)}}, raw=True)
+    picture = examined(subjects[first], subjects[first].example(), first)
+    show(*picture, choice(subjects) if seen else None)

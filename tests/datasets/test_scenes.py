@@ -187,6 +187,20 @@ def test_the_same_vehicles_in_other_scenes(kinds: tuple[str, ...]) -> None:
         scenes.same_vehicles(["harbour", "airfield"])
 
 
+def test_vehicles_are_put_where_they_do_not_belong() -> None:
+    (street,) = scenes.same_vehicles(["street"], seed=2)
+    boats, empty = scenes.composed("street", "boat", 2), scenes.composed("street", "", 2)
+    assert torch.equal(boats.image, street.image)
+    assert torch.equal(boats.label == CLASSES.index("boat"), street.label == CLASSES.index("car"))
+    vehicles = boats.label == CLASSES.index("boat")
+    assert vehicles.any() and torch.equal(empty.image[:, ~vehicles], street.image[:, ~vehicles])
+    assert not torch.isin(empty.label, torch.tensor([CLASSES.index(name) for name in scenes.VEHICLES])).any()
+    with pytest.raises(UsageError, match="sea"):
+        scenes.composed("sea", "boat")
+    with pytest.raises(UsageError, match="crane"):
+        scenes.composed("street", "crane")
+
+
 KINDS_OF_NOISE = {"boundary": 0.057, "naming": 0.060, "missing": 0.059}
 
 

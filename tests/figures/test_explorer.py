@@ -3,21 +3,26 @@
 import base64
 import copy
 import dataclasses
+import re
+from io import BytesIO
 from pathlib import Path
 
 import IPython
+import matplotlib.image
 import pytest
 import torch
 from kit.networks import randomise_bn
 from kit.notebooks import Lab, executed, request
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from nbclient import NotebookClient
 
 from resnotes import datasets, models
 from resnotes.datasets import Classification
 from resnotes.errors import UsageError
-from resnotes.figures import explorer
+from resnotes.figures.controls import renderings
 from resnotes.figures.examination import Subject, lesioned
-from resnotes.figures.explorer import Explorer, choice, draw, explore
+from resnotes.figures.explorer import LesionExplorer, choice, draw, explore
 from resnotes.models import Network
 from resnotes.unravel import Lesion, lesion_errors, lesion_predictions, path_gradients, path_shares
 
@@ -138,16 +143,15 @@ def test_a_network_that_diverged_can_be_looked_at(data: Classification) -> None:
 
 
 def test_every_control_changes_figure_and_status(data: Classification) -> None:
-    controls = Explorer("deep", Subject(build("preresnet-20"), data))
-    seen = {bytes(controls.image.value)}
+    controls = LesionExplorer("deep", Subject(build("preresnet-20"), data))
+    seen = {controls.image.value}
 
     def pressed(button: object) -> Lesion:
         """The lesion after it; figure and status show another."""
         said = controls.status.value
         button.click()  # type: ignore[attr-defined]
-        picture = bytes(controls.image.value)
-        assert picture.startswith(PNG) and picture not in seen
-        assert controls.status.value != said
+        picture = controls.image.value
+        assert picture not in seen and controls.status.value != said
         seen.add(picture)
         danger = {i for i, block in enumerate(controls.blocks) if block.button_style == "danger"}
         assert danger == controls.lesion.deleted and controls.count.value == len(danger)
@@ -162,8 +166,28 @@ def test_every_control_changes_figure_and_status(data: Classification) -> None:
     assert pressed(controls.swap).order == (0, 2, 1, 3, 4, 5, 6, 7, 8)
 
 
+def test_words_say_what_is_done_and_what_is_shown(data: Classification) -> None:
+    controls, said = LesionExplorer("deep", Subject(build("resnet-14"), data)), []
+    controls.status.observe(lambda change: said.append(re.sub("<.*?>", "", change["new"])), "value")
+    controls.blocks[4].click()
+    computing, found = said
+    assert computing == "computing ..." and found.startswith("deep: error ")
+    assert re.findall('alt="(.*?)"', controls.image.value) == [found, found]
+
+
+def test_on_black_lightness_is_turned_round_but_for_images() -> None:
+    fig = Figure(figsize=(1, 1), layout="none")
+    fig.add_axes((0, 0, 0.5, 0.5)).imshow([[0.2]], cmap="gray", vmin=0, vmax=1, aspect="auto")
+    fig.add_artist(Rectangle((0, 0.5), 0.5, 0.5, facecolor=(0, 0, 0.5), linewidth=0))
+    light, dark = (matplotlib.image.imread(BytesIO(base64.b64decode(file))) for file in renderings(fig).values())
+    image, blue, blank = (130, 30), (40, 40), (40, 120)
+    assert (dark[image] == light[image]).all() and light[image][0] == pytest.approx(0.2, abs=0.01)
+    assert light[blank][:3].tolist() == [1, 1, 1] and dark[blank][:3].tolist() == [0, 0, 0]
+    assert dark[blue][:3] == pytest.approx([0.93, 0.93, 1], abs=0.01)  # as light as it was dark, and as blue
+
+
 def test_what_cannot_be_done_is_said(data: Classification) -> None:
-    controls = Explorer("alexnet", Subject(build("alexnet"), data))
+    controls = LesionExplorer("alexnet", Subject(build("alexnet"), data))
     assert [i for i, button in enumerate(controls.blocks) if not button.disabled] == [3, 5]
     assert controls.blocks[0].tooltip == "cannot delete block 0" and controls.count.max == 2
     before = controls.image.value, controls.lesion
@@ -187,11 +211,12 @@ def test_one_network_is_seen_at_a_time(data: Classification) -> None:
 def test_what_is_shown(there: bool, data: Classification, monkeypatch: pytest.MonkeyPatch) -> None:
     shown = []
     monkeypatch.setattr(IPython, "get_ipython", lambda: request(allow_stdin=there))
-    monkeypatch.setattr(explorer, "display", lambda bundle, **options: shown.append((bundle, options)))
+    monkeypatch.setattr("resnotes.figures.controls.display", lambda bundle, **options: shown.append((bundle, options)))
     explore({"net": build("resnet-14"), "other": build("plain-20")}, data)
     ((bundle, options),) = shown
     assert options["raw"] and base64.b64decode(bundle["image/png"]).startswith(PNG)
     assert bundle["text/plain"].startswith("net: error ")
+    assert options["metadata"]["image/png"] == {"width": 700, "alt": bundle["text/plain"]}
     assert (VIEW in bundle) is there
 
 

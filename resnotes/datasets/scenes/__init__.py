@@ -27,8 +27,10 @@ __all__ = [
     "KINDS",
     "PLAIN",
     "TWINS",
+    "VEHICLES",
     "Noise",
     "annotated",
+    "composed",
     "generate",
     "load",
     "same_vehicles",
@@ -50,6 +52,7 @@ _VEHICLES = {  # by whether they are large
     False: {"harbour": "boat", "street": "car", "city": "car"},
     True: {"airfield": "airplane", "street": "bus", "city": "bus"},
 }
+VEHICLES = tuple(dict.fromkeys(name for names in _VEHICLES.values() for name in names.values()))
 _SHARE_OF_SMALL = 0.6  # where there are both
 
 
@@ -111,17 +114,34 @@ def same_vehicles(kinds: Sequence[str], seed: int = 0) -> tuple[Sample, ...]:
     Raises:
         UsageError: kinds that have no vehicle in common.
     """
-    for large, names in _VEHICLES.items():
+    for names in _VEHICLES.values():
         if all(kind in names for kind in kinds):
-            return tuple(_render(kind, (seed,), large=large) for kind in kinds)
+            return tuple(composed(kind, names[kind], seed) for kind in kinds)
     raise UsageError(
         f"{', '.join(kinds)} have no vehicle in common; small ones are in {', '.join(_VEHICLES[False])}, large ones in"
         f" {', '.join(_VEHICLES[True])}"
     )
 
 
-def _render(kind: str, seed: tuple[int, ...], *, large: bool | None = None) -> Sample:
-    """One scene; with large vehicles, with small ones, or, where `large` is None and both exist, with either."""
+def composed(kind: str, vehicle: str, seed: int = 0) -> Sample:
+    """One scene with vehicles that need not belong there, see `same_vehicles`.
+
+    Args:
+        kind: of scene, out of `KINDS`.
+        vehicle: a class out of `VEHICLES`, or an empty string for none.
+        seed: of everything.
+
+    Raises:
+        UsageError: another kind or vehicle.
+    """
+    for what, name, names in (("kind of scene", kind, KINDS), ("vehicle", vehicle, ("", *VEHICLES))):
+        if name not in names:
+            raise unknown(what, name, names)
+    return _render(kind, (seed,), vehicle)
+
+
+def _render(kind: str, seed: tuple[int, ...], vehicle: str | None = None) -> Sample:
+    """One scene; with vehicles that belong there, large or small ones, where these are not named."""
     # Two streams: vehicles, ground and light are drawn from one that no kind of scene has a hand in.
     common, own = (np.random.default_rng((*seed, stream)) for stream in (0, 1))
     exposure, tint = common.uniform(0.85, 1.1), common.uniform(0.95, 1.05, 3)
@@ -129,10 +149,11 @@ def _render(kind: str, seed: tuple[int, ...], *, large: bool | None = None) -> S
     rather_small = common.random() < _SHARE_OF_SMALL
     canvas = Canvas()
     BACKDROPS[kind](canvas, own, fleet.plain(common))
-    if large is None:
+    if vehicle is None:
         large = kind in _VEHICLES[True] and not (kind in _VEHICLES[False] and rather_small)
-    if kind in _VEHICLES[large]:
-        fleet.draw(canvas, common, _VEHICLES[large][kind], large=large)
+        vehicle = _VEHICLES[large].get(kind)
+    if vehicle:
+        fleet.draw(canvas, common, vehicle, large=vehicle in _VEHICLES[True].values())
     pixels = (canvas.image * (exposure * tint) + grain).clip(0, 255).astype(np.uint8)
     # What is hidden altogether is no object of the scene.
     shown, instances = np.unique(canvas.instances, return_inverse=True)

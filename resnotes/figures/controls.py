@@ -1,0 +1,100 @@
+"""What explorers share: a picture that follows JupyterLab's theme, and a line that says what it shows.
+
+Controls are of use only where somebody is there to move them, and a saved view of them is an error message wherever
+their kernel is gone. They are therefore made only where `resnotes.progress.attended`; papermill, nbconvert and nbval
+get the picture alone.
+"""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+from collections.abc import Callable
+from typing import Any
+
+import ipywidgets as widgets
+import numpy as np
+from IPython.display import display
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.image import AxesImage, imsave
+
+from resnotes.figures.style import VERMILION, WIDTH
+
+DPI, PIXELS = 160, round(100 * WIDTH)  # of the files, and across on the page: a point is a little more than CSS's
+SHOWN = """<style>
+.resnotes-dark, [data-jp-theme-light="false"] .resnotes-light { display: none }
+[data-jp-theme-light="false"] .resnotes-dark { display: inline }
+</style>"""
+
+
+def renderings(figure: Figure) -> dict[str, str]:
+    """PNG files in base64: `light`, as the figure was drawn, and `dark`, with lightness turned round and hues kept.
+
+    Images in it stay as they are, and so do the colours of a legend of the whole figure, which are those of images.
+    """
+    figure.set_dpi(DPI)
+    canvas: Any = FigureCanvasAgg(figure)
+    canvas.draw()
+    light = np.asarray(canvas.buffer_rgba())[:, :, :3]
+    lightness = light @ np.array([[0.213], [0.715], [0.072]], np.float32)  # of sRGB, as CSS filters reckon
+    dark = (light - 2 * lightness + 255).clip(0, 255).astype(np.uint8)
+    kept: list[Any] = [
+        *figure.findobj(AxesImage),
+        *(each for legend in figure.legends for each in legend.legend_handles),
+    ]
+    for artist in kept:
+        left, bottom, right, top = (round(edge) for edge in artist.get_window_extent().extents)
+        area = slice(len(light) - top, len(light) - bottom), slice(left, right)
+        dark[area] = light[area]
+    files = {}
+    for theme, pixels in {"light": light, "dark": dark}.items():
+        imsave(buffer := io.BytesIO(), pixels, format="png")
+        files[theme] = base64.b64encode(buffer.getvalue()).decode()
+    return files
+
+
+def row(*children: Any) -> Any:
+    """Widgets beside each other, in several lines where one is too short."""
+    return widgets.HBox(children, layout=widgets.Layout(flex_flow="row wrap"))
+
+
+class Explorer:
+    """A picture and its status line; subclasses put controls above them.
+
+    Every part has a CSS class of its own, ``resnotes-explorer-<part>``.
+
+    Attributes:
+        status: what the picture shows, in words, or what is being done.
+        image: the picture, in a light and in a dark rendering, of which the theme shows one. The words are its
+            alternative text.
+    """
+
+    def __init__(self) -> None:
+        self.status = widgets.HTML().add_class("resnotes-explorer-status")
+        self.image = widgets.HTML().add_class("resnotes-explorer-image")
+
+    def say(self, text: str, role: str = "status") -> None:
+        """Roles are for screen readers, which read out what changes."""
+        color = f' style="color: {VERMILION}"' if role == "alert" else ""
+        self.status.value = f'<span role="{role}"{color}>{html.escape(text)}</span>'
+
+    def update(self, examine: Callable[[], tuple[Figure, str]]) -> None:
+        """Say that this takes a while, then show what `examine` returns: a figure, and the same in words."""
+        self.say("computing ...")
+        figure, text = examine()
+        look = f'alt="{html.escape(text)}" style="width: 100%; max-width: {PIXELS}px"'
+        images = [
+            f'<img class="resnotes-{theme}" src="data:image/png;base64,{file}" {look}>'
+            for theme, file in renderings(figure).items()
+        ]
+        self.image.value = SHOWN + "".join(images)
+        self.say(text)
+
+
+def show(figure: Figure, text: str, controls: Any = None) -> None:
+    """Show controls, if any, with a first picture that is seen where they cannot be; and its alternative text."""
+    view = {} if controls is None else controls._repr_mimebundle_()
+    bundle = {**view, "image/png": renderings(figure)["light"], "text/plain": text}
+    display(bundle, metadata={"image/png": {"width": PIXELS, "alt": text}}, raw=True)
