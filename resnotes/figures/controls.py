@@ -26,6 +26,7 @@ DPI, PIXELS = 160, round(100 * WIDTH)  # of the files, and across on the page: a
 SHOWN = """<style>
 .resnotes-dark, [data-jp-theme-light="false"] .resnotes-light { display: none }
 [data-jp-theme-light="false"] .resnotes-dark { display: inline }
+.jp-OutputArea-child:has(+ .jp-OutputArea-child .resnotes-explorer) { display: none }
 </style>"""
 
 
@@ -94,7 +95,12 @@ class Explorer:
 
 
 def show(figure: Figure, text: str, controls: Any = None) -> None:
-    """Show controls, if any, with a first picture that is seen where they cannot be; and its alternative text."""
-    view = {} if controls is None else controls._repr_mimebundle_()
-    bundle = {**view, "image/png": renderings(figure)["light"], "text/plain": text}
-    display(bundle, metadata={"image/png": {"width": PIXELS, "alt": text}}, raw=True)
+    """Show a picture with its alternative text, and controls, if any.
+
+    The picture is an output of its own, which `SHOWN` hides as long as there are controls below it. In one output with
+    them, it would not be seen in JupyterLab once their kernel is gone.
+    """
+    metadata = {"image/png": {"width": PIXELS, "alt": text}}
+    display({"image/png": renderings(figure)["light"], "text/plain": text}, metadata=metadata, raw=True)
+    if controls is not None:
+        display(controls)

@@ -74,9 +74,9 @@ def test_every_control_changes_picture_and_words() -> None:
 def test_what_is_shown(there: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     shown = []
     monkeypatch.setattr(IPython, "get_ipython", lambda: request(allow_stdin=there))
-    monkeypatch.setattr("resnotes.figures.controls.display", lambda bundle, **options: shown.append(bundle))
+    monkeypatch.setattr("resnotes.figures.controls.display", lambda what, **options: shown.append(what))
     explore_scenes(NETWORKS, NORMALIZATION)
-    (bundle,) = shown
+    bundle, *controls = shown
     assert base64.b64decode(bundle["image/png"]).startswith(b"\x89PNG")
     assert bundle["text/plain"] == examined(NETWORKS, NORMALIZATION, **FIRST)[1]
-    assert (VIEW in bundle) is there
+    assert [VIEW in each._repr_mimebundle_() for each in controls] == ([True] if there else [])
