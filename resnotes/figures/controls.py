@@ -23,6 +23,7 @@ from matplotlib.image import AxesImage, imsave
 from resnotes.figures.style import VERMILION, WIDTH
 
 DPI, PIXELS = 160, round(100 * WIDTH)  # of the files, and across on the page: a point is a little more than CSS's
+IMAGE = '<img class="resnotes-{}" src="data:image/png;base64,{}" alt="{}" style="width: 100%; max-width: {}px">'
 SHOWN = """<style>
 .resnotes-dark, [data-jp-theme-light="false"] .resnotes-light { display: none }
 [data-jp-theme-light="false"] .resnotes-dark { display: inline }
@@ -85,11 +86,7 @@ class Explorer:
         """Say that this takes a while, then show what `examine` returns: a figure, and the same in words."""
         self.say("computing ...")
         figure, text = examine()
-        look = f'alt="{html.escape(text)}" style="width: 100%; max-width: {PIXELS}px"'
-        images = [
-            f'<img class="resnotes-{theme}" src="data:image/png;base64,{file}" {look}>'
-            for theme, file in renderings(figure).items()
-        ]
+        images = (IMAGE.format(theme, file, html.escape(text), PIXELS) for theme, file in renderings(figure).items())
         self.image.value = SHOWN + "".join(images)
         self.say(text)
 
