@@ -23,9 +23,11 @@ from matplotlib.image import AxesImage, imsave
 from resnotes.figures.style import VERMILION, WIDTH
 
 DPI, PIXELS = 160, round(100 * WIDTH)  # of the files, and across on the page: a point is a little more than CSS's
+IMAGE = '<img class="resnotes-{}" src="data:image/png;base64,{}" alt="{}" style="width: 100%; max-width: {}px">'
 SHOWN = """<style>
 .resnotes-dark, [data-jp-theme-light="false"] .resnotes-light { display: none }
 [data-jp-theme-light="false"] .resnotes-dark { display: inline }
+.jp-OutputArea-child:has(+ .jp-OutputArea-child .resnotes-explorer) { display: none }
 </style>"""
 
 
@@ -84,17 +86,18 @@ class Explorer:
         """Say that this takes a while, then show what `examine` returns: a figure, and the same in words."""
         self.say("computing ...")
         figure, text = examine()
-        look = f'alt="{html.escape(text)}" style="width: 100%; max-width: {PIXELS}px"'
-        images = [
-            f'<img class="resnotes-{theme}" src="data:image/png;base64,{file}" {look}>'
-            for theme, file in renderings(figure).items()
-        ]
+        images = (IMAGE.format(theme, file, html.escape(text), PIXELS) for theme, file in renderings(figure).items())
         self.image.value = SHOWN + "".join(images)
         self.say(text)
 
 
 def show(figure: Figure, text: str, controls: Any = None) -> None:
-    """Show controls, if any, with a first picture that is seen where they cannot be; and its alternative text."""
-    view = {} if controls is None else controls._repr_mimebundle_()
-    bundle = {**view, "image/png": renderings(figure)["light"], "text/plain": text}
-    display(bundle, metadata={"image/png": {"width": PIXELS, "alt": text}}, raw=True)
+    """Show a picture with its alternative text, and controls, if any.
+
+    The picture is an output of its own, which `SHOWN` hides as long as there are controls below it. In one output with
+    them, it would not be seen in JupyterLab once their kernel is gone.
+    """
+    metadata = {"image/png": {"width": PIXELS, "alt": text}}
+    display({"image/png": renderings(figure)["light"], "text/plain": text}, metadata=metadata, raw=True)
+    if controls is not None:
+        display(controls)

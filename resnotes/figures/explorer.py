@@ -214,7 +214,7 @@ def choice(subjects: Mapping[str, Subject]) -> Any:
 def explore(networks: Mapping[str, Network], data: Classification) -> None:
     """Show a `LesionExplorer`; where nobody can use it, the figure of the first network without three of its blocks.
 
-    The explorer carries its first figure with it, for pages that cannot show controls.
+    The first figure is there, too, for pages that cannot show controls.
 
     Args:
         networks: trained networks by name, at least one.

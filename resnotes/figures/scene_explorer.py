@@ -32,8 +32,8 @@ def examined(
 ) -> tuple[Figure, str]:
     """A scene and what each network makes of it, drawn and in words.
 
-    Wrong is a pixel that is not called what was drawn there; pixels that any cover touched do not count, as in
-    `resnotes.failures.leaning`, and are white in the truth.
+    Wrong is a pixel that is not called what was drawn there; pixels that are covered do not count, and are white in the
+    truth.
 
     Args:
         networks: by name.
@@ -49,7 +49,8 @@ def examined(
     region = made.label == (*CLASSES, NOTHING).index(removed)
     if region.any():
         covers, touched = covered(image, region, np.random.default_rng(scene))
-        image, counted, done = covers[COVERS.index(cover)], ~touched, f"{removed} covered ({cover})"
+        image, done = covers[COVERS.index(cover)], f"{removed} covered ({cover})"
+        counted = ~(touched ^ region) if cover == "sham" else ~region  # the sham leaves the region and covers the rest
     maps, shares = {"truth": made.label.where(counted, len(CLASSES))}, []
     for name, network in networks.items():
         answer = predict(network, image[None], normalization)[0].cpu()

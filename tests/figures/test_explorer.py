@@ -211,13 +211,13 @@ def test_one_network_is_seen_at_a_time(data: Classification) -> None:
 def test_what_is_shown(there: bool, data: Classification, monkeypatch: pytest.MonkeyPatch) -> None:
     shown = []
     monkeypatch.setattr(IPython, "get_ipython", lambda: request(allow_stdin=there))
-    monkeypatch.setattr("resnotes.figures.controls.display", lambda bundle, **options: shown.append((bundle, options)))
+    monkeypatch.setattr("resnotes.figures.controls.display", lambda what, **options: shown.append((what, options)))
     explore({"net": build("resnet-14"), "other": build("plain-20")}, data)
-    ((bundle, options),) = shown
+    (bundle, options), *controls = shown
     assert options["raw"] and base64.b64decode(bundle["image/png"]).startswith(PNG)
     assert bundle["text/plain"].startswith("net: error ")
     assert options["metadata"]["image/png"] == {"width": 700, "alt": bundle["text/plain"]}
-    assert (VIEW in bundle) is there
+    assert [VIEW in what._repr_mimebundle_() for what, _ in controls] == ([True] if there else [])
 
 
 def test_what_cannot_be_explored_is_refused(data: Classification) -> None:
@@ -239,9 +239,9 @@ explore({"tiny": models.build("resnet-14", in_channels=1, width=2)}, datasets.lo
 @pytest.mark.parametrize("client", [NotebookClient, Lab])
 def test_a_notebook(client: type[NotebookClient], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     notebook = executed(CELL, tmp_path, monkeypatch, client)
-    (output,) = notebook.cells[0].outputs
+    output, *controls = notebook.cells[0].outputs
     attends = client is Lab
-    assert output.output_type == "display_data"
-    assert set(output.data) == {"image/png", "text/plain"} | ({VIEW} if attends else set())
+    assert output.output_type == "display_data" and set(output.data) == {"image/png", "text/plain"}
+    assert [VIEW in each.data for each in controls] == ([True] if attends else [])
     assert base64.b64decode(output.data["image/png"]).startswith(PNG)
     assert ("widgets" in notebook.metadata) is attends, "no widgets are made where nobody sees them"
