@@ -18,6 +18,7 @@ import torch
 
 from resnotes import datasets, distributed, models, paths, progress, provenance
 from resnotes.datasets import Classification, Data
+from resnotes.devices import resolve_device
 from resnotes.errors import ResnotesError, RunError
 from resnotes.files import TEMPORARY, lock, write_atomic
 from resnotes.models.pretrained import load_pretrained
@@ -136,7 +137,8 @@ class RunStore:
                 those of networks and data sets that were registered, which other processes do not know.
             at_once: how many of those that this process trains take turns on a GPU.
         """
-        outcomes = self._sweep({spec.name: spec for spec in specs}, device, executor, at_once)
+        alone = distributed.size() > 1 or resolve_device(device).type == "cpu"
+        outcomes = self._sweep({spec.name: spec for spec in specs}, device, executor, 1 if alone else at_once)
         next(outcomes)  # to its first `yield`: one that has not begun could be closed without ending the executor
         return outcomes
 
@@ -160,7 +162,7 @@ class RunStore:
                 # One that starts from another waits until that is finished: it could not wait for its own process.
                 for group in ([spec for spec in here if not spec.start], [spec for spec in here if spec.start]):
                     turns = {spec.name: partial(self._outcome, spec, data[spec.name], device) for spec in group}
-                    for _, each in graphs.together(turns, at_once):
+                    for _, each in graphs.taking_turns(turns, at_once):
                         yield each
                         bar.update()
                 for name in as_completed(training, bar):

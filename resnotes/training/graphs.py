@@ -112,7 +112,9 @@ class Steps:
         return graph
 
 
-def together(trainings: Mapping[_Key, Callable[[], Pausing[_Result]]], count: int) -> Iterator[tuple[_Key, _Result]]:
+def taking_turns(
+    trainings: Mapping[_Key, Callable[[], Pausing[_Result]]], count: int
+) -> Iterator[tuple[_Key, _Result]]:
     """What trainings return, each when it has ended; `count` at a time take turns, on a GPU each in its own stream.
 
     Args:

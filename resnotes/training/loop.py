@@ -138,7 +138,7 @@ def pausing(
     folder: Path | None = None,
     label: str = "training",
 ) -> graphs.Pausing[Training]:
-    """`train`, which pauses whenever a GPU has been given an epoch's work; see `resnotes.training.graphs.together`."""
+    """`train`, which pauses whenever a GPU has been given an epoch's work; see `graphs.taking_turns`."""
     where = resolve_device(device)
     precision = resolve_precision(recipe.precision, where)
     task = task_for(data, recipe, seed=seed, device=where, precision=precision)

@@ -1,0 +1,83 @@
+"""A step as a function of tensors that stay where they are, and trainings that take turns."""
+
+import dataclasses
+from functools import partial
+
+import pytest
+import torch
+
+from resnotes import datasets, models
+from resnotes.training import graphs
+from resnotes.training.checkpoint import Training
+from resnotes.training.loop import pausing, train
+from resnotes.training.recipe import Recipe
+
+DIGITS = datasets.load("digits")
+RECIPE = Recipe(iterations=25, pad=1, milestones=(12,), warmup_iterations=3)  # into a third epoch
+
+
+def network(name: str = "resnet-8") -> models.Network:
+    torch.manual_seed(0)
+    return models.build(name, in_channels=1)
+
+
+def timeless(training: Training) -> list[object]:
+    return [dataclasses.replace(row, seconds=0.0) for row in training.history]
+
+
+def assert_same(one: models.Network, other: models.Network) -> None:
+    torch.testing.assert_close(one.state_dict(), other.state_dict(), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("name", ["resnet-8", "plain-8"])
+def test_steps_on_fixed_tensors_are_the_loop_bit_by_bit(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a CPU, where nothing is captured; a recipe with warm-up, a milestone, crops, flips and a short last epoch."""
+    usual, fixed = network(name), network(name)
+    expected = train(usual, DIGITS, RECIPE, seed=3, device="cpu")
+    monkeypatch.setattr(graphs, "can_capture", lambda *_: True)
+    assert timeless(train(fixed, DIGITS, RECIPE, seed=3, device="cpu")) == timeless(expected)
+    assert_same(fixed, usual)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_a_captured_step_is_the_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In bfloat16, whose kernels are deterministic for these networks, bit by bit."""
+    recipe = dataclasses.replace(RECIPE, precision="bfloat16")
+    captured, usual = network(), network()
+    found = train(captured, DIGITS, recipe, seed=3, device="cuda")
+    monkeypatch.setattr(graphs, "can_capture", lambda *_: False)
+    assert timeless(found) == timeless(train(usual, DIGITS, recipe, seed=3, device="cuda"))
+    assert_same(captured, usual)
+
+
+def test_trainings_that_take_turns_are_trained_as_one_after_the_other() -> None:
+    seeds, random = (0, 1, 2), torch.get_rng_state()
+    alone, taking = ({seed: network() for seed in seeds} for _ in range(2))
+    torch.set_rng_state(random)
+    expected = {seed: train(alone[seed], DIGITS, RECIPE, seed=seed, device="cpu") for seed in seeds}
+    begin = {seed: partial(pausing, taking[seed], DIGITS, RECIPE, seed=seed, device="cpu") for seed in seeds}
+    found = dict(graphs.taking_turns(begin, 2))
+    assert torch.equal(torch.get_rng_state(), random)
+    for seed in seeds:
+        assert timeless(found[seed]) == timeless(expected[seed])
+        assert_same(taking[seed], alone[seed])
+
+
+def test_who_is_left_is_closed() -> None:
+    closed = []
+
+    def endless(name: str) -> graphs.Pausing[None]:
+        try:
+            while True:
+                yield
+        finally:
+            closed.append(name)
+
+    def short() -> graphs.Pausing[str]:
+        yield
+        return "done"
+
+    turns = graphs.taking_turns({"endless": partial(endless, "endless"), "short": short}, 2)
+    assert next(turns) == ("short", "done")
+    turns.close()
+    assert closed == ["endless"]
