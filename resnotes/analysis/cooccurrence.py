@@ -7,8 +7,7 @@ that is not seen beside the rest of the prediction is a violation.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Self
 
@@ -247,31 +246,6 @@ def more_often_than_shifted(present: Tensor, classes: Sequence[str], *, draws: i
 
     low, high = np.quantile(beyond, (0.025, 0.975)).tolist()
     return Interval(float(beyond.mean()), low, high, len(present), of="images", p=p)
-
-
-def scene_frequencies(scenes: Mapping[str, str]) -> pd.DataFrame:
-    """How often each scene of ADE20K occurs, commonest first; of what is in the images it says nothing.
-
-    `misc`, the second commonest, is no scene, and many are there in one split alone.
-
-    Args:
-        scenes: scene by name of image, as `resnotes.datasets.ade20k.scene_categories` reads it.
-
-    Returns:
-        by scene: `images`, `share` of all images, `cumulative` share of this and commoner scenes, and the images of
-        each split by its name: `train` and `val`.
-
-    Raises:
-        UsageError: no image, or a name not of the form `ADE_train_00000001`.
-    """
-    wrong = [name for name in scenes if not re.fullmatch(r"ADE_[a-z]+_\d+", name)]
-    if wrong or not scenes:
-        raise UsageError(f"expected names of images such as ADE_train_00000001, found {wrong[0] if wrong else 'none'}")
-    table = pd.crosstab(pd.Series(list(scenes.values()), name="scene"), [name.split("_")[1] for name in scenes])
-    images = table.sum(axis=1).sort_values(ascending=False, kind="stable")
-    frequencies = pd.DataFrame({"images": images, "share": images / images.sum()})
-    frequencies["cumulative"] = images.cumsum() / images.sum()
-    return frequencies.join(table)
 
 
 class Violations(NamedTuple):

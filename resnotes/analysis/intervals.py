@@ -135,29 +135,6 @@ def _less(a: float, b: float) -> float:
     return 0.0 if abs(a - b) <= 1e-12 * max(abs(a), abs(b)) else a - b
 
 
-def unpaired_difference(a: Sequence[float], b: Sequence[float], unit: str = "") -> Interval:
-    """The interval of `mean(a) - mean(b)` for samples that have nothing in common: Welch's, variances may differ.
-
-    `n` is the size of the smaller sample; no bounds where one has a single value.
-
-    Raises:
-        UsageError: a sample is empty, or holds a value that is not finite.
-    """
-    from scipy.stats import ttest_ind  # a second of import time
-
-    if not len(a) or not len(b):
-        raise UsageError("an interval needs at least one value on each side, all of them finite")
-    difference, n = _less(float(np.mean(a)), float(np.mean(b))), min(len(a), len(b))
-    if n == 1:
-        return Interval(difference, None, None, 1, unit)
-    if len(set(a)) == len(set(b)) == 1:  # SciPy has no interval of two that do not vary
-        return Interval(difference, difference, difference, n, unit)
-    welch = ttest_ind(a, b, equal_var=False)
-    low, high = map(float, welch.confidence_interval())
-    error = math.hypot(*(np.std(sample, ddof=1) / math.sqrt(len(sample)) for sample in (a, b)))
-    return Interval(difference, low, high, n, unit, p=_student(difference, error, float(welch.df)))
-
-
 def replicated(difference: float, others: Sequence[float], unit: str = "") -> Interval:
     """A difference between single networks, with the spread of what independent replications found as its margin.
 

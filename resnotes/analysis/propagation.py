@@ -238,47 +238,6 @@ def identity_errors(network: Network, inputs: Tensor, labels: Tensor, *, across:
     return pd.DataFrame(rows)
 
 
-def direct_terms(network: Network, inputs: Tensor, labels: Tensor) -> pd.DataFrame:
-    """The direct terms of Eqs (7) and (8), He et al. 2016: what arrives through shortcuts alone, against Π λ.
-
-    The norms are relative to what the same tensors keep on the way where nothing is scaled: 1 within a stage, less
-    where zero padding leaves out pixels (forward) or channels (backward).
-
-    Args:
-        network: as for `identity_errors`.
-        inputs: normalised images ``[N, C, H, W]``.
-        labels: int64 ``[N]``.
-
-    Returns:
-        One row per unit and one for the output: ``unit`` (from 0), ``forward`` (of the first unit's input, carried
-        to this unit) and ``backward`` (of the gradient at the output, carried to this unit).
-
-    Raises:
-        UsageError: a network without shortcuts, or with others.
-    """
-    _check_linear(network)
-    with _in_training(network, inputs, labels):
-        units, gradients = _pass(network, inputs, labels)
-    shortcuts: list[nn.Module] = [block.shortcut for block in network.blocks]  # type: ignore[misc]
-    unscaled = [
-        nn.Sequential(*(module for module in shortcut.modules() if isinstance(module, ZeroPadShortcut)))
-        for shortcut in shortcuts
-    ]
-
-    def norms(chain: Sequence[nn.Module]) -> tuple[list[float], list[float]]:
-        carried = [units[0].x.detach().requires_grad_()]
-        for shortcut in chain:
-            carried.append(shortcut(carried[-1]))
-        back = torch.autograd.grad(carried[-1], carried, gradients[-1])
-        return [tensor.norm().item() for tensor in carried], [tensor.norm().item() for tensor in back]
-
-    columns = {
-        name: [scaled / kept for scaled, kept in zip(*both, strict=True)]
-        for name, both in zip(("forward", "backward"), zip(norms(shortcuts), norms(unscaled), strict=True), strict=True)
-    }
-    return pd.DataFrame({"unit": range(len(gradients)), **columns})
-
-
 @torch.no_grad()
 def unit_statistics(network: Network, inputs: Tensor, *, statistics: Statistics = "batch") -> pd.DataFrame:
     """What the residual branch and the shortcut of each unit put into its addition, and how negative the sum is.

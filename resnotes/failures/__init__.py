@@ -5,7 +5,7 @@ before and after a change to the network; recall against size; whether the rules
 class leans on which.
 """
 
-from resnotes.failures.measures import Tables, clustered, compare, counts, octaves, recall_by_size, study, validate
+from resnotes.failures.measures import Tables, clustered, compare, counts, recall_by_size, study, validate
 from resnotes.failures.mining import KINDS, confused_pairs, mine
 from resnotes.failures.removal import COVERS, covered, leaning
 
@@ -20,7 +20,6 @@ __all__ = [
     "covered",
     "leaning",
     "mine",
-    "octaves",
     "recall_by_size",
     "study",
     "validate",

@@ -155,11 +155,6 @@ def recall_by_size(
     return found.rename(columns={"object_pixels": "pixels"}).reset_index(drop=True)
 
 
-def octaves(pixels: pd.Series[int]) -> pd.Series[int]:
-    """The largest power of two that each number of pixels reaches: 5 is in the bin of 4, which ends before 8."""
-    return pixels.map(lambda count: 1 << int(count).bit_length() - 1)
-
-
 def clustered(confusion: Tensor) -> Tensor:
     """An order of the classes in which those that are confused stand together.
 

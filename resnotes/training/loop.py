@@ -140,11 +140,10 @@ def pausing(
 ) -> graphs.Pausing[Training]:
     """`train`, which pauses whenever a GPU has been given an epoch's work; see `graphs.taking_turns`."""
     where = resolve_device(device)
-    precision = resolve_precision(recipe.precision, where)
-    task = task_for(data, recipe, seed=seed, device=where, precision=precision)
+    task = task_for(data, recipe, seed=seed, device=where, precision=resolve_precision(recipe.precision, where))
     network.to(where).to(memory_format=layout(network, where))
     optimizer, scales = _sgd(network, recipe)
-    training = Training(str(where), precision, torch.get_num_threads())
+    training = Training(str(where), task.precision, torch.get_num_threads())
     checkpoint = Checkpoint(folder / "checkpoint.pt" if folder else None, data.fingerprint)
     checkpoint.restore(network, optimizer, training)
     steps = None

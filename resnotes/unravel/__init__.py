@@ -1,13 +1,13 @@
 """Residual networks as collections of paths, after Veit, Wilber and Belongie 2016 (arXiv 1605.06431).
 
 `lesions`: delete or reorder the blocks of a trained network, whose weights are never touched. `gradients`: split the
-gradient by the length of the paths that carry it, exactly or by sampling. Both take a network of stem, blocks and
+gradient by the length of the paths that carry it, exactly or by random signs. Both take a network of stem, blocks and
 head; `adapt` gives that shape to torchvision's ResNets. `lengths`: what such a split says; `enumeration`: all paths
 through a few units; `refinement`: the rival view, of blocks that refine one estimate.
 """
 
 from resnotes.models.adapters import adapt
-from resnotes.unravel.gradients import gradients_along, path_gradients, path_norms, sampled_path_gradients
+from resnotes.unravel.gradients import gradients_along, path_gradients, path_norms
 from resnotes.unravel.lengths import length_distribution, mean_length, path_shares, share_of_lengths
 from resnotes.unravel.lesions import (
     Lesion,
@@ -48,7 +48,6 @@ __all__ = [
     "random_deletions",
     "random_reorderings",
     "refinement",
-    "sampled_path_gradients",
     "share_of_lengths",
     "single_deletions",
     "wrong",

@@ -1,4 +1,4 @@
-"""Gradients by the length of the paths that carry them (Veit et al. 2016, Sec. 5 and Fig. 6), exact and sampled.
+"""Gradients by the length of the paths that carry them (Veit et al. 2016, Sec. 5 and Fig. 6), exact or by random signs.
 
 A unit computes y = after(shortcut(x) + residual(x)). Linearised at the data, it takes the gradient g at y to
 
@@ -16,11 +16,9 @@ images do not depend on each other; in training mode it uses those of the batch,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-import numpy as np
-import pandas as pd
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -30,10 +28,9 @@ from resnotes.models.adapters import Parts
 from resnotes.models.network import branches, copied, has_forward
 from resnotes.models.passes import check_repeatable, classify, measuring, visit
 
-# Elements of the gradients that go back through a branch at once, and along which single paths go back at once. Few
-# small ones are slow one by one; many large ones leave the processor's cache.
+# Elements of the gradients that go back through a branch at once. Few small ones are slow one by one; many large ones
+# leave the processor's cache.
 _AT_ONCE = 2**20
-_PATHS_AT_ONCE = 2**26
 
 # Of float32 gradients through many layers of a network that was not trained, one part in a hundred may be rounding.
 _SUM = 0.1
@@ -213,19 +210,6 @@ def path_norms(model: nn.Module, images: Tensor, labels: Tensor, draws: int, gen
         return torch.stack(squares).cpu()
 
 
-def _along(units: Sequence[_Unit], gradient: Tensor, paths: Tensor) -> Tensor:
-    """See `gradients_along`."""
-    gradients = _zeros(len(paths), gradient) + gradient
-    for unit, taken in reversed(list(zip(units, paths.T, strict=True))):
-        after, shortcut, residual = unit.pullbacks()
-        cotangents = after(gradients)
-        gradients = _zeros(len(paths), unit.x)
-        gradients[taken] = residual(cotangents[taken])
-        if shortcut:
-            gradients[~taken] = shortcut(cotangents[~taken])
-    return gradients
-
-
 def gradients_along(model: nn.Module, images: Tensor, labels: Tensor, paths: Tensor) -> Tensor:
     """What arrives at the first unit's input along single paths.
 
@@ -251,63 +235,12 @@ def gradients_along(model: nn.Module, images: Tensor, labels: Tensor, paths: Ten
                 f"expected paths as bool [P, {len(units)}] with P >= 1, one column per unit; "
                 f"found {str(paths.dtype).removeprefix('torch.')} {list(paths.shape)}"
             )
-        return _along(units, gradient, paths)
-
-
-def sampled_path_gradients(
-    model: nn.Module,
-    images: Tensor,
-    labels: Tensor,
-    *,
-    lengths: Iterable[int] | None = None,
-    draws: int = 10,
-    seed: int = 0,
-) -> pd.DataFrame:
-    """Size of the gradient along single paths drawn at random (Veit et al. 2016, Fig. 6b).
-
-    For each draw, k of the n units are chosen with equal probability; the gradient goes back through their residual
-    branches only, and through the shortcuts of the others only.
-
-    Args:
-        model: see `path_gradients`.
-        images: normalised images ``[N, C, H, W]``.
-        labels: int64 ``[N]``.
-        lengths: the k to draw; all from 0 to n by default.
-        draws: paths per length.
-        seed: of the draws.
-
-    Returns:
-        One row per path: ``length``, ``draw`` (from 0), ``norm`` (Euclidean, of the summed cross-entropy's gradient
-        over the whole batch, as in the paper) and ``image_norm`` (mean over the images of the norm of each one's).
-
-    Raises:
-        UsageError: as `path_gradients`, no length, one below 0 or above n, or less than one draw.
-    """
-    with measuring(model, images, labels):
-        units, gradient = _linearise(model, images, labels)
-        n = len(units)
-        wanted = list(range(n + 1) if lengths is None else lengths)
-        if wrong := [k for k in wanted if k != int(k) or not 0 <= k <= n]:
-            raise UsageError(f"a path through {n} units has a length of 0 to {n}, found {wrong[0]}")
-        if not wanted:
-            raise UsageError(f"expected at least one length of 0 to {n}, found none")
-        if draws < 1:
-            raise UsageError(f"draws must be at least 1, found {draws}")
-        rows = torch.tensor(wanted, dtype=torch.int64).repeat_interleave(draws)
-        # The ranks of random numbers are a random order, and the first k of it a random choice.
-        random = torch.rand(len(rows), n, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-        paths = random.argsort(1).argsort(1) < rows[:, None]
-
-        norms = []
-        for some in paths.split(max(1, _PATHS_AT_ONCE // units[0].x.numel())):
-            # In float32, the squares of the smallest gradients would be zero.
-            norms.append(torch.linalg.vector_norm(_along(units, gradient, some).flatten(2), dim=2, dtype=torch.float64))
-        image_norms = torch.cat(norms).cpu()  # [paths, N]
-        return pd.DataFrame(
-            {
-                "length": rows.numpy(),
-                "draw": np.tile(np.arange(draws), len(wanted)),
-                "norm": image_norms.norm(dim=1).numpy(),
-                "image_norm": image_norms.mean(1).numpy(),
-            }
-        )
+        gradients = _zeros(len(paths), gradient) + gradient
+        for unit, taken in reversed(list(zip(units, paths.T, strict=True))):
+            after, shortcut, residual = unit.pullbacks()
+            cotangents = after(gradients)
+            gradients = _zeros(len(paths), unit.x)
+            gradients[taken] = residual(cotangents[taken])
+            if shortcut:
+                gradients[~taken] = shortcut(cotangents[~taken])
+        return gradients

@@ -16,7 +16,6 @@ from resnotes.analysis.cooccurrence import (
     Cooccurrence,
     more_often_than_shifted,
     presence,
-    scene_frequencies,
     violations,
 )
 from resnotes.datasets import Segmentation, scenes
@@ -276,7 +275,7 @@ def test_the_car_is_accused_and_not_the_lake() -> None:
     assert violations(half, contrary).violating.tolist() == [1]  # nothing tells which; not both
 
 
-# Scenes of ADE20K
+# Films
 
 
 def test_shifted_films_have_what_comes_of_neighbours_alike_and_not_what_goes_together() -> None:
@@ -284,23 +283,6 @@ def test_shifted_films_have_what_comes_of_neighbours_alike_and_not_what_goes_tog
     assert more_often_than_shifted(torch.stack([one, one, other, other], 1), "abcd").low > 0  # type: ignore[operator]
     by_chance = more_often_than_shifted(torch.stack(alone, 1), "abcd")
     assert by_chance.low <= 0 <= by_chance.high  # type: ignore[operator]
-
-
-def test_frequencies_of_scenes() -> None:
-    kinds = {"train": ["street", "street", "attic", "misc"], "val": ["street", "misc", "coast", "misc"]}
-    names = {f"ADE_{split}_{i:08d}": kind for split in kinds for i, kind in enumerate(kinds[split])}
-    found = scene_frequencies(names)
-    assert found.columns.tolist() == ["images", "share", "cumulative", "train", "val"]
-    assert found.index.tolist() == ["misc", "street", "attic", "coast"]
-    assert found["images"].tolist() == [3, 3, 1, 1] and found["share"].tolist() == [3 / 8, 3 / 8, 1 / 8, 1 / 8]
-    assert found["cumulative"].tolist() == [3 / 8, 6 / 8, 7 / 8, 1]
-    assert found["train"].tolist() == [1, 2, 1, 0] and found["val"].tolist() == [2, 1, 0, 1]
-
-
-@pytest.mark.parametrize(("names", "message"), [({}, "found none"), ({"0016E5": "street"}, "found 0016E5")])
-def test_impossible_names(names: dict[str, str], message: str) -> None:
-    with pytest.raises(UsageError, match=message):
-        scene_frequencies(names)
 
 
 # CamVid

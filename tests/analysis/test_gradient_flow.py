@@ -13,7 +13,6 @@ from torch.nn import functional as F
 
 from resnotes import models
 from resnotes.analysis.propagation import (
-    direct_terms,
     gradient_flow,
     gradient_norms,
     gradient_step_gain,
@@ -30,7 +29,6 @@ IMAGES = torch.randn(16, 1, 8, 8, dtype=torch.float64, generator=torch.Generator
 LABELS = torch.arange(16) % 10
 MEASURES: list[Callable[[Network, Tensor, Tensor], object]] = [
     identity_errors,
-    direct_terms,
     gradient_flow,
     gradient_correlation,
     lambda network, images, _: unit_statistics(network, images),
@@ -140,25 +138,10 @@ def test_by_how_much_the_equations_fail_is_found_by_hand_too(factor: float) -> N
     ],
     ids=str,
 )
-@pytest.mark.parametrize("measure", [identity_errors, direct_terms])
-def test_other_shortcuts_are_refused(
-    measure: Callable[[Network, Tensor, Tensor], object], name: str, options: dict[str, str]
-) -> None:
+def test_other_shortcuts_are_refused(name: str, options: dict[str, str]) -> None:
     message = rf"{name} .*{options.get('shortcut', '')}.*: expected shortcuts that are identities, scalings or zero"
     with pytest.raises(UsageError, match=message):
-        measure(build(name, **options), IMAGES, LABELS)
-
-
-# Direct terms
-
-
-@pytest.mark.parametrize("name", ["preresnet-20", "resnet-20"])
-@pytest.mark.parametrize("factor", [0.5, 1.0, -0.8])
-def test_direct_terms_are_powers_of_lambda(name: str, factor: float) -> None:
-    found = direct_terms(build(name, shortcut=f"scaling:{factor}"), IMAGES, LABELS)
-    assert found.unit.tolist() == list(range(10))
-    assert found.forward.tolist() == pytest.approx([abs(factor) ** unit for unit in range(10)], rel=1e-9)
-    assert found.backward.tolist() == pytest.approx([abs(factor) ** (9 - unit) for unit in range(10)], rel=1e-9)
+        identity_errors(build(name, **options), IMAGES, LABELS)
 
 
 # Gradients unit by unit

@@ -20,7 +20,7 @@ from torch import Tensor
 from resnotes.analysis.cooccurrence import presence
 from resnotes.datasets import scenes
 from resnotes.errors import UsageError
-from resnotes.failures import KINDS, clustered, compare, confused_pairs, counts, mine, octaves, recall_by_size, validate
+from resnotes.failures import KINDS, clustered, compare, confused_pairs, counts, mine, recall_by_size, validate
 from resnotes.failures.mining import components
 
 CLASSES = ("water", "boat", "car", "sky")
@@ -413,11 +413,6 @@ def test_recall_leaves_out_what_is_ignored() -> None:
     labels[0, :3] = 255
     table = recall_by_size(lake(), labels, CLASSES)
     assert table[["labelled", "pixels", "recovered"]].values.tolist() == [["water", 408, 1.0], ["boat", 96, 1.0]]
-
-
-def test_octaves() -> None:
-    pixels = pd.Series([1, 2, 3, 4, 7, 8, 1023, 1024, 2**40], index=range(1, 10))
-    assert octaves(pixels).to_list() == [1, 2, 2, 4, 4, 8, 512, 1024, 2**40]
 
 
 def table_of(pixels: np.ndarray[Any, Any]) -> pd.DataFrame:

@@ -451,7 +451,7 @@ def test_what_are_no_lesions_is_refused(lesions: Any) -> None:
 MEASURES: dict[str, Callable[[nn.Module, Tensor, Tensor], object]] = {
     "lesions": lambda model, images, labels: unravel.lesion_errors(model, [()], images, labels),
     "paths": unravel.path_gradients,
-    "sampled": unravel.sampled_path_gradients,
+    "norms": lambda *data: unravel.path_norms(*data, 1, torch.Generator()),
     "flow": gradient_flow,  # type: ignore[dict-item]
 }
 
@@ -535,7 +535,7 @@ def test_paths_that_do_not_add_up_are_refused() -> None:
 def test_what_drops_by_chance_is_refused(drop: nn.Module) -> None:
     network = build(["conv-bn", "conv-bn"]).train()
     network.blocks[1].residual.append(drop)
-    for measure in (unravel.path_gradients, unravel.sampled_path_gradients, gradient_flow):
+    for measure in (unravel.path_gradients, gradient_flow):
         with pytest.raises(UsageError, match=r"no active dropout.*model.eval\(\)"):
             measure(network, IMAGES, LABELS)  # type: ignore[arg-type]
 

@@ -25,7 +25,6 @@ from resnotes.unravel import (
     path_gradients,
     path_norms,
     path_shares,
-    sampled_path_gradients,
     share_of_lengths,
 )
 
@@ -105,12 +104,11 @@ def test_each_length_is_the_sum_over_its_paths(name: str, options: dict[str, obj
 @pytest.mark.parametrize("at_once", [1, 700])
 def test_how_many_go_back_at_once_does_not_matter(at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
     network = build("preresnet-14", shortcut="C")
-    expected = path_gradients(network, IMAGES, LABELS)
-    norms = sampled_path_gradients(network, IMAGES, LABELS, draws=2)
+    expected, paths = path_gradients(network, IMAGES, LABELS), torch.tensor(every_path(6))
+    along = gradients_along(network, IMAGES, LABELS, paths)
     monkeypatch.setattr(gradients, "_AT_ONCE", at_once)
-    monkeypatch.setattr(gradients, "_PATHS_AT_ONCE", 4 * at_once)
     torch.testing.assert_close(path_gradients(network, IMAGES, LABELS), expected, rtol=1e-10, atol=1e-13)
-    pd.testing.assert_frame_equal(sampled_path_gradients(network, IMAGES, LABELS, draws=2), norms, rtol=1e-10)
+    torch.testing.assert_close(gradients_along(network, IMAGES, LABELS, paths), along, rtol=1e-10, atol=1e-13)
 
 
 # Against autograd
@@ -134,53 +132,6 @@ def test_dropout_that_drops_nothing_is_none() -> None:
     with_it, without = build("resnet-8", shortcut="dropout:0").train(), build("resnet-8").train()
     without.load_state_dict(with_it.state_dict())
     torch.testing.assert_close(path_gradients(with_it, IMAGES, LABELS), path_gradients(without, IMAGES, LABELS))
-
-
-# Single paths, drawn at random
-
-
-def test_the_shortest_and_the_longest_path_are_one_each() -> None:
-    network = build("resnet-14")
-    found = sampled_path_gradients(network, IMAGES, LABELS, lengths=[0, 6], draws=2)
-    assert found.length.tolist() == [0, 0, 6, 6]
-    assert found.draw.tolist() == [0, 1, 0, 1]
-    for k, branch in ((0, False), (6, True)):
-        expected = one_path(network, (branch,) * 6)
-        rows = found[found.length == k]
-        assert rows.norm.tolist() == pytest.approx([expected.norm().item()] * 2, rel=1e-10)
-        assert rows.image_norm.tolist() == pytest.approx([expected.flatten(1).norm(dim=1).mean().item()] * 2, rel=1e-10)
-
-
-def test_draws_are_paths_of_their_length_all_as_often() -> None:
-    network = build("resnet-8")
-    singly = {path: one_path(network, path).norm().item() for path in every_path(3)}
-    found = sampled_path_gradients(network, IMAGES, LABELS, draws=300, seed=3)
-    for k in range(4):
-        norms = [norm for path, norm in singly.items() if sum(path) == k]
-        nearest = np.abs(np.subtract.outer(found[found.length == k].norm.to_numpy(), norms)).argmin(1)
-        assert found[found.length == k].norm.to_numpy() == pytest.approx(np.array(norms)[nearest], rel=1e-9)
-        counts = np.bincount(nearest, minlength=len(norms))
-        # Within five standard deviations of 300 / 3.
-        assert np.abs(counts - 300 / len(norms)).max() < 41
-
-
-def test_draws_follow_from_the_seed() -> None:
-    network = build("resnet-14")
-    usual = sampled_path_gradients(network, IMAGES, LABELS)
-    again, other = (sampled_path_gradients(network, IMAGES, LABELS, draws=10, seed=s) for s in (0, 1))
-    pd.testing.assert_frame_equal(usual, again)
-    assert usual.length.value_counts().to_dict() == dict.fromkeys(range(7), 10)
-    assert not np.array_equal(usual.norm, other.norm)
-
-
-def test_tiny_gradients_have_a_norm_in_float32() -> None:
-    """Their squares are below what float32 can hold."""
-    network = build("preresnet-14", shortcut="scaling:0.00001").float()
-    found = sampled_path_gradients(network, IMAGES.float(), LABELS, lengths=[0], draws=1)
-    expected = one_path(network.double(), (False,) * 6).norm().item()
-    assert expected < 1e-25
-    assert found.norm[0] == pytest.approx(expected, rel=1e-4)
-    assert found.norm.dtype == np.float64
 
 
 # Branches with random signs
@@ -207,6 +158,15 @@ def test_signs_are_drawn_from_the_generator() -> None:
     )
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
+
+
+def test_tiny_gradients_have_a_norm_in_float32() -> None:
+    """Their squares are below what float32 can hold."""
+    network = build("preresnet-14", shortcut="scaling:0.00001").float()
+    found = path_norms(network, IMAGES.float(), LABELS, 1, torch.Generator())[0, 0].sqrt()
+    expected = one_path(network.double(), (False,) * 6).norm().item()
+    assert expected < 1e-25
+    assert found.item() == pytest.approx(expected, rel=1e-4)
 
 
 # Summaries
@@ -270,7 +230,7 @@ def test_shares_of_lengths_in_the_paper() -> None:
 
 
 @pytest.mark.parametrize("training", [True, False])
-@pytest.mark.parametrize("measure", [path_gradients, sampled_path_gradients])
+@pytest.mark.parametrize("measure", [path_gradients, lambda *data: path_norms(*data, 1, torch.Generator())])
 def test_measuring_changes_nothing(measure: Callable[..., object], training: bool) -> None:
     network = build("resnet-8").train(training)
     frozen = network.head.fc.weight.requires_grad_(False)
@@ -296,19 +256,10 @@ NARROW = build("resnet-8")
     ("call", "message"),
     [
         *(
-            (
-                lambda length=length: sampled_path_gradients(NARROW, IMAGES, LABELS, lengths=[0, length]),
-                f"3 units has a length of 0 to 3, found {length}",
-            )
-            for length in (-1, 4, 1.5)
-        ),
-        *(
             (lambda weights=weights: mean_length(weights), "weights must be finite, and their sum not 0")
             for weights in ([], [1.0, -1.0], [1.0, math.nan])
         ),
-        (lambda: sampled_path_gradients(NARROW, IMAGES, LABELS, draws=0), "draws must be at least 1, found 0"),
         (lambda: path_norms(NARROW, IMAGES, LABELS, 0, torch.Generator()), "draws must be at least 1, found 0"),
-        (lambda: sampled_path_gradients(NARROW, IMAGES, LABELS, lengths=[]), "one length of 0 to 3, found none"),
         (lambda: gradients_along(NARROW, IMAGES, LABELS, torch.ones(0, 3).bool()), r"\[P, 3\] .*found bool \[0, 3\]"),
         (lambda: gradients_along(NARROW, IMAGES, LABELS, torch.ones(1, 3).int()), r"bool \[P, 3\] .*found int32"),
         (lambda: path_shares(torch.zeros(3, 2)), "gradient that is finite and not zero"),
