@@ -25,7 +25,8 @@ from resnotes.runs.folder import finish, histories
 from resnotes.runs.recording import record, verify
 from resnotes.runs.spec import RunSpec
 from resnotes.runs.store import Run, RunStore, load_data
-from resnotes.training.loop import Training, train
+from resnotes.training.graphs import Pausing
+from resnotes.training.loop import Training, pausing, train
 from resnotes.training.recipe import Recipe
 from resnotes.training.task import Scores
 
@@ -53,11 +54,11 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> dict[str, dict[str, Tensor]]:
     """The initial weights of every run that is trained, by its name."""
     found: dict[str, dict[str, Tensor]] = {}
 
-    def noting(network: nn.Module, *arguments: Any, label: str, **options: Any) -> Training:
+    def noting(network: nn.Module, *arguments: Any, label: str, **options: Any) -> Pausing[Training]:
         found[label] = {key: value.clone() for key, value in network.state_dict().items()}
-        return train(network, *arguments, label=label, **options)
+        return pausing(network, *arguments, label=label, **options)
 
-    monkeypatch.setattr("resnotes.runs.store.train", noting)
+    monkeypatch.setattr("resnotes.runs.store.pausing", noting)
     return found
 
 
@@ -290,12 +291,12 @@ def test_what_a_killed_writer_left_is_cleaned_up(store: RunStore, finished: Run)
 
 
 def test_a_run_that_was_stopped_goes_on(store: RunStore, finished: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    def stopped(*arguments: Any, **options: Any) -> Training:
-        train(*arguments, **options)
+    def stopped(*arguments: Any, **options: Any) -> Pausing[Training]:
+        yield from pausing(*arguments, **options)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("resnotes.runs.store.train", stopped)
+        patch.setattr("resnotes.runs.store.pausing", stopped)
         store.get(SPEC, device="cpu")
     assert (store.root / SPEC.name / "checkpoint.pt").exists()
     assert store.find(SPEC) is None
