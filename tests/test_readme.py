@@ -51,6 +51,9 @@ def test_findings_are_those_of_the_ledger_and_of_the_tables() -> None:
         "pspnet.pyramid-gains-over-reach",
     ):
         numbers.append(" ".join(measured[claim].replace("-", "−").split()[:3]))  # 48 ± 9
+    for name in ("plain-20", "plain-56", "resnet-56"):
+        ends = [pd.read_csv(path).iloc[-1] for path in ROOT.glob(f"data/recorded/{name}-cifar10-s0-*/history.csv")]
+        numbers += [f"{end.clean_error:.2f} %" for end in ends if end.iteration == 64_000]
     lesions = pd.read_csv(ROOT / "data/published/lesions.csv")
     kept = lesions[~lesions.shrinks].set_index(["network", "bn"])
     costs = kept[kept.kind == "single"].error.groupby(level=[0, 1]).mean() - kept[kept.kind == "intact"].error
