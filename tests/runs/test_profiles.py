@@ -62,12 +62,13 @@ def test_quick_needs_no_data_but_what_is_always_at_hand() -> None:
 
 
 def test_the_paper_profile_is_the_papers_protocol_and_desk_an_eighth_of_it() -> None:
-    """He et al. 2015, Sec. 4.2; desk holds out 5,000 of the training images."""
+    """He et al. 2015, Sec. 4.2; both hold out 5,000 of the training images."""
     paper, desk = (profiles.load(name).study("degradation") for name in ("paper", "desk"))
-    protocol = Recipe(iterations=64_000, milestones=(32_000, 48_000), snapshots=(390, 1560))
+    protocol = Recipe(iterations=64_000, milestones=(32_000, 48_000), probe_images=2000)
     assert len(paper.seeds) == 5
     for spec in paper.all_specs():
         assert spec.recipe == dataclasses.replace(protocol, warmup_iterations=400 * (spec.model == "resnet-110"))
+        assert spec.data == {"holdout": 500}
     for spec in desk.all_specs():
         assert spec.recipe == Recipe(iterations=8000, schedule="one-cycle", probe_images=2000)
         assert spec.data == {"holdout": 500}
