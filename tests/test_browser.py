@@ -18,7 +18,6 @@ import urllib.request
 from base64 import b64decode
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -257,13 +256,12 @@ def test_a_notebook_runs(book: notebooks.Notebook, lab: Lab, page: Page) -> None
 
     explorer = page.locator(".resnotes-explorer")
     assert explorer.count() == any("explorer import explore" in cell.source for cell in code)
-    if explorer.locator(".resnotes-explorer-swap").count():
+    lesions = explorer.locator(".resnotes-explorer-swap").count()
+    if lesions:
         explore_lesions(explorer)
-    elif explorer.count():
-        explore_scenes(explorer)
     change_theme(page, "JupyterLab Dark")
     assert page.evaluate(FAINT) == []
-    if explorer.count():
+    if lesions:
         expect(explorer.locator("img.resnotes-dark")).to_be_visible()
         expect(explorer.locator("img.resnotes-light")).to_be_hidden()
     change_theme(page, "JupyterLab Light")  # for the next test: the server remembers it
@@ -279,13 +277,6 @@ def after(explorer: Locator, act: Callable[[], object]) -> str:
     expect(image).not_to_have_attribute("src", before)
     expect(image).to_have_attribute("alt", status.inner_text())
     return image.get_attribute("src") or ""
-
-
-def explore_scenes(explorer: Locator) -> None:
-    """Choose something of everything."""
-    chosen = {"scene": "1", "backdrop": "street", "vehicle": "bus", "removed": "road", "cover": "patch"}
-    for part, name in chosen.items():
-        after(explorer, partial(explorer.locator(f".resnotes-explorer-{part} select").select_option, name))
 
 
 def explore_lesions(explorer: Locator) -> None:
