@@ -97,6 +97,18 @@ class Published:
         """Images and labels that the network was trained on; all else as for `heldout`."""
         return self._part(data, held=False)
 
+    def sample(self, data: Classification, count: int, *, held: bool) -> tuple[Tensor, Tensor]:
+        """So many of these images, normalised, and their labels: evenly spaced, and so over the classes, too.
+
+        Args:
+            data: see `heldout`.
+            count: images.
+            held: of those it never trained on, or else of those it was trained on.
+        """
+        images, labels = self._part(data, held=held)
+        chosen = torch.arange(count) * len(images) // count
+        return self.normalization(images[chosen]), labels[chosen]
+
     def _part(self, data: Classification, *, held: bool) -> tuple[Tensor, Tensor]:
         images, labels = data.train_images, data.train_labels
         if self._split and "holdout" in data.variant:  # a holdout is of training images, too

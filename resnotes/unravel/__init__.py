@@ -24,7 +24,7 @@ from resnotes.unravel.lesions import (
     single_deletions,
 )
 from resnotes.unravel.refinement import refinement
-from resnotes.unravel.study import lesion_study, pair_study, wrong
+from resnotes.unravel.study import length_study, lesion_study, pair_study, select, wrong
 
 __all__ = [
     "Lesion",
@@ -35,6 +35,7 @@ __all__ = [
     "gradients_along",
     "kendall_tau",
     "length_distribution",
+    "length_study",
     "lesion_errors",
     "lesion_logits",
     "lesion_predictions",
@@ -48,6 +49,7 @@ __all__ = [
     "random_deletions",
     "random_reorderings",
     "refinement",
+    "select",
     "share_of_lengths",
     "single_deletions",
     "wrong",

@@ -1,8 +1,8 @@
-"""Lesion studies, a table each: single deletions, deletions of many, and exchanges; and all pairs of deletions."""
+"""Studies of a network, a table each: lesions of all kinds, all pairs of deletions, and its paths by their length."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 
 import numpy as np
 import pandas as pd
@@ -11,8 +11,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from resnotes.unravel.gradients import path_gradients, path_norms
+from resnotes.unravel.lengths import path_shares
 from resnotes.unravel.lesions import (
     Lesion,
+    contiguous_deletions,
     deletable,
     exchangeable,
     kendall_tau,
@@ -35,33 +38,37 @@ def lesion_study(
     labels: Tensor,
     *,
     draws: int = 0,
+    lengths: Iterable[int] = (),
     seed: int = 0,
     repair: Tensor | None = None,
     repaired: Collection[str] = ("single",),
 ) -> pd.DataFrame:
-    """What a network gets wrong under each lesion (Veit et al. 2016, Figs. 3 and 5).
+    """What a network gets wrong under each lesion (Veit et al. 2016, Figs. 3 and 5; Gromov et al. 2024 for runs).
 
     Args:
         model: a network with stem, blocks and head; it is left alone.
         images: normalised images ``[N, C, H, W]``.
         labels: int64 ``[N]``.
         draws: random orders along which blocks are deleted, and orders for each number of exchanges; 0 for neither.
-        seed: of these.
+        lengths: of runs of consecutive blocks that are deleted together, from each block on from which they can be.
+        seed: of the draws.
         repair: normalised training images on which BN's statistics are taken anew after each lesion of a kind that is
             `repaired`, see `resnotes.unravel.lesion_logits`; None for lesions as they are alone.
-        repaired: of the kinds ``"single"``, ``"random"``, ``"exchanged"``.
+        repaired: of the kinds ``"single"``, ``"run"``, ``"random"``, ``"exchanged"``.
 
     Returns:
-        A row for each lesion, with `bn` (``"as trained"`` or ``"repaired"``), `kind` (these three, and ``"intact"``
-        once for each `bn`), `k` (the deleted block, or how many are deleted or exchanged), `x` (the same, but Kendall's
-        τ of an order), `draw`, `shrinks` (whether a single block that is deleted changes the size of the map), `error`
-        in percent, and `wrong`: a character an image, see `wrong`.
+        A row for each lesion, with `bn` (``"as trained"`` or ``"repaired"``), `kind` (these four, and ``"intact"``
+        once for each `bn`), `k` (the deleted block, or how many are deleted or exchanged), `x` (the same, but the first
+        block of a run, and Kendall's τ of an order), `draw`, `shrinks` (whether a single block that is deleted, or one
+        of a run, changes the size of the map), `error` in percent, and `wrong`: a character an image, see `wrong`.
 
     Raises:
         UsageError: see `resnotes.unravel.lesion_logits`.
     """
-    plan = pd.DataFrame(_plan(model, images, draws, seed), columns=["kind", "k", "x", "draw", "lesion"])
-    plan["shrinks"] = (plan.kind == "single") & plan.k.isin(shrinking(model, images))
+    plan = pd.DataFrame(_plan(model, images, draws, lengths, seed), columns=["kind", "k", "x", "draw", "lesion"])
+    smaller = shrinking(model, images)
+    changes = plan.lesion.map(lambda lesion: not lesion.deleted.isdisjoint(smaller))
+    plan["shrinks"] = plan.kind.isin(["single", "run"]) & changes
     tables = []
     for bn, statistics in (("as trained", None), ("repaired", repair)):
         rows = plan if bn == "as trained" else plan[plan.kind.isin(["intact", *repaired])]
@@ -108,16 +115,54 @@ def pair_study(model: nn.Module, images: Tensor, labels: Tensor, *, repair: Tens
     )
 
 
+def select(table: pd.DataFrame, *kinds: str, bn: str = "as trained", **where: object) -> pd.DataFrame:
+    """The rows of a `lesion_study` of these kinds, and of one value each of other columns, such as ``seed=0``."""
+    chosen = table.kind.isin(kinds) & (table.bn == bn)
+    for column, value in where.items():
+        chosen &= table[column] == value
+    return table[chosen]
+
+
 def wrong(table: pd.DataFrame) -> NDArray[np.bool_]:
     """Which images were wrong under the lesions of a `lesion_study`, ``[lesions, images]``."""
     return np.array([[mark == MARKS[True] for mark in marks] for marks in table.wrong])
 
 
-def _plan(model: nn.Module, images: Tensor, draws: int, seed: int) -> Iterator[tuple[str, int, float, int, Lesion]]:
+def length_study(model: nn.Module, images: Tensor, labels: Tensor, *, draws: int, seed: int = 0) -> pd.DataFrame:
+    """What paths of one length carry, alone and together (Veit et al. 2016, Fig. 6).
+
+    Args:
+        model: a network with stem, blocks and head, in the mode in which it is.
+        images: normalised images ``[N, C, H, W]``.
+        labels: int64 ``[N]``.
+        draws: of random signs, see `resnotes.unravel.path_norms`.
+        seed: of these.
+
+    Returns:
+        A row for each `length` from 0: `number` of paths; `single`, the root mean square of their norms; what they
+        would sum to if they pointed the same way, `parallel` (number times `single`), or if their directions were
+        independent, `independent` (with the root of the number); `norm`, what they do sum to; and `share` of the
+        gradient, see `resnotes.unravel.path_shares`.
+
+    Raises:
+        UsageError: see `resnotes.unravel.path_gradients` and `path_norms`.
+    """
+    table = path_shares(path_gradients(model, images, labels))[["length", "paths", "norm", "share"]]
+    squares = path_norms(model, images, labels, draws, torch.Generator().manual_seed(seed)).mean(0).numpy()
+    number = table.pop("paths").astype(float)
+    single = np.sqrt(squares / number)
+    return table.assign(number=number, single=single, parallel=number * single, independent=np.sqrt(squares))
+
+
+def _plan(
+    model: nn.Module, images: Tensor, draws: int, lengths: Iterable[int], seed: int
+) -> Iterator[tuple[str, int, float, int, Lesion]]:
     generator = torch.Generator().manual_seed(seed)
     can_go, groups = deletable(model, images), exchangeable(model, images)
     yield "intact", 0, 0, 0, Lesion()
     yield from (("single", i, i, 0, lesion) for i, lesion in zip(can_go, single_deletions(can_go), strict=True))
+    for length in lengths:
+        yield from (("run", length, min(run.deleted), 0, run) for run in contiguous_deletions(can_go, length))
     for draw in range(draws):
         yield from (("random", k, k, draw, lesion) for k, lesion in enumerate(_nested(can_go, generator), start=1))
     for swaps in SWAPS if any(len(group) > 1 for group in groups) else ():

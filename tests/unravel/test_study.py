@@ -41,6 +41,16 @@ def test_deletions_of_many_are_nested_and_exchanges_are_orders() -> None:
     assert not table.equals(the_study(seed=1))
 
 
+def test_runs_are_deletions_of_neighbours() -> None:
+    table = lesion_study(NETWORK, IMAGES, LABELS, lengths=(2, 8), repair=REPAIR, repaired=["run"])
+    runs = table[table.kind == "run"]
+    deleted = [range(int(x), int(x) + k) for x, k in zip(runs.x, runs.k, strict=True)]
+    assert deleted[: len(runs) // 2] == [*(range(i, i + 2) for i in range(8)), range(8), range(1, 9)]
+    assert runs.shrinks.tolist() == [3 in run or 6 in run for run in deleted]
+    expected = [lesion_errors(NETWORK, deleted[:10], IMAGES, LABELS, repair=repair) for repair in (None, REPAIR)]
+    assert runs.error.tolist() == torch.cat(list(map(torch.as_tensor, expected))).tolist()
+
+
 @pytest.mark.parametrize("repair", [None, REPAIR])
 def test_pairs_are_set_against_their_single_deletions(repair: torch.Tensor | None) -> None:
     network = small("preresnet-14").eval()
