@@ -18,6 +18,7 @@ import urllib.request
 from base64 import b64decode
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -256,12 +257,13 @@ def test_a_notebook_runs(book: notebooks.Notebook, lab: Lab, page: Page) -> None
 
     explorer = page.locator(".resnotes-explorer")
     assert explorer.count() == any("explorer import explore" in cell.source for cell in code)
-    lesions = explorer.locator(".resnotes-explorer-swap").count()
-    if lesions:
+    if explorer.locator(".resnotes-explorer-swap").count():
         explore_lesions(explorer)
+    elif explorer.count():
+        explore_scenes(explorer)
     change_theme(page, "JupyterLab Dark")
     assert page.evaluate(FAINT) == []
-    if lesions:
+    if explorer.count():
         expect(explorer.locator("img.resnotes-dark")).to_be_visible()
         expect(explorer.locator("img.resnotes-light")).to_be_hidden()
     change_theme(page, "JupyterLab Light")  # for the next test: the server remembers it
@@ -270,13 +272,19 @@ def test_a_notebook_runs(book: notebooks.Notebook, lab: Lab, page: Page) -> None
 def after(explorer: Locator, act: Callable[[], object]) -> str:
     """The figure after `act`, in a light theme; words and figure show another, and the words are its alternative."""
     status, image = explorer.locator(".resnotes-explorer-status"), explorer.locator("img.resnotes-light")
-    image.scroll_into_view_if_needed()  # words out of sight have no inner text
-    said, before = status.inner_text(), image.get_attribute("src") or ""
+    said, before = status.text_content() or "", image.get_attribute("src") or ""
     act()
     expect(status).not_to_have_text(re.compile(f"{re.escape(said)}|computing"), timeout=60 * SECOND)
     expect(image).not_to_have_attribute("src", before)
-    expect(image).to_have_attribute("alt", status.inner_text())
+    expect(image).to_have_attribute("alt", status.text_content() or "")
     return image.get_attribute("src") or ""
+
+
+def explore_scenes(explorer: Locator) -> None:
+    """Choose something of everything."""
+    chosen = {"scene": "1", "backdrop": "street", "vehicle": "bus", "removed": "road", "cover": "patch"}
+    for part, name in chosen.items():
+        after(explorer, partial(explorer.locator(f".resnotes-explorer-{part} select").select_option, name))
 
 
 def explore_lesions(explorer: Locator) -> None:

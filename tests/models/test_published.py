@@ -86,6 +86,14 @@ def test_a_published_network_has_trained_on_its_training_images(real_cifar10: Cl
     torch.testing.assert_close(found.normalization.mean.double(), images.double().mean(0), rtol=0, atol=1e-4)
 
 
+def test_a_sample_is_spaced_evenly_over_the_classes(real_cifar10: Classification) -> None:
+    found = real("wooyeolBaek/resnet-20")
+    images, labels = found.sample(real_cifar10, 50, held=True)
+    every, all_labels = found.heldout(real_cifar10)
+    torch.testing.assert_close(images, found.normalization(every[::100]))
+    assert labels.tolist() == all_labels[::100].tolist()
+
+
 def test_heldout_images_are_the_same_with_and_without_a_holdout(real_cifar10: Classification) -> None:
     found = real("wooyeolBaek/resnet-20")
     images, labels = found.heldout(real_cifar10)

@@ -6,7 +6,18 @@ import torch
 from kit.networks import small
 from torch.nn import functional as F
 
-from resnotes.unravel import Lesion, lesion_errors, lesion_logits, lesion_study, pair_study, wrong
+from resnotes.unravel import (
+    Lesion,
+    gradients_along,
+    length_study,
+    lesion_errors,
+    lesion_logits,
+    lesion_study,
+    pair_study,
+    select,
+    wrong,
+)
+from resnotes.unravel.enumeration import all_paths
 
 IMAGES, LABELS = torch.randn(30, 3, 8, 8, generator=torch.Generator().manual_seed(0)), torch.arange(30) % 10
 NETWORK = small("resnet-20").eval()
@@ -41,6 +52,14 @@ def test_deletions_of_many_are_nested_and_exchanges_are_orders() -> None:
     assert not table.equals(the_study(seed=1))
 
 
+def test_rows_are_selected_by_kind_and_by_other_columns() -> None:
+    table = pd.concat([the_study().assign(seed=seed) for seed in (0, 1)])
+    rows = select(table, "intact", "single", bn="repaired", seed=1, shrinks=True)
+    assert (rows.seed == 1).all()
+    assert rows.k.tolist() == [3, 6]  # the intact network shrinks nothing
+    assert select(table, "intact", seed=0).kind.tolist() == ["intact"]
+
+
 def test_runs_are_deletions_of_neighbours() -> None:
     table = lesion_study(NETWORK, IMAGES, LABELS, lengths=(2, 8), repair=REPAIR, repaired=["run"])
     runs = table[table.kind == "run"]
@@ -64,3 +83,18 @@ def test_pairs_are_set_against_their_single_deletions(repair: torch.Tensor | Non
     assert row.logits == pytest.approx((both - intact).norm().item(), rel=1e-4)
     assert row.logits_left == pytest.approx((both - one - other + intact).norm().item(), rel=1e-3, abs=1e-5)
     assert len(table) == 15
+
+
+def test_what_paths_of_a_length_carry_alone_and_together() -> None:
+    network, paths = small("resnet-14").eval().double(), all_paths(6)
+    images = IMAGES[:4].double()
+    along, taken = gradients_along(network, images, LABELS[:4], paths).flatten(1), paths.sum(1)
+    table = length_study(network, images, LABELS[:4], draws=400)
+    for row in table.itertuples():
+        of_length = along[taken == row.length]
+        assert row.number == len(of_length)
+        assert row.norm == pytest.approx(of_length.sum(0).norm().item(), rel=1e-9)
+        assert row.single == pytest.approx(of_length.norm(dim=1).square().mean().sqrt().item(), rel=0.1)
+        assert row.parallel / row.number == pytest.approx(row.single)
+        assert row.independent / row.number**0.5 == pytest.approx(row.single)
+    assert table.share.sum() == pytest.approx(1)
