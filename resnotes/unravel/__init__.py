@@ -7,7 +7,7 @@ through a few units; `refinement`: the rival view, of blocks that refine one est
 """
 
 from resnotes.models.adapters import adapt
-from resnotes.unravel.gradients import gradients_along, path_gradients, path_norms
+from resnotes.unravel.gradients import gradients_along, path_gradients, path_norms, unit_shares
 from resnotes.unravel.lengths import length_distribution, mean_length, path_shares, share_of_lengths
 from resnotes.unravel.lesions import (
     Lesion,
@@ -52,5 +52,6 @@ __all__ = [
     "select",
     "share_of_lengths",
     "single_deletions",
+    "unit_shares",
     "wrong",
 ]

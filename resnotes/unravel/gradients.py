@@ -138,14 +138,20 @@ def path_gradients(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
     with measuring(model, images, labels):
         units, gradient = _linearise(model, images, labels)
         by_length = _by_length(units, gradient)
-        if by_length.dtype.itemsize >= 4:  # in fewer, rounding could not be told from an error
-            expected = _through(units, gradient)
-            if (by_length.sum(0) - expected).norm() > _SUM * expected.norm():
-                raise UsageError(
-                    f"the paths of {type(model).__name__} do not add up to the gradient that autograd finds through its"
-                    " blocks: something in them has no derivative of its own, such as a detached branch or a hook"
-                )
+        _check_sum(model, units, gradient, by_length.sum(0))
         return by_length
+
+
+def _check_sum(model: nn.Module, units: Sequence[_Unit], gradient: Tensor, total: Tensor) -> None:
+    """Refuse a network of which what goes through the parts of its blocks is not what goes through the blocks."""
+    if total.dtype.itemsize < 4:  # in fewer, rounding could not be told from an error
+        return
+    expected = _through(units, gradient)
+    if (total - expected).norm() > _SUM * expected.norm():
+        raise UsageError(
+            f"the paths of {type(model).__name__} do not add up to the gradient that autograd finds through its"
+            " blocks: something in them has no derivative of its own, such as a detached branch or a hook"
+        )
 
 
 def _through(units: Sequence[_Unit], gradient: Tensor) -> Tensor:
@@ -173,6 +179,40 @@ def _by_length(units: Sequence[_Unit], gradient: Tensor, signs: Sequence[int] | 
         if shortcut:
             by_length[:lengths] += shortcut(cotangents)
     return by_length
+
+
+def unit_shares(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+    """What share of the gradient passes each unit's residual branch, all paths taken together: exact.
+
+    Unit i's share is ⟨g_i, g⟩ / ‖g‖², with g the gradient at the first unit's input and g_i the sum over the paths that
+    pass its branch. A path of length k passes k branches, so that the shares sum to the mean length of all paths under
+    the shares of `resnotes.unravel.path_shares`: they say which units make that length up.
+
+    Args:
+        model: see `path_gradients`.
+        images: normalised images ``[N, C, H, W]``.
+        labels: int64 ``[N]``.
+
+    Returns:
+        float64 ``[n]``, on the CPU; signed, and above 1 where what goes around a unit points against the gradient.
+
+    Raises:
+        UsageError: as `path_gradients`, or the gradient is zero or not finite.
+    """
+    with measuring(model, images, labels):
+        units, gradient = _linearise(model, images, labels)
+        last, through = gradient, gradient.new_zeros((0, *gradient.shape))  # what passed each branch, from the last on
+        for unit in reversed(units):
+            after, shortcut, residual = unit.pullbacks()
+            cotangents = after(torch.cat([through, gradient[None]]))
+            branch = residual(cotangents)
+            whole = branch if shortcut is None else branch + shortcut(cotangents)
+            through, gradient = torch.cat([whole[:-1], branch[-1:]]), whole[-1]
+        _check_sum(model, units, last, gradient)
+        total = gradient.flatten().double()
+        if not total.isfinite().all() or not total.any():
+            raise UsageError("expected a gradient that is finite and not zero: any other has no shares")
+        return (through.flatten(1).double() @ total / (total @ total)).flip(0).cpu()
 
 
 def path_norms(model: nn.Module, images: Tensor, labels: Tensor, draws: int, generator: torch.Generator) -> Tensor:

@@ -26,6 +26,7 @@ from resnotes.unravel import (
     path_norms,
     path_shares,
     share_of_lengths,
+    unit_shares,
 )
 
 IMAGES = torch.randn(4, 1, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
@@ -97,6 +98,10 @@ def test_each_length_is_the_sum_over_its_paths(name: str, options: dict[str, obj
         torch.testing.assert_close(found[k], expected, rtol=0, atol=1e-12 * scale * math.comb(6, k))
     along = gradients_along(network, IMAGES, LABELS, torch.tensor(paths))
     torch.testing.assert_close(along, singly, rtol=0, atol=1e-12 * scale)
+    passing, total = torch.tensor(paths, dtype=torch.float64).T, singly.flatten(1).sum(0)
+    of_units = passing @ (singly.flatten(1) @ total) / (total @ total)
+    torch.testing.assert_close(unit_shares(network, IMAGES, LABELS), of_units, rtol=1e-8, atol=1e-8)
+    assert of_units.sum() == pytest.approx(mean_length(path_shares(found).share), rel=1e-8)
     if name != "plain-14":
         assert found.flatten(1).norm(dim=1).min() > 1e-9 * scale, "every length has a gradient"
 
@@ -230,7 +235,9 @@ def test_shares_of_lengths_in_the_paper() -> None:
 
 
 @pytest.mark.parametrize("training", [True, False])
-@pytest.mark.parametrize("measure", [path_gradients, lambda *data: path_norms(*data, 1, torch.Generator())])
+@pytest.mark.parametrize(
+    "measure", [path_gradients, unit_shares, lambda *data: path_norms(*data, 1, torch.Generator())]
+)
 def test_measuring_changes_nothing(measure: Callable[..., object], training: bool) -> None:
     network = build("resnet-8").train(training)
     frozen = network.head.fc.weight.requires_grad_(False)
