@@ -44,7 +44,7 @@ class Recipe:
     iterations: Annotated[int, POSITIVE]  # of the optimiser, over all epochs; the paper: 64,000
     # The rest of an epoch that fills no batch is left out, so that shapes never change.
     batch_size: Annotated[int, POSITIVE] = 128
-    optimizer: Literal["sgd", "adamw"] = "sgd"  # adamw: with betas of 0.9 and 0.999
+    optimizer: Literal["sgd", "adamw"] = "sgd"  # adamw: betas 0.9 and 0.999; it takes an lr of about 0.001
     lr: Annotated[float, POSITIVE] = 0.1  # the peak, for one-cycle and cosine; where poly begins
     momentum: Annotated[float, NOT_NEGATIVE] = 0.9  # of sgd alone
     # sgd: on all parameters, BN's included, as in the papers; adamw: see `resnotes.training.loop.decayed`.
