@@ -11,7 +11,8 @@ from resnotes.errors import unknown
 def numbers(paper: str) -> pd.DataFrame:
     """Every number of `paper`: columns `where, network, metric, value, spread, unit, mark, note`.
 
-    Networks are labelled as in `resnotes.models.from_label`. A value is NaN where the paper gives a word ("fail").
+    Networks are labelled as in `resnotes.models.from_label`, those of language by names of their own.
+    A value is NaN where the paper gives a word ("fail").
 
     Raises:
         UsageError: no such paper.

@@ -37,7 +37,7 @@ class Steps:
     Args:
         network: in train mode.
         task: classification, see `can_capture`.
-        optimizer: SGD; from now on its learning rate is a tensor.
+        optimizer: SGD or AdamW; from now on its learning rate is a tensor.
         scales: what the learning rate of each of its groups is multiplied with.
         step: inputs and labels to loss and logits; trains.
     """
@@ -46,7 +46,7 @@ class Steps:
         self,
         network: nn.Module,
         task: ClassificationTask,
-        optimizer: torch.optim.SGD,
+        optimizer: torch.optim.Optimizer,
         scales: list[float],
         step: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]],
     ) -> None:
@@ -58,11 +58,6 @@ class Steps:
         self._next = torch.zeros(1, dtype=torch.int64, device=task.device)  # step of the epoch
         for group, rates in zip(optimizer.param_groups, self._rates, strict=True):
             group["lr"] = rates[0].clone()
-        # As in SGD's first step, whose own way to begin with none is another kernel.
-        for parameter in network.parameters():
-            state = optimizer.state[parameter]
-            if state.get("momentum_buffer") is None:
-                state["momentum_buffer"] = torch.zeros_like(parameter)
         self._graph = self._captured() if task.device.type == "cuda" else None
 
     def epoch(self, number: int, iterations: range) -> Iterator[Tensor]:
@@ -93,9 +88,7 @@ class Steps:
         return torch.stack([each.double() for each in found])
 
     def _captured(self) -> torch.cuda.CUDAGraph:
-        changed = [*self._network.state_dict().values(), self._next]
-        changed += [self._optimizer.state[parameter]["momentum_buffer"] for parameter in self._network.parameters()]
-        kept = [tensor.clone() for tensor in changed]
+        kept = [tensor.clone() for tensor in self._changed()]
         stream, graph = torch.cuda.current_stream(self._task.device), torch.cuda.CUDAGraph()
         if stream == torch.cuda.default_stream(self._task.device):  # on which nothing can be captured
             stream = torch.cuda.Stream(self._task.device)
@@ -105,11 +98,25 @@ class Steps:
                 for _ in range(WARMUP):
                     self._one()
             torch.cuda.current_stream(self._task.device).wait_stream(stream)
+            self._let_capture(True)
             with torch.cuda.graph(graph, stream=stream):
                 self._found = self._one()
-        for tensor, before in zip(changed, kept, strict=True):
+            self._let_capture(False)
+        # What the optimiser had not begun to keep, it begins at zero.
+        for tensor, before in itertools.zip_longest(self._changed(), kept, fillvalue=torch.zeros(())):
             tensor.copy_(before)
         return graph
+
+    def _let_capture(self, capturable: bool) -> None:
+        """What AdamW asks for in a capture, and warns of outside; SGD does not look at it."""
+        for group in self._optimizer.param_groups:
+            group["capturable"] = capturable
+
+    def _changed(self) -> list[Tensor]:
+        """What a step changes; last of it, what the optimiser keeps, which is nothing before its first step."""
+        states = self._optimizer.state.values()
+        kept = [value for state in states for value in state.values() if isinstance(value, Tensor)]
+        return [*self._network.state_dict().values(), self._next, *kept]
 
 
 def taking_turns(

@@ -71,7 +71,7 @@ def task_for(data: Data, recipe: Recipe, *, seed: int, device: torch.device, pre
     """Classification or segmentation, as the data has one label an image or one a pixel.
 
     Raises:
-        UsageError: a recipe with fields that the task or the schedule ignores, or that is for one process alone; or
+        UsageError: a recipe with fields that task, optimiser or schedule ignore, or that is for one process alone; or
             see the tasks.
     """
     if distributed.size() > 1 and (recipe.blocks != "all" or recipe.recompute):
@@ -79,7 +79,7 @@ def task_for(data: Data, recipe: Recipe, *, seed: int, device: torch.device, pre
             f"{distributed.size()} processes cannot train together with blocks={recipe.blocks!r} and"
             f" recompute={recipe.recompute}; allowed: all and 0, or a single process"
         )
-    recipe.check_schedule()
+    recipe.check_ignored()
     recipe.check_task("classification" if isinstance(data, Classification) else "segmentation")
     if isinstance(data, Classification):
         return ClassificationTask(data, recipe, seed=seed, device=device, precision=precision)
@@ -142,7 +142,7 @@ def pausing(
     where = resolve_device(device)
     task = task_for(data, recipe, seed=seed, device=where, precision=resolve_precision(recipe.precision, where))
     network.to(where).to(memory_format=layout(network, where))
-    optimizer, scales = _sgd(network, recipe)
+    optimizer, scales = _optimizer(network, recipe)
     training = Training(str(where), task.precision, torch.get_num_threads())
     checkpoint = Checkpoint(folder / "checkpoint.pt" if folder else None, data.fingerprint)
     checkpoint.restore(network, optimizer, training)
@@ -194,7 +194,7 @@ def pausing(
 
 
 def _steps(
-    network: nn.Module, task: AnyTask, optimizer: torch.optim.SGD, scales: list[float]
+    network: nn.Module, task: AnyTask, optimizer: torch.optim.Optimizer, scales: list[float]
 ) -> Callable[[int, range], Iterator[Tensor]]:
     """Epoch and iterations to steps of training; each gives its loss, wrong and labelled images or pixels, float64."""
     lies = layout(network, task.device)
@@ -216,25 +216,40 @@ def _steps(
     return epoch
 
 
-def _sgd(network: nn.Module, recipe: Recipe) -> tuple[torch.optim.SGD, list[float]]:
-    """The optimiser, and what the learning rate of each of its groups is multiplied with: an encoder is a group."""
-    named = list(network.named_parameters())
-    encoder = [parameter for name, parameter in named if name.startswith("encoder.")]
-    others = [parameter for name, parameter in named if not name.startswith("encoder.")]
-    groups = [(parameters, scale) for parameters, scale in ((encoder, 1.0), (others, recipe.new_lr)) if parameters]
-    optimizer = torch.optim.SGD(
-        [{"params": parameters} for parameters, _ in groups],
-        lr=recipe.lr,
-        momentum=recipe.momentum,
-        weight_decay=recipe.weight_decay,
-        fused=True,
-    )
+def decayed(network: nn.Module) -> set[str]:
+    """Names of the parameters that AdamW lets decay: matrices of linear and attention layers, kernels of convolutions.
+
+    Biases, what norms scale and shift with, class tokens and embeddings do not decay, as is usual for transformers.
+    """
+    return {
+        f"{owner}.{name}".lstrip(".")
+        for owner, module in network.named_modules()
+        if not isinstance(module, nn.Embedding)
+        for name, parameter in module.named_parameters(recurse=False)
+        if parameter.ndim > 1 and name.endswith("weight")
+    }
+
+
+def _optimizer(network: nn.Module, recipe: Recipe) -> tuple[torch.optim.Optimizer, list[float]]:
+    """The optimiser, and what the learning rate of each of its groups is multiplied with."""
+    sgd = recipe.optimizer == "sgd"
+    decaying = decayed(network)
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, parameter in network.named_parameters():
+        scale = 1.0 if name.startswith("encoder.") else recipe.new_lr
+        decay = recipe.weight_decay if sgd or name in decaying else 0.0
+        groups.setdefault((scale, decay), []).append(parameter)
+    parameters = [{"params": some, "weight_decay": decay} for (_, decay), some in groups.items()]
+    scales = [scale for scale, _ in groups]
+    if not sgd:
+        return torch.optim.AdamW(parameters, lr=recipe.lr, fused=True), scales
+    optimizer = torch.optim.SGD(parameters, lr=recipe.lr, momentum=recipe.momentum, fused=True)
     if recipe.blocks != "all":
         # A block that is left out has no gradient, and SGD leaves it alone: no decay, no momentum in that batch.
         # Fused SGD cannot step if some parameters have a momentum and others, never trained yet, have none.
         for parameter in network.parameters():
             optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
-    return optimizer, [scale for _, scale in groups]
+    return optimizer, scales
 
 
 def _train_mode(network: nn.Module, *, frozen_bn: bool) -> None:

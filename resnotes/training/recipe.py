@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -43,13 +44,16 @@ class Recipe:
     iterations: Annotated[int, POSITIVE]  # of the optimiser, over all epochs; the paper: 64,000
     # The rest of an epoch that fills no batch is left out, so that shapes never change.
     batch_size: Annotated[int, POSITIVE] = 128
-    lr: Annotated[float, POSITIVE] = 0.1  # the peak, for one-cycle; where poly begins
-    momentum: Annotated[float, NOT_NEGATIVE] = 0.9
-    weight_decay: Annotated[float, NOT_NEGATIVE] = 1e-4  # on all parameters, BN's included, as in the papers
-    schedule: Literal["steps", "one-cycle", "poly"] = "steps"
+    optimizer: Literal["sgd", "adamw"] = "sgd"  # adamw: betas 0.9 and 0.999; it takes an lr of about 0.001
+    lr: Annotated[float, POSITIVE] = 0.1  # the peak, for one-cycle and cosine; where poly begins
+    momentum: Annotated[float, NOT_NEGATIVE] = 0.9  # of sgd alone
+    # sgd: on all parameters, BN's included, as in the papers; adamw: see `resnotes.training.loop.decayed`.
+    weight_decay: Annotated[float, NOT_NEGATIVE] = 1e-4
+    schedule: Literal["steps", "one-cycle", "poly", "cosine"] = "steps"
     milestones: tuple[int, ...] = ()  # iterations at which lr is divided by 10; the paper: 32,000 and 48,000
-    warmup_iterations: Annotated[int, NOT_NEGATIVE] = 0  # the papers warm up 400 for 110 layers and more,
-    warmup_lr: Annotated[float, NOT_NEGATIVE] = 0.01  # at this lr
+    # The papers warm up 400 for 110 layers and more, at warmup_lr. For cosine, lr rises in them, as for transformers.
+    warmup_iterations: Annotated[int, NOT_NEGATIVE] = 0
+    warmup_lr: Annotated[float, NOT_NEGATIVE] = 0.01
     pad: Annotated[int, NOT_NEGATIVE] = 4  # random crop from an image padded by so many zeros on each side
     flip: bool = True  # mirror half of the images
     precision: Literal["auto", "float32", "bfloat16"] = "auto"  # bfloat16 autocast where hardware has it
@@ -87,28 +91,39 @@ class Recipe:
             if task != alone and (found := getattr(self, name)) != getattr(Recipe, name):
                 raise UsageError(f"recipe: {name} is for {alone} alone, found {found!r} for {task}; leave it out")
 
-    def check_schedule(self) -> None:
-        """Refuse what the schedule would ignore, likewise.
+    def check_ignored(self) -> None:
+        """Refuse what the optimiser or the schedule would ignore, likewise.
 
         Raises:
             UsageError: names the field.
         """
+        if self.momentum != Recipe.momentum and self.optimizer != "sgd":
+            raise UsageError(f"recipe: momentum is for sgd alone, found {self.momentum!r} for adamw; leave it out")
         if self.milestones and self.schedule != "steps":
             raise UsageError(f"recipe: milestones are for the schedule steps, found {self.schedule!r}; leave them out")
         if self.warmup_lr != Recipe.warmup_lr and not self.warmup_iterations:
             raise UsageError(f"recipe: warmup_lr is {self.warmup_lr!r}, but there are no warmup_iterations")
+        if self.warmup_lr != Recipe.warmup_lr and self.schedule == "cosine":
+            raise UsageError(
+                f"recipe: warmup_lr is {self.warmup_lr!r}, but cosine warms up from 0 to lr; leave warmup_lr out"
+            )
 
     def lr_at(self, iteration: int) -> float:
         """Learning rate of iteration 0, 1, ..., `iterations` - 1.
 
         One-cycle rises linearly over the first 30 % of the iterations and falls linearly to zero.
         Poly falls as (1 - iteration / iterations)^0.9 (Zhao et al. 2017, Sec. 5.1).
+        Cosine rises linearly over the warm-up, which in the other schedules has a rate of its own, and then falls
+        to zero as half a period of a cosine (Loshchilov & Hutter 2017, arXiv 1608.03983, Eq. 5).
         """
-        if iteration < self.warmup_iterations:
-            return self.warmup_lr
+        warmup = self.warmup_iterations
+        if iteration < warmup:
+            return self.lr * (iteration + 1) / (warmup + 1) if self.schedule == "cosine" else self.warmup_lr
         if self.schedule == "steps":
             return self.lr * 0.1 ** sum(iteration >= milestone for milestone in self.milestones)
         if self.schedule == "poly":
             return self.lr * float((1 - iteration / self.iterations) ** 0.9)
+        if self.schedule == "cosine":
+            return self.lr * (1 + math.cos(math.pi * (iteration - warmup) / (self.iterations - warmup))) / 2
         progress = (iteration + 1) / (self.iterations + 1)
         return self.lr * min(progress / 0.3, (1 - progress) / 0.7)

@@ -78,8 +78,9 @@ def assert_same_weights(left: nn.Module, right: nn.Module) -> None:
 recipes = st.builds(
     Recipe,
     iterations=st.integers(1, 10**6),
+    optimizer=st.sampled_from(["sgd", "adamw"]),
     lr=st.floats(1e-6, 10),
-    schedule=st.sampled_from(["steps", "one-cycle", "poly"]),
+    schedule=st.sampled_from(["steps", "one-cycle", "poly", "cosine"]),
     milestones=st.lists(st.integers(0, 10**6), max_size=3).map(tuple),
     flip=st.booleans(),
     probe_images=st.none() | st.integers(1, 10**4),

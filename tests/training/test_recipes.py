@@ -21,6 +21,7 @@ BASE = Recipe(iterations=3, batch_size=8, precision="float32")
 OTHER: dict[str, dict[str, Any]] = {
     "iterations": {"iterations": 4},
     "batch_size": {"batch_size": 6},
+    "optimizer": {"optimizer": "adamw"},
     "lr": {"lr": 0.05},
     "momentum": {"momentum": 0.5},
     "weight_decay": {"weight_decay": 0.01},
@@ -110,9 +111,11 @@ def test_a_field_does_something_or_is_refused(
     [
         ({"schedule": "one-cycle", "milestones": (2,)}, "milestones are for the schedule steps, found 'one-cycle'"),
         ({"warmup_lr": 0.05}, r"warmup_lr is 0.05, but there are no warmup_iterations"),
+        ({"schedule": "cosine", "warmup_iterations": 2, "warmup_lr": 0.05}, "cosine warms up from 0 to lr"),
+        ({"optimizer": "adamw", "momentum": 0.5}, "momentum is for sgd alone, found 0.5 for adamw; leave it out"),
     ],
 )
-def test_fields_that_the_schedule_ignores_are_refused(
+def test_fields_that_schedule_or_optimizer_ignore_are_refused(
     task: str, data: Data, ignored: dict[str, Any], message: str, tmp_path: Path
 ) -> None:
     with pytest.raises(UsageError, match=message):

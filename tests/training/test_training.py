@@ -1,5 +1,6 @@
 """The training loop against torch.optim, torchvision and itself, interrupted in every way."""
 
+import copy
 import dataclasses
 import io
 import itertools
@@ -16,7 +17,7 @@ from kit.runs import assert_same, interrupted, timeless
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.optim.lr_scheduler import MultiStepLR, PolynomialLR
+from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, MultiStepLR, PolynomialLR, SequentialLR
 from torchvision.transforms import functional as vision
 
 from resnotes import datasets, models
@@ -25,7 +26,7 @@ from resnotes.errors import RunError, TrainingDiverged, UsageError
 from resnotes.files import sealed, unsealed
 from resnotes.models import Network
 from resnotes.training import classification, loop
-from resnotes.training.classification import augment, evaluate
+from resnotes.training.classification import augment, batches, evaluate
 from resnotes.training.loop import Training, train
 from resnotes.training.recipe import Recipe
 from resnotes.training.task import Scores
@@ -75,6 +76,18 @@ def test_schedules_are_torchs(change: dict[str, Any], scheduler: Any, options: d
         expected.step()
 
 
+@pytest.mark.parametrize("warmup", [0, 1, 40])
+def test_cosine_is_torchs_after_a_linear_warmup(warmup: int) -> None:
+    recipe = Recipe(iterations=640, schedule="cosine", warmup_iterations=warmup)
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.1)
+    rise, fall = LinearLR(optimizer, 1 / (warmup + 1), total_iters=warmup), CosineAnnealingLR(optimizer, 640 - warmup)
+    expected = SequentialLR(optimizer, [rise, fall], [warmup]) if warmup else fall
+    for iteration in range(640):
+        assert math.isclose(recipe.lr_at(iteration), expected.get_last_lr()[0], abs_tol=1e-9)
+        optimizer.step()
+        expected.step()
+
+
 @given(st.integers(1, 3000), st.floats(1e-3, 10))
 def test_one_cycle_rises_for_three_tenths_and_falls_to_nothing(iterations: int, lr: float) -> None:
     recipe = Recipe(iterations=iterations, schedule="one-cycle", lr=lr)
@@ -95,7 +108,8 @@ def test_one_cycle_rises_for_three_tenths_and_falls_to_nothing(iterations: int, 
         ({"lr": float("nan")}, "lr must be a finite number, found nan"),
         ({"weight_decay": -1e-4}, "weight_decay must not be negative"),
         ({"snapshots": (3, 0)}, "snapshots must be positive, found .3, 0."),
-        ({"schedule": "cosine"}, "schedule must be one of steps, one-cycle, poly, found 'cosine'"),
+        ({"schedule": "linear"}, "schedule must be one of steps, one-cycle, poly, cosine, found 'linear'"),
+        ({"optimizer": "adam"}, "optimizer must be one of sgd, adamw, found 'adam'"),
         ({"flip": 1}, "flip must be True or False, found 1"),
         ({"crop": (32,)}, r"crop must be a height and a width in whole pixels, found \(32,\)"),
         ({"crop": (0, 32)}, "crop must be a height and a width"),
@@ -177,6 +191,40 @@ def test_training_is_torchs_sgd_on_the_whole_data(data: Classification) -> None:
     assert [row.train_loss for row in record.history] == pytest.approx(losses, rel=1e-4)
     assert [row.iteration for row in record.history] == [1, 2, 3, 4]
     assert [row.lr for row in record.history] == pytest.approx([0.1, 0.1, 0.01, 0.001])
+
+
+def test_adamw_is_torchs_and_lets_matrices_and_kernels_decay(data: Classification) -> None:
+    """Bit by bit, on all that transformers are made of."""
+    recipe = dataclasses.replace(SHORT, optimizer="adamw", schedule="cosine", lr=0.01, weight_decay=0.5)
+
+    class Tokens(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.patches, self.norm, self.places = nn.Conv2d(1, 4, 4, 4), nn.LayerNorm(4), nn.Embedding(5, 4)
+            self.attention, self.head = nn.MultiheadAttention(4, 2, batch_first=True), nn.Linear(4, 10)
+            self.class_token = nn.Parameter(torch.zeros(1, 1, 4))
+
+        def forward(self, images: Tensor) -> Tensor:
+            tokens = self.patches(images).flatten(2).mT
+            tokens = torch.cat([self.class_token.expand(len(images), 1, 4), tokens], 1) + self.places.weight
+            return self.head(self.norm(self.attention(tokens, tokens, tokens)[0][:, 0]))
+
+    torch.manual_seed(0)
+    trained = Tokens().to(memory_format=torch.channels_last)
+    reference = copy.deepcopy(trained).train()
+    train(trained, data, recipe, seed=0, device="cpu")
+
+    named = dict(reference.named_parameters())
+    kernels = ["patches.weight", "attention.in_proj_weight", "attention.out_proj.weight", "head.weight"]
+    others = [parameter for name, parameter in named.items() if name not in kernels]
+    groups = [{"params": [named[name] for name in kernels]}, {"params": others, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.999), weight_decay=0.5, fused=True)
+    epochs = (batches(data.train_images, data.train_labels, recipe, seed=0, epoch=epoch) for epoch in (1, 2, 3, 4))
+    for iteration, (images, labels) in zip(range(recipe.iterations), itertools.chain(*epochs), strict=False):
+        for group in optimizer.param_groups:
+            group["lr"] = recipe.lr_at(iteration)
+        loop.optimizer_step(reference, optimizer, data.normalization(images), labels, "float32")
+    torch.testing.assert_close(trained.state_dict(), reference.state_dict(), rtol=0, atol=0)
 
 
 def test_epochs_leave_out_what_fills_no_batch(data: Classification, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -262,9 +310,10 @@ SEGMENTATION = {"num_classes": 25, "width": 4, "depths": (1, 1), "head_width": 4
         ("resnet-8", {"shortcut": "dropout:0.5"}, SHORT),
         ("preresnet-14", {}, dataclasses.replace(SHORT, blocks="exactly:2")),
         ("preresnet-14", {}, dataclasses.replace(SHORT, blocks="stochastic-depth:0.3")),
+        ("preresnet-14", {}, dataclasses.replace(SHORT, blocks="exactly:2", optimizer="adamw", lr=0.01)),
         ("pspnet-small", SEGMENTATION, AUGMENTED),
     ],
-    ids=["classification", "exactly", "stochastic depth", "segmentation"],
+    ids=["classification", "exactly", "stochastic depth", "adamw", "segmentation"],
 )
 def test_going_on_after_an_interruption_changes_nothing(
     data: Classification, tmp_path: Path, name: str, options: dict[str, Any], recipe: Recipe, iteration: int

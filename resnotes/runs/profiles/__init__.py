@@ -75,7 +75,7 @@ class Study:
         name, options = from_label(model)
         rate = {} if lr is None else {"lr": lr}
         recipe = Recipe(**{**self.recipe, **self.recipes.get(model, {}), **rate})
-        recipe.check_schedule()
+        recipe.check_ignored()
         alike = {name: getattr(self, name) for name in ("dataset", "data", "pretrained", "train_images")}
         return RunSpec(model=name, seed=seed, recipe=recipe, options=options, **alike)
 
