@@ -12,15 +12,25 @@ from resnotes.errors import UsageError
 
 
 def check_images(images: Tensor) -> None:
-    """Refuse what are no normalised images.
+    """Refuse what are neither normalised images nor tokens, which a language model takes in place of images.
 
     Raises:
         UsageError: says what was found.
     """
-    if not isinstance(images, Tensor) or images.ndim != 4 or not images.is_floating_point():
-        raise UsageError(f"expected normalised images, floating point [N, C, H, W]; found {_described(images)}")
+    pixels = isinstance(images, Tensor) and images.ndim == 4 and images.is_floating_point()
+    tokens = isinstance(images, Tensor) and images.ndim == 2 and images.dtype == torch.int64
+    if not pixels and not tokens:
+        raise UsageError(
+            f"expected normalised images, floating point [N, C, H, W], or tokens, int64 [N, T]; found"
+            f" {_described(images)}"
+        )
     if not len(images):
         raise UsageError("expected at least one image, found none")
+
+
+def beside(images: Tensor, weight: Tensor) -> Tensor:
+    """Images on the device and in the precision of a weight; tokens, which are whole numbers, on its device."""
+    return images.to(weight.device, weight.dtype if images.is_floating_point() else images.dtype)
 
 
 def check_labels(labels: Tensor, images: Tensor, classes: int | None = None) -> None:

@@ -27,7 +27,8 @@ class Block(nn.Module):
     The names are those of He et al. 2016, Eqs. (1)-(2): ``shortcut`` is h, ``residual`` is F, ``after`` is f.
 
     Args:
-        residual: the branch with the weights, ``[N, C_in, H, W] -> [N, C_out, H', W']``.
+        residual: the branch with the weights, ``[N, C_in, H, W] -> [N, C_out, H', W']``; in a transformer, of tokens
+            ``[N, T, C]``.
         shortcut: the branch around it, of the same shapes; None in a plain network.
         after: what follows the addition.
     """
@@ -49,7 +50,7 @@ class Network(nn.Module):
     """``head(blocks(stem(x)))``.
 
     Args:
-        stem: input ``[N, in_channels, H, W]`` to the first block's input.
+        stem: input, such as images ``[N, in_channels, H, W]`` or tokens ``[N, T]``, to the first block's input.
         blocks: the units, in order, over all stages.
         head: the last unit's output to logits ``[N, num_classes]``.
         stages: number of blocks in each stage (one map size); all are one by default.

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from resnotes.devices import autocast
 from resnotes.errors import UsageError
 from resnotes.models.adapters import Parts, blocks_of
-from resnotes.models.inputs import check_images, check_labels, check_logits, check_result, evaluating
+from resnotes.models.inputs import beside, check_images, check_labels, check_logits, check_result, evaluating
 from resnotes.models.network import agree, branches, has_forward, kept_statistics
 
 _DROP_BLOCKS = ("StochasticDepth", "DropPath")  # as torchvision and timm call them
@@ -109,7 +109,7 @@ def classify(
     """
     name = type(model).__name__
     weight = next(model.parameters(), images)
-    images, labels = images.to(weight.device, weight.dtype), labels.to(weight.device, torch.int64)
+    images, labels = beside(images, weight), labels.to(weight.device, torch.int64)
     *_, last, logits = in_a_row(model, images, through)
     check_logits(logits, f"the head of {name}", len(images))
     check_labels(labels, images, logits.shape[1])

@@ -16,6 +16,7 @@ from resnotes.models.network import Network
 from resnotes.models.residual import FAMILIES, residual_network
 from resnotes.models.segmentation import NAMES as SEGMENTATION
 from resnotes.models.segmentation import SMALL, SegmentationNetwork
+from resnotes.models.transformer import vision_transformer
 
 Builder = Callable[..., Any]
 
@@ -23,6 +24,7 @@ _NAMES = [
     *(f"{family}-N (N = {3 * count}n + 2)" for family, (count, _) in FAMILIES.items()),
     *LAYOUTS,
     *FEEDFORWARD,
+    "vit-L (L >= 1)",
     f"fcn-E, pspnet-E (E = {SMALL}, {', '.join(LAYOUTS)})",
 ]
 
@@ -33,6 +35,8 @@ def _ours(name: str) -> Builder | None:
     """The builder of a network of the package."""
     if (match := re.fullmatch(r"([a-z]+)-(\d+)", name)) and match[1] in FAMILIES:
         return partial(residual_network, match[1], int(match[2]))
+    if match and match[1] == "vit":
+        return partial(vision_transformer, int(match[2]))
     if name in FEEDFORWARD:
         return FEEDFORWARD[name]
     if name in LAYOUTS:
@@ -96,13 +100,13 @@ def build(name: str, **options: Any) -> Any:
 
     Args:
         name: ``plain-N``, ``resnet-N`` or ``preresnet-N`` with N = 6n + 2, ``bottleneck-N`` or ``prebottleneck-N``
-            with N = 9n + 2, ``resnet18`` to ``resnet152``, ``vgg-15`` (the only depth of a VGG), ``alexnet``, for
-            segmentation ``fcn-E`` or ``pspnet-E`` with an encoder E, ``small`` or ``resnet18`` to ``resnet152``, or
-            what somebody registered, see `register`.
+            with N = 9n + 2, ``resnet18`` to ``resnet152``, ``vgg-15`` (the only depth of a VGG), ``alexnet``,
+            ``vit-L`` with L layers, for segmentation ``fcn-E`` or ``pspnet-E`` with an encoder E, ``small`` or
+            ``resnet18`` to ``resnet152``, or what somebody registered, see `register`.
         options: ``num_classes``, ``in_channels``, ``width`` and others, see
             `resnotes.models.residual.residual_network` for networks with N, `resnotes.models.feedforward` for VGG
-            and AlexNet, `resnotes.models.imagenet.ImageNetResNet`, and
-            `resnotes.models.segmentation.SegmentationNetwork`.
+            and AlexNet, `resnotes.models.transformer.vision_transformer`, `resnotes.models.imagenet.ImageNetResNet`,
+            and `resnotes.models.segmentation.SegmentationNetwork`.
 
     Returns:
         A `Network`; for ``resnet18`` to ``resnet152`` a `resnotes.models.imagenet.ImageNetResNet`, which has its stem,

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from resnotes.devices import autocast
 from resnotes.errors import UsageError
 from resnotes.models.adapters import Parts, blocks_of
-from resnotes.models.inputs import check_result, evaluating
+from resnotes.models.inputs import beside, check_result, evaluating
 from resnotes.models.network import agree, copied, has_forward
 from resnotes.models.passes import in_a_row, visit
 
@@ -35,13 +35,13 @@ class Steps:
 
     def input(self, images: Tensor) -> Tensor:
         """A copy of `images` as the network takes them: the stem may write over it."""
-        parameter = next(self.module.parameters(), images)
-        return images.to(parameter.device, parameter.dtype).clone(memory_format=self._memory_format)
+        return beside(images, next(self.module.parameters(), images)).clone(memory_format=self._memory_format)
 
     def stem(self, images: Tensor) -> Tensor:
         """Images to the first block's input, in the precision of the weights."""
         x = self.input(images)
-        return cast(Tensor, self.module.stem(x)).to(x.dtype)
+        found = cast(Tensor, self.module.stem(x))
+        return found.to(x.dtype) if x.is_floating_point() else found
 
     def keep(self, i: int, x: Tensor) -> Tensor:
         """The output of block `i` as it is."""

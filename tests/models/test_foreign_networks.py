@@ -460,7 +460,10 @@ MEASURES: dict[str, Callable[[nn.Module, Tensor, Tensor], object]] = {
     ("wrong", "message"),
     [
         ({"images": IMAGES[:0], "labels": LABELS[:0]}, "expected at least one image, found none"),
-        ({"images": IMAGES.to(torch.uint8)}, r"images, floating point \[N, C, H, W\]; found uint8 \[6, 3, 8, 8\]"),
+        (
+            {"images": IMAGES.to(torch.uint8)},
+            r"floating point \[N, C, H, W\], or tokens, .*; found uint8 \[6, 3, 8, 8\]",
+        ),
         ({"labels": LABELS[:5]}, r"expected one label an image, whole numbers \[6\]; found int64 \[5\]"),
         ({"labels": LABELS.tolist()}, "found list"),
         ({"labels": LABELS.float()}, r"found float32 \[6\]"),
@@ -639,10 +642,10 @@ def with_flat_head() -> nn.Module:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: nn.Linear(2, 2), "cannot adapt a Linear; known are torchvision's ResNet"),
+        (lambda: nn.Linear(2, 2), "cannot adapt a Linear; known are torchvision.ResNet, "),
         (with_other_forward, "cannot adapt this Warm: .* put out something else"),
         (with_hook, "cannot adapt this ResNet: .* put out something else"),
-        (without_a_stage, "cannot adapt this ResNet: its parts are not those of a ResNet"),
+        (without_a_stage, "cannot adapt this ResNet: its parts are not those of a torchvision.ResNet"),
         (with_flat_head, r"ResNet cannot be evaluated on images \[1, 3, 64, 64\]"),
     ],
 )
