@@ -69,7 +69,7 @@ def check_repeatable(model: nn.Module) -> None:
 
 @contextlib.contextmanager
 def _one_attention() -> Iterator[None]:
-    """For a while, `nn.MultiheadAttention` computes alike with gradients and without: its fast path rounds otherwise."""
+    """For a while, `nn.MultiheadAttention` takes no fast path without gradients, which rounds otherwise."""
     usual = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
