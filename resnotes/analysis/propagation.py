@@ -28,7 +28,7 @@ def _check_network(network: nn.Module) -> None:
     if not isinstance(network, Network):
         raise UsageError(
             f"expected a network of resnotes.models, found {type(network).__name__}; resnotes.unravel.adapt makes one"
-            " of torchvision's ResNets"
+            " of torchvision's ResNets and others"
         )
 
 

@@ -44,8 +44,7 @@ def _require(part: object, what: str, names: tuple[str, str, str]) -> None:
     if missing := [name for name in names if not hasattr(part, name)]:
         raise UsageError(
             f"expected {names[0]}, {names[1]} and {names[2]}, as all networks here have; found {what} without"
-            f" {missing[0]}; resnotes.unravel.adapt gives that shape to torchvision's ResNets and"
-            " others"
+            f" {missing[0]}; resnotes.unravel.adapt gives that shape to those it knows"
         )
 
 

@@ -68,6 +68,17 @@ def check_repeatable(model: nn.Module) -> None:
 
 
 @contextlib.contextmanager
+def _one_attention() -> Iterator[None]:
+    """For a while, `nn.MultiheadAttention` takes no fast path without gradients, which rounds otherwise."""
+    usual = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(usual)
+
+
+@contextlib.contextmanager
 def measuring(model: nn.Module, images: Tensor, labels: Tensor) -> Iterator[None]:
     """For a measurement, whatever the caller's settings: in full precision, with graphs; BN's statistics are kept.
 
@@ -76,7 +87,13 @@ def measuring(model: nn.Module, images: Tensor, labels: Tensor) -> Iterator[None
     """
     check(model, images, labels)
     device = next(model.parameters(), images).device
-    with torch.inference_mode(False), autocast(device, "float32"), kept_statistics(model), evaluating(model, images):
+    with (
+        torch.inference_mode(False),
+        autocast(device, "float32"),
+        _one_attention(),
+        kept_statistics(model),
+        evaluating(model, images),
+    ):
         yield
 
 

@@ -2,8 +2,8 @@
 
 `lesions`: delete or reorder the blocks of a trained network, whose weights are never touched. `gradients`: split the
 gradient by the length of the paths that carry it, exactly or by random signs. Both take a network of stem, blocks and
-head; `adapt` gives that shape to torchvision's ResNets. `lengths`: what such a split says; `enumeration`: all paths
-through a few units; `refinement`: the rival view, of blocks that refine one estimate.
+head; `adapt` gives that shape to ResNets and transformers of others. `lengths`: what such a split says; `enumeration`:
+all paths through a few units; `refinement`: the rival view, of blocks that refine one estimate.
 """
 
 from resnotes.models.adapters import adapt

@@ -124,7 +124,8 @@ def path_gradients(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
     Args:
         model: any network of stem, blocks and head; left as it was. What counts as the shortcut path is all of a
             unit's shortcut, with the projections and gates in it.
-        images: normalised images ``[N, C, H, W]``. Memory grows with them; in eval mode they can be split.
+        images: normalised images ``[N, C, H, W]``, or tokens int64 ``[N, T]``, where the stem takes these. Memory grows
+            with them; in eval mode they can be split.
         labels: int64 ``[N]``.
 
     Returns:

@@ -5,8 +5,9 @@ block the residual branch goes; its shortcut, down-sampling included, and what f
 ``after(shortcut(x))``, without a shortcut ``after(x)``. (With ReLU after the addition that is the identity on the
 non-negative maps between blocks.) The deletion itself is `resnotes.unravel.steps.Steps.delete`.
 
-All measures take normalised images ``[N, C, H, W]``, use eval mode and leave the network alone: the arithmetic is
-done on a copy, so a sweep that is interrupted leaves nothing behind.
+All measures take normalised images ``[N, C, H, W]``, of which a language model has tokens in place, int64 ``[N, T]``.
+They use eval mode and leave the network alone: the arithmetic is done on a copy, so a sweep that is interrupted leaves
+nothing behind.
 """
 
 from __future__ import annotations
@@ -149,7 +150,8 @@ def lesion_logits(
             ``torch.bfloat16`` is faster and may change some predictions.
         repair: normalised images ``[M, C, H, W]`` of the training set. With them, the statistics of all BN layers are
             computed anew after each lesion, as `resnotes.models.recalibrate` does on these images: what a
-            lesion then costs is lost computation, and not that the statistics became stale. Nothing is trained.
+            lesion then costs is lost computation, and not that the statistics became stale. Nothing is trained; in a
+            network without BN, such as a transformer, nothing changes.
 
     Returns:
         ``[number of lesions, N, classes]``, on the CPU.

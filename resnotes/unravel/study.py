@@ -53,7 +53,8 @@ def lesion_study(
         lengths: of runs of consecutive blocks that are deleted together, from each block on from which they can be.
         seed: of the draws.
         repair: normalised training images on which BN's statistics are taken anew after each lesion of a kind that is
-            `repaired`, see `resnotes.unravel.lesion_logits`; None for lesions as they are alone.
+            `repaired`, see `resnotes.unravel.lesion_logits`; None for lesions as they are alone. Without BN, nothing
+            changes.
         repaired: of the kinds ``"single"``, ``"run"``, ``"random"``, ``"exchanged"``.
 
     Returns:
