@@ -22,9 +22,9 @@ Builder = Callable[..., Any]
 
 _NAMES = [
     *(f"{family}-N (N = {3 * count}n + 2)" for family, (count, _) in FAMILIES.items()),
+    "vit-L (L >= 1)",
     *LAYOUTS,
     *FEEDFORWARD,
-    "vit-L (L >= 1)",
     f"fcn-E, pspnet-E (E = {SMALL}, {', '.join(LAYOUTS)})",
 ]
 
