@@ -134,10 +134,10 @@ class _Embedding(nn.Module):
         return found
 
 
-def _pre_ln(stem: nn.Module, branches: list[list[nn.Module]], head: list[nn.Module], name: str) -> Network:
+def _pre_ln(model: Any, stem: nn.Module, branches: list[list[nn.Module]], *head: nn.Module) -> Network:
     """A transformer of residual branches, each of layers in a row."""
     blocks = [Block(nn.Sequential(*layers), nn.Identity(), nn.Identity()) for layers in branches]
-    return Network(stem, blocks, nn.Sequential(*head), name=name)
+    return Network(stem, blocks, nn.Sequential(*head), name=type(model).__name__)
 
 
 def _torchvision_vit(model: Any) -> Network:
@@ -146,18 +146,16 @@ def _torchvision_vit(model: Any) -> Network:
     branches = []
     for layer in encoder.layers:
         branches += [[layer.ln_1, _Attention(layer.self_attention), layer.dropout], [layer.ln_2, layer.mlp]]
-    head = [encoder.ln, Pool(0), model.heads]
-    return _pre_ln(nn.Sequential(stem, encoder.dropout), branches, head, type(model).__name__)
+    return _pre_ln(model, nn.Sequential(stem, encoder.dropout), branches, encoder.ln, Pool(0), model.heads)
 
 
 def _transformers_vit(model: Any) -> Network:
+    body = model.vit
     branches = []
-    for layer in model.vit.layers:
+    for layer in body.layers:
         branches.append([layer.layernorm_before, _Attention(layer.attention), layer.dropout])
         branches.append([layer.layernorm_after, layer.mlp, layer.dropout])
-    return _pre_ln(
-        model.vit.embeddings, branches, [model.vit.layernorm, Pool(0), model.classifier], type(model).__name__
-    )
+    return _pre_ln(model, body.embeddings, branches, body.layernorm, Pool(0), model.classifier)
 
 
 def _transformers_gpt2(model: Any) -> Network:
@@ -168,7 +166,7 @@ def _transformers_gpt2(model: Any) -> Network:
     for layer in body.h:
         branches += [[layer.ln_1, _Attention(layer.attn)], [layer.ln_2, layer.mlp]]
     stem = nn.Sequential(_Embedding(body.wte, body.wpe), body.drop)
-    return _pre_ln(stem, branches, [body.ln_f, Pool(-1), model.lm_head], type(model).__name__)
+    return _pre_ln(model, stem, branches, body.ln_f, Pool(-1), model.lm_head)
 
 
 # By package and class. None of these packages need be there.

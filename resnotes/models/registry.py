@@ -23,8 +23,8 @@ Builder = Callable[..., Any]
 _NAMES = [
     *(f"{family}-N (N = {3 * count}n + 2)" for family, (count, _) in FAMILIES.items()),
     *LAYOUTS,
-    *FEEDFORWARD,
     "vit-L (L >= 1)",
+    *FEEDFORWARD,
     f"fcn-E, pspnet-E (E = {SMALL}, {', '.join(LAYOUTS)})",
 ]
 
