@@ -208,9 +208,10 @@ class Words:
             raise self._wrong(kind, name, f"its texts name {{{field}}}, which the cell does not give")
         for field in sorted(set(values) - named):
             raise self._wrong(kind, name, f"the cell gives {field}=, which none of its texts names")
+        all_values = {**self.common, **values}
         try:
             return {
-                part: {language: typeset(text.format(**{**self.common, **values})) for language, text in each.items()}
+                part: {language: typeset(_Filling().format(text, **all_values)) for language, text in each.items()}
                 for part, each in texts.items()
             }
         except (TypeError, ValueError) as error:  # such as {gap:.1f} of a text
@@ -218,6 +219,15 @@ class Words:
 
     def _wrong(self, kind: str, name: str, what: str) -> UsageError:
         return UsageError(f"{self.path.name}, [{kind}.{name}]: {what}")
+
+
+class _Filling(string.Formatter):
+    """Sets numbers to which a text gives no format of their own to three digits."""
+
+    def format_field(self, value: Any, format_spec: str) -> str:
+        if isinstance(value, float) and not format_spec:
+            return number(value, 3)
+        return str(super().format_field(value, format_spec))
 
 
 def _is_text(found: Any) -> TypeGuard[Text]:

@@ -52,6 +52,11 @@ def test_texts_are_filled_and_typeset(tmp_path):
     words(tmp_path).check_uses()
 
 
+def test_a_number_has_three_digits_where_a_text_says_nothing_else(tmp_path):
+    found = words(tmp_path).claim("deeper-is-worse", {"deep": -20.371428571})
+    assert found.statement["en"].startswith("\N{MINUS SIGN}20.4 layers")
+
+
 def test_common_values_may_be_named_or_not_and_a_cell_has_its_own(tmp_path):
     found = words(tmp_path, deep=56, shallow=20)
     captions = [found.figure("01_depth", values)[0]["en"] for values in ({}, {"deep": 44})]
