@@ -1,4 +1,4 @@
-"""A network and images that a reader names, in the form that every measurement here takes."""
+"""A network and images that a reader names, in the form that every measurement takes."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Given:
         network: the same as stem, blocks and head, which measurements take.
         images: normalised, ``[N, C, H, W]``.
         labels: int64 ``[N]``; the network's own answers, where it was not trained for the labels of the data.
-        repair: normalised images of the training set, on which BN's statistics can be taken anew.
+        repair: normalised images of the training set, on which BN's statistics can be taken anew; none where BN has none.
         dataset: in words.
         iterations: how long it was trained, 0 for random weights, None where nobody knows.
         scope: of evidence, ``"live"`` or ``"published"``.
@@ -156,28 +156,30 @@ def _elsewhere(kind: str, name: str, data: str, images: int, weights: str) -> _F
         state, _ = read_weights(Path(weights).expanduser(), "", "name another file as weights")
     published, remarks = kind == "torchvision", list[str]()
     if published:
-        classes = list(state.values())[-1].numel() if state else known.num_classes
-        model, channels, side = _torchvision(name, classes), 3, _SIDE if state else None
+        model = _torchvision(name, list(state.values())[-1].numel() if state else known.num_classes)
     else:
         model = _call(kind, name, num_classes=known.num_classes, in_channels=known.in_channels)
-        channels, side = known.in_channels, None
     if state:
         try:
             model.load_state_dict(state)
         except RuntimeError as error:
             reason = textwrap.shorten(str(error), 300)  # PyTorch lists all keys that are missing
             raise UsageError(f"the weights {weights} do not fit {kind}:{name}: {reason}") from error
-    if known.in_channels < channels:
+    channels = next((layer.in_channels for layer in model.modules() if isinstance(layer, nn.Conv2d)), 0)
+    if known.in_channels == 1 < channels:
         sample, repair = (each.expand(-1, channels, -1, -1) for each in (sample, repair))
-        remarks.append("grey images, repeated in three channels")
-    side = getattr(model, "image_size", side)
+        remarks.append("grey images, the same in each channel")
+    side = getattr(model, "image_size", _SIDE if published and state else None)
     if isinstance(side, int) and tuple(sample.shape[2:]) != (side, side):
         sample, repair = (_resized(each, side) for each in (sample, repair))
         remarks.append(f"images resized to {side}x{side} pixels")
     normalization = _IMAGENET if published and state else Normalization.by_channel(torch.cat([sample, repair]))
     remarks.append("normalised as ImageNet is" if published and state else "normalised by the channels' mean and std")
-    pixels = [normalization(each) if len(each) else each.float() for each in (sample, repair)]
     random = published and not state
+    if random:
+        repair = repair[:0]
+        remarks.append("random weights, with which BN has not gathered statistics that could be repaired")
+    pixels = [normalization(each) if len(each) else each.float() for each in (sample, repair)]
     return _Found(
         f"{name} (random weights)" if random else name,
         model,
