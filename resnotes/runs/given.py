@@ -40,7 +40,7 @@ class Given:
         network: the same as stem, blocks and head, which measurements take.
         images: normalised, ``[N, C, H, W]``.
         labels: int64 ``[N]``; the network's own answers, where it was not trained for the labels of the data.
-        repair: normalised images of the training set, on which BN's statistics can be taken anew; none where BN has none.
+        repair: normalised images of the training set, on which BN can take its statistics anew; none where it has none.
         dataset: in words.
         iterations: how long it was trained, 0 for random weights, None where nobody knows.
         scope: of evidence, ``"live"`` or ``"published"``.
