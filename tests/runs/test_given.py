@@ -13,6 +13,7 @@ from torch import nn
 
 from resnotes import datasets, models, unravel
 from resnotes.book import notebooks
+from resnotes.datasets import folders
 from resnotes.errors import DatasetError, ResnotesError, UsageError
 from resnotes.runs.given import given
 
@@ -27,7 +28,8 @@ def bare(num_classes, in_channels):
     "Every block halves the map, and there is no BN."
     branches = [nn.Sequential(nn.ReLU(), nn.Conv2d(c, 2 * c, 3, 2, 1)) for c in (4, 8)]
     blocks = [Block(branch, nn.Conv2d(c, 2 * c, 1, 2), nn.Identity()) for c, branch in zip((4, 8), branches)]
-    return Network(nn.Conv2d(in_channels, 4, 3), blocks, nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, num_classes)))
+    head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, num_classes))
+    return Network(nn.Conv2d(in_channels, 4, 3), blocks, head)
 
 
 def flat(num_classes, in_channels):
@@ -73,7 +75,7 @@ def executed(capsys: pytest.CaptureFixture[str], **parameters: object) -> str:
     return capsys.readouterr().out
 
 
-ASKED = ["deletion-is-gentle", "half-is-stale", "deep-runs", "exchange", "short-paths", "descend", "lens", "angle"]
+ASKED = ["deletion-is-gentle", "half-is-stale", "deep-runs", "exchange", "short-paths", "branches", "lens", "angle"]
 
 
 @pytest.mark.parametrize(
@@ -81,7 +83,7 @@ ASKED = ["deletion-is-gentle", "half-is-stale", "deep-runs", "exchange", "short-
     [
         ("torchvision:resnet18", ["half-is-stale", "lens"]),
         ("vit", ["half-is-stale"]),
-        ("bare", ["deletion-is-gentle", "half-is-stale", "deep-runs", "exchange", "descend", "lens", "angle"]),
+        ("bare", ["deletion-is-gentle", "half-is-stale", "deep-runs", "exchange", "branches", "lens", "angle"]),
         ("flat", ["half-is-stale", "deep-runs", "exchange", "lens", "angle"]),
     ],
 )
@@ -141,19 +143,19 @@ def folder(root: Path, parts: tuple[str, ...], sizes: tuple[int, ...]) -> Path:
 
 
 def test_a_folder_of_classes_is_read_evenly_and_no_image_twice(tmp_path: Path) -> None:
-    flat = datasets.folders.load(folder(tmp_path / "flat", ("",), (8,)), train=9, test=2)
+    flat = folders.load(folder(tmp_path / "flat", ("",), (8,)), train=9, test=2)
     assert (flat.classes, flat.variant, flat.sizes) == (("a", "b"), "flat", (4, 2))
     greys = [images[:, 0, 0, 0].tolist() for images in (flat.test_images, flat.train_images)]
     assert greys == [[0, 10], [1, 2, 11, 12]]
     assert (flat.test_labels.tolist(), flat.train_labels.tolist()) == ([0, 1], [0, 0, 1, 1])
-    split = datasets.folders.load(folder(tmp_path / "split", ("train", "test"), (8, 16, 400)), train=2, test=6)
+    split = folders.load(folder(tmp_path / "split", ("train", "test"), (8, 16, 400)), train=2, test=6)
     assert split.test_images.shape == (6, 3, 256, 256) and split.train_images.shape[0] == 2
     assert split.test_images[:, 0, 0, 0].tolist() == [100, 101, 102, 110, 111, 112]
     (tmp_path / "flat/a/1.png").write_bytes(b"no image")
     with pytest.raises(DatasetError, match=r"a/1\.png is damaged"):
-        datasets.folders.load(tmp_path / "flat", train=9, test=2)
+        folders.load(tmp_path / "flat", train=9, test=2)
     with pytest.raises(DatasetError, match="expected a folder of PNG or JPEG files for each class"):
-        datasets.folders.load(tmp_path / "flat" / "b", train=9, test=2)
+        folders.load(tmp_path / "flat" / "b", train=9, test=2)
 
 
 def test_a_folder_is_given_to_a_network(mine: str, tmp_path: Path) -> None:
