@@ -56,46 +56,50 @@ def tally(entries: Ledger) -> pd.DataFrame:
 
 
 def question_chain(entries: Ledger) -> Figure:
-    """The question that leads to the next one, from PSPNet through residual networks back to it; 7 inches wide.
+    """The question that leads to the next one, from PSPNet through residual networks to the reader's; 7 inches wide.
 
     Below each question: how many claims of its notebook are true, false and undecided.
     """
-    width, height, gap = 1.2, 1.22, 0.2
+    width, height, gap, in_row = 1.5, 1.1, 0.25, 4
     first, *others = story.chapters()
     opening = "A baseline, and what its failures have in common. But what is the ResNet that it is built of?"
     boxes = [(first, first.source, opening)]
     boxes += [(chapter, chapter.source, chapter.question["en"]) for chapter in others]
-    boxes += [(first, f"back to {first.source.partition(',')[0]}", first.question["en"])]
-    fig, ax = plt.subplots(figsize=(7, 2.0))
+    boxes.insert(in_row, (first, f"back to {first.source.partition(',')[0]}", first.question["en"]))
+    fig, ax = plt.subplots(figsize=(7, 3.4))
     for position, (chapter, source, question) in enumerate(boxes):
-        left, middle = position * (width + gap), position * (width + gap) + width / 2
+        row, column = divmod(position, in_row)
+        left, bottom = column * (width + gap), -row * (height + 0.55)
+        middle, top = left + width / 2, bottom + height
         shape = FancyBboxPatch(
-            (left, 0), width, height, boxstyle="round,pad=0,rounding_size=0.06", fc="#EAF3FA", ec="#0072B2", lw=0.8
+            (left, bottom), width, height, boxstyle="round,pad=0,rounding_size=0.06", fc="#EAF3FA", ec="#0072B2", lw=0.8
         )
         ax.add_patch(shape)
         lines: dict[str, Any] = {"ha": "center", "va": "top", "linespacing": 1.4}
-        ax.text(middle, height - 0.09, source, fontsize=6, color="#0B4F80", **lines)
-        ax.text(middle, height - 0.24, chapter.name["en"], fontsize=6.5, weight="bold", color="#0B4F80", **lines)
-        ax.text(middle, height - 0.46, fill(question, 22), fontsize=6.5, **lines)
+        ax.text(middle, top - 0.09, source, fontsize=6, color="#0B4F80", **lines)
+        ax.text(middle, top - 0.24, chapter.name["en"], fontsize=6.5, weight="bold", color="#0B4F80", **lines)
+        ax.text(middle, top - 0.46, fill(question, 27), fontsize=6.5, **lines)
         if position:
             arrow: dict[str, Any] = {"arrowstyle": "-|>,head_length=3,head_width=1.6", "mutation_scale": 1}
             arrow |= {"color": "0.3", "shrinkA": 0, "shrinkB": 0}
-            ax.annotate("", (left - 0.02, height / 2), (left - gap + 0.02, height / 2), arrowprops=arrow)
-            _bar(ax, left, width, verdicts(claims_of(entries, chapter.notebook)))
-            ax.text(middle, -0.33, f"notebook {chapter.notebook[:2]}", fontsize=6, color="0.3", **lines)
+            ends = (left - 0.02, bottom + height / 2), (left - gap + 0.02, bottom + height / 2)
+            ax.annotate("", *ends, arrowprops=arrow)
+            _bar(ax, left, bottom, width, verdicts(claims_of(entries, chapter.notebook)))
+            ax.text(middle, bottom - 0.33, f"notebook {chapter.notebook[:2]}", fontsize=6, color="0.3", **lines)
     for position, (word, color) in enumerate(COLORS.items()):
         ax.add_patch(Rectangle((0.02, -0.18 - 0.13 * position), 0.1, 0.08, fc=color))
         ax.text(0.17, -0.14 - 0.13 * position, f"claims {word}", fontsize=6, va="center")
-    ax.set(xlim=(-0.02, len(boxes) * (width + gap) - gap + 0.02), ylim=(-0.5, height + 0.02), aspect="equal")
+    lowest = -((len(boxes) - 1) // in_row) * (height + 0.55)
+    ax.set(xlim=(-gap - 0.02, in_row * (width + gap) - gap + 0.02), ylim=(lowest - 0.5, height + 0.02), aspect="equal")
     ax.axis("off")
     return fig
 
 
-def _bar(ax: Axes, left: float, width: float, counts: Mapping[str, int]) -> None:
+def _bar(ax: Axes, left: float, bottom: float, width: float, counts: Mapping[str, int]) -> None:
     """Verdicts of a notebook as one bar, in their colours."""
     for word, color in COLORS.items():
         if share := width * counts[word] / max(1, sum(counts.values())):
-            bar = ax.barh(-0.19, share, 0.18, left, color=color, edgecolor="white", lw=0.6)
+            bar = ax.barh(bottom - 0.19, share, 0.18, left, color=color, edgecolor="white", lw=0.6)
             ax.bar_label(bar, [str(counts[word])], label_type="center", fontsize=6)
             left += share
 

@@ -38,26 +38,30 @@ def test_chapters_are_notebooks_and_every_text_is_in_both_languages():
         assert [bool(re.search(r"[\u4e00-\u9fff]", text[lang])) for lang in ("en", "zh")] == [False, True]
 
 
-def test_claims_of_the_story_are_in_the_ledger(shipped):
-    recorded = {entry["id"]: entry["notebook"] for entry in shipped}
+def test_claims_of_the_story_are_in_the_words_of_their_notebook():
     for id in TOLD:
-        assert recorded[id] == notebook_of(id)
+        study, _, key = id.partition(".")
+        words = tomllib.loads((paths.project_root() / "notebooks" / f"{notebook_of(id)}.toml").read_text("utf-8"))
+        assert words["study"] == study and key in words["claims"], id
 
 
 def test_answers_say_what_the_ledger_says(shipped):
     ledger = {entry["id"]: entry for entry in shipped}
-    for chapter in CHAPTERS:
-        assert chapter.rests_on and set(chapter.rests_on.values()) <= set(WORDS.values())
+    answered = [chapter for chapter in CHAPTERS if chapter.rests_on]
+    assert len(answered) >= 4
+    for chapter in answered:
+        assert set(chapter.rests_on.values()) <= set(WORDS.values())
         assert {ledger[id]["notebook"] for id in chapter.rests_on} == {chapter.notebook}
         assert chapter.otherwise(ledger) == [], "change the answer in story.toml, or what it rests on"
     assert CHAPTERS[0].otherwise({}) == []
 
 
-def test_places_and_figures_are_there():
+def test_places_and_figures_are_there(shipped):
     root = paths.project_root()
     for place in story.places():
         assert all(list(root.glob(path)) for path in place.where), place.where
-    for chapter in CHAPTERS:
+    executed = {entry["notebook"] for entry in shipped}
+    for chapter in (chapter for chapter in CHAPTERS if chapter.notebook in executed):
         assert (root / "figures" / f"{chapter.figure}.png").exists()
 
 

@@ -1,0 +1,269 @@
+"""A network and images that a reader names, in the form that every measurement takes."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import textwrap
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from resnotes import datasets, models
+from resnotes.datasets import Classification, Normalization, folders
+from resnotes.errors import UsageError, unknown
+from resnotes.models.adapters import adapt
+from resnotes.models.inputs import evaluating
+from resnotes.models.passes import in_a_row, visit
+from resnotes.models.published_networks import read_weights
+from resnotes.runs import profiles
+from resnotes.runs.store import RunStore, load_data
+
+REPAIR = 256  # training images, on which BN is repaired
+_SIDE = 224  # pixels that torchvision's ResNets were trained on
+_IMAGENET = Normalization.published((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+_FORMS = "run:LABEL, published:AUTHOR/NAME, torchvision:NAME, module:function"
+
+
+@dataclass(frozen=True, eq=False)
+class Given:
+    """A network of a reader's, in eval mode, and what it is measured on.
+
+    Attributes:
+        name: as a card names it.
+        model: as its author wrote it.
+        network: the same as stem, blocks and head, which measurements take.
+        images: normalised, ``[N, C, H, W]``.
+        labels: int64 ``[N]``; the network's own answers, where it was not trained for the labels of the data.
+        repair: normalised images of the training set, on which BN can take its statistics anew; none where it has none.
+        dataset: in words.
+        iterations: how long it was trained, 0 for random weights, None where nobody knows.
+        scope: of evidence, ``"live"`` or ``"published"``.
+        own_answers: whether its answers take the place of labels.
+        remarks: what was done to get there.
+    """
+
+    name: str
+    model: nn.Module
+    network: nn.Module
+    images: Tensor
+    labels: Tensor
+    repair: Tensor
+    dataset: str
+    iterations: int | None
+    scope: str
+    own_answers: bool
+    remarks: tuple[str, ...]
+
+
+class _Found(NamedTuple):
+    """A network as its author wrote it, images and labels; and how many classes it knows of these, 0 for none."""
+
+    name: str
+    model: nn.Module
+    images: Tensor
+    labels: Tensor
+    repair: Tensor
+    classes: int
+    dataset: str
+    iterations: int | None
+    scope: str
+    remarks: tuple[str, ...]
+
+
+def given(network: str, data: str, *, images: int, weights: str = "", profile: str = "quick") -> Given:
+    """The network and the images that a reader names.
+
+    Args:
+        network: ``run:LABEL``, trained by the recipe of the first study of the profile that has this label, or by that
+            of the study of degradation, unless it is in the store; ``published:AUTHOR/NAME``; ``torchvision:NAME``; or
+            ``module:function``, a function on Python's path that returns a network, and is called with `num_classes`
+            and `in_channels` if it takes them.
+        data: a registered data set for classification, or a folder with a folder of images for each class.
+        images: how many of the test set, at most.
+        weights: a file of PyTorch with the weights of one of torchvision's or of a reader's; empty for none.
+        profile: of the run.
+
+    Raises:
+        UsageError: a network, a function, a data set or weights that are not there, or do not go together.
+        DatasetError: files are missing or damaged.
+    """
+    kind, _, name = network.partition(":")
+    if not kind or not name:
+        raise UsageError(f"network {network!r} is of no known form; allowed: {_FORMS}")
+    if images < 1:
+        raise UsageError(f"expected at least 1 image, found {images}")
+    if kind in ("run", "published"):
+        if weights:
+            raise UsageError(f"{network} has its own weights, found weights={weights!r}; leave them out")
+        found = _run(name, data, images, profile) if kind == "run" else _published(name, data, images)
+        return _adapted(found)
+    return _adapted(_elsewhere(kind, name, data, images, weights))
+
+
+def _run(label: str, data: str, images: int, profile: str) -> _Found:
+    """A network that is trained here."""
+    label = models.label(*models.from_label(label))
+    studies = profiles.load(profile).studies
+    study = next((each for each in studies.values() if label in each.models), studies["degradation"])
+    spec = study.spec(label, study.seeds[0])
+    _require(f"run:{label}", data, spec.dataset)
+    if datasets.task(data) != "classification":
+        raise UsageError(f"run:{label} is for segmentation; expected a classifier")
+    run = RunStore().get(spec)
+    known = load_data(spec)
+    assert isinstance(known, Classification)
+    sample, labels = known.test_sample(images)
+    remark = f"trained for {spec.recipe.iterations:,} iterations on {known.variant}, seed {spec.seed}"
+    return _Found(
+        label,
+        run.model(),
+        known.normalization(sample),
+        labels,
+        known.normalization(_spaced(known.train_images, REPAIR)),
+        known.num_classes,
+        known.variant,
+        spec.recipe.iterations,
+        "live",
+        (remark,),
+    )
+
+
+def _published(name: str, data: str, images: int) -> _Found:
+    """A network that others trained on CIFAR-10."""
+    found = models.published(name)
+    _require(f"published:{name}", data, "cifar10")
+    known = datasets.load("cifar10")
+    sample, labels = found.sample(known, images, held=True)
+    repair, _ = found.sample(known, REPAIR, held=False)
+    remarks = f"from {found.source}", f"trained on {found.training}"
+    about = known.num_classes, known.variant, 64_000, "published", remarks
+    return _Found(name, found.network, sample, labels, repair, *about)
+
+
+def _elsewhere(kind: str, name: str, data: str, images: int, weights: str) -> _Found:
+    """A network of torchvision's, or of a function on Python's path."""
+    known = _data(data, images)
+    sample, labels = known.test_sample(images)
+    repair = _spaced(known.train_images, REPAIR if len(known.train_images) else 0)
+    state: dict[str, Tensor] = {}
+    if weights:
+        state, _ = read_weights(Path(weights).expanduser(), "", "name another file as weights")
+    published, remarks = kind == "torchvision", list[str]()
+    if published:
+        model = _torchvision(name, list(state.values())[-1].numel() if state else known.num_classes)
+    else:
+        model = _call(kind, name, num_classes=known.num_classes, in_channels=known.in_channels)
+    if state:
+        try:
+            model.load_state_dict(state)
+        except RuntimeError as error:
+            reason = textwrap.shorten(str(error), 300)  # PyTorch lists all keys that are missing
+            raise UsageError(f"the weights {weights} do not fit {kind}:{name}: {reason}") from error
+    channels = next((layer.in_channels for layer in model.modules() if isinstance(layer, nn.Conv2d)), 0)
+    if known.in_channels == 1 < channels:
+        sample, repair = (each.expand(-1, channels, -1, -1) for each in (sample, repair))
+        remarks.append("grey images, the same in each channel")
+    side = getattr(model, "image_size", _SIDE if published and state else None)
+    if isinstance(side, int) and tuple(sample.shape[2:]) != (side, side):
+        sample, repair = (_resized(each, side) for each in (sample, repair))
+        remarks.append(f"images resized to {side}x{side} pixels")
+    normalization = _IMAGENET if published and state else Normalization.by_channel(torch.cat([sample, repair]))
+    remarks.append("normalised as ImageNet is" if published and state else "normalised by the channels' mean and std")
+    random = published and not state
+    if random:
+        repair = repair[:0]
+        remarks.append("random weights, with which BN has not gathered statistics that could be repaired")
+    pixels = [normalization(each) if len(each) else each.float() for each in (sample, repair)]
+    return _Found(
+        f"{name} (random weights)" if random else name,
+        model,
+        pixels[0],
+        labels,
+        pixels[1],
+        0 if random else known.num_classes,
+        known.variant,
+        0 if random else None,
+        "published" if published and state else "live",
+        tuple(remarks),
+    )
+
+
+@torch.no_grad()
+def _adapted(found: _Found) -> Given:
+    """The network as stem, blocks and head, and its own answers, where it was not trained for the labels."""
+    name, model, images, labels, repair, classes, dataset, iterations, scope, remarks = found
+    model = model.eval()
+    shaped = all(hasattr(model, part) for part in ("stem", "blocks", "head"))
+    network = model if shaped else adapt(model, images)
+    with evaluating(network, images):
+        logits = in_a_row(network, images, lambda block, x: visit(block, x).output)[-1]
+    own = logits.shape[1] != classes
+    if own:
+        labels, dataset = logits.argmax(1), f"{dataset}, own answers"
+        remarks += ("not trained for the labels of this data, so that an error is an answer which a lesion changes",)
+    return Given(name, model, network, images, labels, repair, dataset, iterations, scope, own, remarks)
+
+
+def _require(network: str, data: str, own: str) -> None:
+    """Refuse another data set than the network was trained on."""
+    if data != own:
+        raise UsageError(f"{network} was trained on {own}; found data={data!r}, allowed: {own}")
+
+
+def _data(name: str, images: int) -> Classification:
+    """A registered data set, or a folder of somebody's."""
+    if name in datasets.names():
+        known = datasets.load(name)
+        if isinstance(known, Classification):
+            return known
+    elif Path(name).expanduser().is_dir():
+        return folders.load(Path(name).expanduser(), train=REPAIR, test=images)
+    allowed = [each for each in datasets.names() if datasets.task(each) == "classification"]
+    raise unknown("data", name, [*allowed, "a folder with a folder of images for each class"])
+
+
+def _torchvision(name: str, classes: int) -> nn.Module:
+    """One of torchvision's, with random weights, always the same."""
+    from torchvision.models import get_model, list_models  # a second of import time
+
+    kinds = [each for each in list_models() if each.startswith(("resnet", "resnext", "wide_resnet", "vit"))]
+    if name not in kinds:
+        raise unknown("network of torchvision", name, kinds)
+    with torch.random.fork_rng([]):
+        torch.manual_seed(0)
+        model: nn.Module = get_model(name, num_classes=classes)
+    return model
+
+
+def _call(module: str, function: str, **options: int) -> nn.Module:
+    """What somebody's function returns."""
+    what = f"network={module}:{function}"
+    try:
+        build: Callable[..., Any] = getattr(importlib.import_module(module), function)
+        takes = inspect.signature(build).parameters
+        found = build(**{option: value for option, value in options.items() if option in takes})
+    except Exception as error:  # of somebody's code, whatever it is
+        raise UsageError(
+            f"{what} cannot be called ({type(error).__name__}: {error}); expected a function of a module on Python's"
+            f" path (PYTHONPATH) that returns a network; other forms: {_FORMS}"
+        ) from error
+    if not isinstance(found, nn.Module):
+        raise UsageError(f"{what} returned a {type(found).__name__}, expected a torch.nn.Module")
+    return found
+
+
+def _spaced(images: Tensor, count: int) -> Tensor:
+    count = min(count, len(images))
+    return images[torch.arange(count) * len(images) // max(1, count)]
+
+
+def _resized(images: Tensor, side: int) -> Tensor:
+    if not len(images):
+        return images
+    return F.interpolate(images.float(), (side, side), mode="bilinear", antialias=True).round().byte()
