@@ -51,6 +51,11 @@ def test_findings_are_those_of_the_ledger_and_of_the_tables() -> None:
         "pspnet.pyramid-gains-over-reach",
     ):
         numbers.append(" ".join(measured[claim].replace("-", "−").split()[:3]))  # 48 ± 9
+    scopes = {claim["id"]: claim["scopes"] for claim in claims}
+    numbers.append(" ".join(scopes["unravel.sampling-overstates"]["live"]["measured"]["text"].split()[:3]))
+    numbers.append(
+        scopes["unravel.deep-runs-cost-less"]["published"]["measured"]["text"].partition("\N{NO-BREAK SPACE}")[0]
+    )
     for name in ("plain-20", "plain-56", "resnet-56"):
         ends = [pd.read_csv(path).iloc[-1] for path in ROOT.glob(f"data/recorded/{name}-cifar10-s0-*/history.csv")]
         numbers += [f"{end.clean_error:.2f} %" for end in ends if end.iteration == 64_000]
