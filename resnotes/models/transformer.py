@@ -1,7 +1,7 @@
 """Vision transformers (Dosovitskiy et al. 2021, arXiv 2010.11929), in the one shape of every network here.
 
-A layer is two blocks, attention and then MLP, both with an identity as shortcut. Where LayerNorm stands makes of each a
-pre-activation unit or an original one (Xiong et al. 2020, arXiv 2002.04745): Pre-LN ``x + F(norm(x))``, with one more
+A layer is two blocks, attention and then MLP, both with an identity as shortcut. LayerNorm stands inside the branch or
+after the addition (Xiong et al. 2020, arXiv 2002.04745): Pre-LN ``x + F(norm(x))``, a pre-activation unit, with one more
 norm before the classifier, or Post-LN ``norm(x + F(x))``.
 """
 

@@ -111,7 +111,7 @@ def _run(label: str, data: str, images: int, profile: str) -> _Found:
     label = models.label(*models.from_label(label))
     studies = profiles.load(profile).studies
     study = next((each for each in studies.values() if label in each.models), studies["degradation"])
-    spec = study.spec(label, study.seeds[0])
+    spec = study.spec(label, study.seeds[0], *study.lrs[:1])
     _require(f"run:{label}", data, spec.dataset)
     if datasets.task(data) != "classification":
         raise UsageError(f"run:{label} is for segmentation; expected a classifier")
