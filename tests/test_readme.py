@@ -49,7 +49,6 @@ def test_findings_are_those_of_the_ledger_and_of_the_tables() -> None:
         "pspnet.boats-become-cars",
         "pspnet.reach-helps",
         "pspnet.pyramid-gains-over-reach",
-        "transformers.deletion-is-gentle",
     ):
         numbers.append(" ".join(measured[claim].replace("-", "−").split()[:3]))  # 48 ± 9
     scopes = {claim["id"]: claim["scopes"] for claim in claims}
@@ -57,9 +56,14 @@ def test_findings_are_those_of_the_ledger_and_of_the_tables() -> None:
     numbers.append(
         scopes["unravel.deep-runs-cost-less"]["published"]["measured"]["text"].partition("\N{NO-BREAK SPACE}")[0]
     )
-    for claim in ("pre-ln-needs-no-warm-up", "post-ln-needs-warm-up"):
-        of_layers = scopes[f"transformers.{claim}"]["recorded"]["measured"]["value"]
-        numbers.append(" ".join(of_layers["24"]["text"].replace("\N{NO-BREAK SPACE}", " ").split()[:3]))
+    for claim, scope, part in (
+        ("pre-ln-needs-no-warm-up", "recorded", "24 layers"),
+        ("post-ln-needs-warm-up", "recorded", "24 layers"),
+        ("training-shortens-paths", "live", "Pre-LN"),
+        ("training-shortens-paths", "live", "Post-LN"),
+    ):
+        text = scopes[f"transformers.{claim}"][scope]["measured"]["value"][part]["text"]
+        numbers.append(" ".join(text.replace("\N{NO-BREAK SPACE}", " ").split()[:3]))
     for name in ("plain-20", "plain-56", "resnet-56"):
         ends = [pd.read_csv(path).iloc[-1] for path in ROOT.glob(f"data/recorded/{name}-cifar10-s0-*/history.csv")]
         numbers += [f"{end.clean_error:.2f} %" for end in ends if end.iteration == 64_000]

@@ -1,8 +1,8 @@
 """Vision transformers (Dosovitskiy et al. 2021, arXiv 2010.11929), in the one shape of every network here.
 
 A layer is two blocks, attention and then MLP, both with an identity as shortcut. LayerNorm stands inside the branch or
-after the addition (Xiong et al. 2020, arXiv 2002.04745): Pre-LN ``x + F(norm(x))``, a pre-activation unit, with one more
-norm before the classifier, or Post-LN ``norm(x + F(x))``.
+after the addition (Xiong et al. 2020, arXiv 2002.04745): Pre-LN ``x + F(norm(x))``, a pre-activation unit, with one
+more norm before the classifier, or Post-LN ``norm(x + F(x))``.
 """
 
 from __future__ import annotations
