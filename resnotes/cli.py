@@ -67,7 +67,9 @@ def _version(asked: bool) -> None:
 
 @app.callback()
 def _all(
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Say which.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
 ) -> None: ...
 
 
@@ -144,12 +146,10 @@ def train(
 
 @app.command(epilog=_example("claims --notebook 01 --verdict false --format md"))
 def claims(
-    notebook: Annotated[Many, typer.Option(help="Only of this notebook, such as 01; may be repeated.")] = None,
-    verdict: Annotated[Many, typer.Option(help="Only true, false or undecided ones; may be repeated.")] = None,
-    scope: Annotated[
-        Many, typer.Option(help="Only where live, recorded or published evidence decides; may be repeated.")
-    ] = None,
-    form: Annotated[str, typer.Option("--format", help="table, json or md.")] = "table",
+    notebook: Annotated[Many, typer.Option(metavar="NAME", help="Of this notebook, as 01; may be repeated.")] = None,
+    verdict: Annotated[Many, typer.Option(metavar="WORD", help="true, false or undecided; may be repeated.")] = None,
+    scope: Annotated[Many, typer.Option(metavar="WORD", help="Decided live, recorded, published; the same.")] = None,
+    form: Annotated[str, typer.Option("--format", metavar="FORM", help="table, json or md.")] = "table",
     results: Results = None,
 ) -> None:
     """Print the claims of a run: whether each holds, what the paper says and what was measured at each scope."""
@@ -166,7 +166,7 @@ def claims(
     if not entries:
         raise ResnotesError(f"no claims in {folder}; `resnotes run` makes them")
     if not found:
-        raise ResnotesError(f"none of the {len(entries)} claims in {folder} is such; ask for less at once")
+        raise ResnotesError(f"none of the {len(entries)} claims in {folder} passes all filters")
     typer.echo(listing.FORMATS[form](found), nl=False, color=False if os.environ.get("NO_COLOR") else None)
 
 
@@ -180,13 +180,11 @@ def figures(
     """Copy the figures of a run to a folder and print Markdown that shows them."""
     from resnotes.book.exports import export
 
-    match [each for each in (out, to) if each is not None]:
-        case [folder]:
-            target = paths.expanded(folder)
-        case _:  # with both, --out is what it was until --to got this name
-            raise UsageError("expected --out, the folder that receives the figures (alone; the run's is --results)")
+    targets = [paths.expanded(each) for each in (out, to) if each is not None]
+    if len(targets) != 1:  # with both, --out is what --results is now
+        raise UsageError("expected --out, the folder that receives the figures, alone; that of the run is --results")
     kinds = [kind.strip() for kind in formats.split(",")]
-    for snippet in export(target, _folder(results), formats=kinds):
+    for snippet in export(targets[0], _folder(results), formats=kinds):
         typer.echo(snippet)
 
 

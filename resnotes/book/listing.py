@@ -85,8 +85,7 @@ def _block(claim: Mapping[str, Any], width: int) -> str:
 
 def markdown(claims: Claims) -> str:
     """A table in GitHub's Markdown, with a column for each scope."""
-    head = ["verdict", "claim", *SCOPES, "paper"]
-    rows = [head, ["---"] * len(head), *map(_row, claims)]
+    rows = [["verdict", "claim", *SCOPES, "paper"], ["---"] * (3 + len(SCOPES)), *map(_row, claims)]
     return "".join(f"| {' | '.join(row)} |\n" for row in rows)
 
 

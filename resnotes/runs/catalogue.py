@@ -55,16 +55,16 @@ def differences(specs: Iterable[RunSpec]) -> dict[str, str]:
     found = {}
     for group in alike.values():
         asked = [_asked(spec) for spec in group]
-        names = [name for each in asked for name in each if len({str(other.get(name)) for other in asked}) > 1]
+        differing = [name for each in asked for name in each if len({str(other.get(name)) for other in asked}) > 1]
         for spec, each in zip(group, asked, strict=True):
-            told = dict.fromkeys([*spec.options, *names])
+            told = dict.fromkeys([*spec.options, *differing])
             found[spec.name] = " ".join(f"{name}={each[name]}".replace(" ", "") for name in told if name in each)
     return found
 
 
 def _asked(spec: RunSpec) -> dict[str, Any]:
     """What was asked for, by the names that profiles use; the iterations stand in `summary`."""
-    start = {} if spec.start is None else {"start": spec.start.name}
-    asked = {"train_images": spec.train_images, "pretrained": spec.pretrained, "source": spec.source, **start}
-    recipe = {name: value for name, value in asdict(spec.recipe).items() if name != "iterations"}
-    return {**recipe, **asked, **spec.data, **spec.options}
+    recipe = asdict(spec.recipe)
+    del recipe["iterations"]
+    asked = {name: getattr(spec, name) for name in ("train_images", "pretrained", "source")}
+    return {**recipe, **asked, "start": spec.start and spec.start.name, **spec.data, **spec.options}
