@@ -146,10 +146,10 @@ def train(
 
 @app.command(epilog=_example("claims --notebook 01 --verdict false --format md"))
 def claims(
-    notebook: Annotated[Many, typer.Option(metavar="NAME", help="Of this notebook, as 01; may be repeated.")] = None,
-    verdict: Annotated[Many, typer.Option(metavar="WORD", help="true, false or undecided; may be repeated.")] = None,
-    scope: Annotated[Many, typer.Option(metavar="WORD", help="Decided live, recorded, published; the same.")] = None,
-    form: Annotated[str, typer.Option("--format", metavar="FORM", help="table, json or md.")] = "table",
+    notebook: Annotated[Many, typer.Option(metavar="NAME", help="Of this notebook, as 01; repeatable.")] = None,
+    verdict: Annotated[Many, typer.Option(metavar="true|false|undecided", help="Of this verdict; repeatable.")] = None,
+    scope: Annotated[Many, typer.Option(metavar="live|recorded|published", help="Decided there; repeatable.")] = None,
+    form: Annotated[str, typer.Option("--format", metavar="table|json|md", help="How they are written.")] = "table",
     results: Results = None,
 ) -> None:
     """Print the claims of a run: whether each holds, what the paper says and what was measured at each scope."""
