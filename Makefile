@@ -42,7 +42,7 @@ notebooks: $(STAMP)  ## refresh the committed outputs of the notebooks
 
 figures: $(STAMP)  ## refresh the committed figures and claims
 	"$(BIN)/python" -m resnotes run --out "$(OUT)"
-	"$(BIN)/python" -m resnotes figures --out "$(OUT)" --to figures
+	"$(BIN)/python" -m resnotes figures --results "$(OUT)" --out figures
 	cp "$(OUT)/claims.json" data/recorded/claims.json
 
 benchmarks: $(STAMP)  ## measure against references and refresh the committed report: a quarter of an hour

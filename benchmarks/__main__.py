@@ -23,6 +23,7 @@ from benchmarks import cost, gradients, growth, lesions, loading, report, segmen
 from benchmarks.growth import Curve
 from benchmarks.timing import Row, Settings, machine, one_thread
 from resnotes.errors import UsageError, reporting_errors, unknown
+from resnotes.paths import expanded
 
 PARTS: dict[str, Callable[[Settings], Sequence[Row] | Sequence[Curve]]] = {
     "lesions": lesions.measure,
@@ -80,7 +81,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("what", nargs="*", help=f"{', '.join(PARTS)} (all of these by default), cost, report")
     parser.add_argument("--quick", action="store_true", help="tiny sizes and a single round")
     parser.add_argument("--rounds", type=int, default=3, help="turns of each side; 3 by default")
-    parser.add_argument("--to", type=Path, help=f"folder of the report; {RESULTS} by default, none with --quick")
+    parser.add_argument("--to", type=expanded, help=f"folder of the report; {RESULTS} by default, none with --quick")
     given = parser.parse_args(arguments)
     with reporting_errors():
         settings = Settings(given.quick, 1 if given.quick else given.rounds, torch.get_num_threads())

@@ -5,6 +5,7 @@ Commands import what they need when they run, so that help and usage errors come
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 import typer.core
 
-from resnotes import paths
+from resnotes import __version__, paths
 from resnotes.errors import ResnotesError, RunError, UsageError, reporting_errors, unknown
 
 if TYPE_CHECKING:
@@ -32,10 +33,16 @@ class _Commands(typer.core.TyperGroup):
             return super().invoke(ctx)
 
 
+def _example(command: str) -> str:
+    """What ends the help of a command; the first character keeps the next lines as they are."""
+    return f"\b\nExample:\n  resnotes {command}"
+
+
 app = typer.Typer(
     name="resnotes",
     cls=_Commands,
     help="Residual networks, measured: run the notebooks, look at their claims, take their figures.",
+    epilog=_example("run 01"),
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -43,17 +50,36 @@ app = typer.Typer(
 )
 
 Many = list[str] | None
-Out = Annotated[Path | None, typer.Option("--out", help="Folder of the run, by default $RESNOTES_OUT or out.")]
+# Paths are texts up to here, as an empty one would be taken for the current folder: see `paths.expanded`.
+Results = Annotated[
+    str | None, typer.Option(metavar="FOLDER", help="What `run` wrote, by default $RESNOTES_OUT or out.")
+]
 Profile = Annotated[str, typer.Option(help="Scale of the experiments, such as desk.")]
 Studies = Annotated[Many, typer.Option(help="A study of the profile; may be repeated, first things first; else all.")]
 Recorded = Annotated[bool, typer.Option("--recorded", help="The recorded runs in place of the store's.")]
 
 
-@app.command()
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"resnotes {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _all(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None: ...
+
+
+@app.command(epilog=_example("run 01 -p seed=3 --out out/seed3"))
 def run(
     notebooks: Annotated[Many, typer.Argument(help="Numbers or names, such as 01 or degradation; all if none.")] = None,
     profile: Annotated[str | None, typer.Option(help="Scale of the experiments, such as quick.")] = None,
-    out: Out = None,
+    out: Annotated[
+        str | None, typer.Option(metavar="FOLDER", help="Receives the results, by default $RESNOTES_OUT or out.")
+    ] = None,
     parameter: Annotated[
         Many, typer.Option("-p", "--parameter", metavar="NAME=VALUE", help="Set a notebook's parameter.")
     ] = None,
@@ -66,22 +92,21 @@ def run(
     folder = _folder(out)
     selected = select(notebooks or [])
     if listed:
-        return _list(selected, folder)
+        raise typer.Exit(_list(selected, folder))
     from resnotes.book.execution import execute
     from resnotes.book.pages import write_index
 
     settings = ([] if profile is None else [f"profile={profile}"]) + (parameter or [])
     overrides = parse_overrides(settings, selected)
     done = execute(selected, overrides, folder, jobs=jobs, report=typer.echo)
-    index = write_index(folder)
     failures = [execution.failure for execution in done if execution.failure]
-    for failure in failures:
+    for failure in failures:  # first: of what failed, there may be no index
         typer.echo(failure, err=True)
-    typer.echo(index)
+    typer.echo(write_index(folder))
     raise typer.Exit(1 if failures else 0)
 
 
-@app.command()
+@app.command(epilog=_example("train --profile desk --study degradation"))
 def train(
     profile: Profile,
     study: Studies = None,
@@ -101,6 +126,7 @@ def train(
     from tqdm import tqdm
 
     from resnotes import distributed
+    from resnotes.runs.catalogue import summary
     from resnotes.runs.store import RunStore
     from resnotes.runs.sweep import failure
 
@@ -113,46 +139,64 @@ def train(
                 if isinstance(result, ResnotesError):
                     errors.append(result)
                 elif distributed.rank() == 0:
-                    tqdm.write(_summary(result))
+                    tqdm.write(summary(result))
         if errors:
             raise failure(errors)
 
 
-@app.command()
-def claims(out: Out = None) -> None:
+@app.command(epilog=_example("claims --notebook 01 --verdict false --format md"))
+def claims(
+    notebook: Annotated[Many, typer.Option(metavar="NAME", help="Of this notebook, as 01; repeatable.")] = None,
+    verdict: Annotated[Many, typer.Option(metavar="true|false|undecided", help="Of this verdict; repeatable.")] = None,
+    scope: Annotated[Many, typer.Option(metavar="live|recorded|published", help="Decided there; repeatable.")] = None,
+    form: Annotated[str, typer.Option("--format", metavar="table|json|md", help="How they are written.")] = "table",
+    results: Results = None,
+) -> None:
     """Print the claims of a run: whether each holds, what the paper says and what was measured at each scope."""
-    from resnotes.book.cards import plain
+    from resnotes.book import listing
+    from resnotes.book.notebooks import select
     from resnotes.book.results import read_results
 
-    folder = _folder(out)
+    if form not in listing.FORMATS:
+        raise unknown("format", form, listing.FORMATS)
+    folder = _folder(results)
+    stems = [book.stem for book in select(notebook)] if notebook else []
     entries = read_results(folder).claims
+    found = listing.chosen(entries, notebooks=stems, verdicts=verdict or [], scopes=scope or [])
     if not entries:
-        typer.echo(f"no claims in {folder}; `resnotes run` makes them")
-    for claim in entries:
-        typer.echo(plain(claim))
+        raise ResnotesError(f"no claims in {folder}; `resnotes run` makes them")
+    if not found:
+        raise ResnotesError(f"none of the {len(entries)} claims in {folder} passes all filters")
+    typer.echo(listing.FORMATS[form](found), nl=False, color=False if os.environ.get("NO_COLOR") else None)
 
 
-@app.command()
+@app.command(epilog=_example("figures --out slides --format png,svg"))
 def figures(
-    to: Annotated[Path, typer.Option(help="Folder that receives the figures.")],
-    out: Out = None,
+    out: Annotated[str | None, typer.Option(metavar="FOLDER", help="Receives the figures.")] = None,
+    to: Annotated[str | None, typer.Option(hidden=True, help="The former name of --out.")] = None,
     formats: Annotated[str, typer.Option("--format", help="Any of png, pdf and svg, by commas.")] = "png,pdf",
+    results: Results = None,
 ) -> None:
     """Copy the figures of a run to a folder and print Markdown that shows them."""
     from resnotes.book.exports import export
 
+    targets = [paths.expanded(each) for each in (out, to) if each is not None]
+    if len(targets) != 1:  # with both, --out is what --results is now
+        raise UsageError("expected --out, the folder that receives the figures, alone; that of the run is --results")
     kinds = [kind.strip() for kind in formats.split(",")]
-    for snippet in export(to, _folder(out), formats=kinds):
+    for snippet in export(targets[0], _folder(results), formats=kinds):
         typer.echo(snippet)
 
 
-@app.command()
+@app.command(epilog=_example("report 01 03 --lang zh --week 8 --out reports/week8"))
 def report(
     notebooks: Annotated[Many, typer.Argument(help="Numbers or names, such as 01 03; all if none.")] = None,
     lang: Annotated[str, typer.Option(help="en or zh.")] = "en",
-    out: Annotated[Path | None, typer.Option(help="Folder for it, by default report in that of the run.")] = None,
+    out: Annotated[
+        str | None, typer.Option(metavar="FOLDER", help="Receives the report, by default report in that of the run.")
+    ] = None,
     week: Annotated[int | None, typer.Option(min=0, help="Number of the report, for its title.")] = None,
-    results: Annotated[Path | None, typer.Option(help="Folder of the run, by default $RESNOTES_OUT or out.")] = None,
+    results: Results = None,
 ) -> None:
     """Write a weekly report from a run: Markdown, one HTML page, and the figures."""
     from resnotes.book.notebooks import select
@@ -160,31 +204,29 @@ def report(
     from resnotes.book.results import read_results
 
     folder = _folder(results)
-    to = folder / "report" if out is None else out.expanduser().resolve()
+    to = folder / "report" if out is None else paths.expanded(out)
     stems = [book.stem for book in select(notebooks)] if notebooks else []
     path = write_report(read_results(folder), to, lang=lang, week=week, notebooks=stems)
     typer.echo(path)
     typer.echo(path.with_suffix(".html"))
 
 
-runs_app = typer.Typer(no_args_is_help=True, help="The run store: what has been trained.")
+runs_app = typer.Typer(
+    no_args_is_help=True, help="The run store: what has been trained.", epilog=_example("runs list --recorded")
+)
 app.add_typer(runs_app, name="runs")
 
 
-@runs_app.command("list")
+@runs_app.command("list", epilog=_example("runs list --recorded"))
 def list_runs(recorded: Recorded = False) -> None:
-    """One line per finished run: its name, data, training and test error."""
-    from resnotes.runs.store import RunStore
+    """One line per finished run: name, iterations, data, training and test error, studies, options, what differs."""
+    from resnotes.runs import catalogue
 
-    store = RunStore()
-    finished = store.finished(recorded=recorded)
-    if not finished:
-        typer.echo(f"no runs in {store.recorded if recorded else store.root}; `resnotes train` makes them")
-    for run in finished:
-        typer.echo(_summary(run))
+    for line in catalogue.lines(_finished(recorded)):
+        typer.echo(line)
 
 
-@runs_app.command()
+@runs_app.command(epilog=_example("runs show resnet-56-cifar10 --recorded"))
 def show(
     name: Annotated[str, typer.Argument(help="Name of a run, or its beginning.")], recorded: Recorded = False
 ) -> None:
@@ -196,7 +238,7 @@ def show(
         typer.echo(run.history.to_string(index=False, float_format="{:.4g}".format))
 
 
-@runs_app.command()
+@runs_app.command(epilog=_example("runs verify resnet-56 --recorded"))
 def verify(
     names: Annotated[Many, typer.Argument(help="Names of runs, or their beginnings; all if none.")] = None,
     recorded: Recorded = False,
@@ -220,7 +262,7 @@ def verify(
     raise typer.Exit(1 if failed else 0)
 
 
-@runs_app.command()
+@runs_app.command(epilog=_example("runs record --profile desk --study degradation"))
 def record(
     profile: Profile,
     study: Studies = None,
@@ -239,12 +281,14 @@ def record(
 
 
 data_app = typer.Typer(
-    no_args_is_help=True, help="Data sets, and networks that others published: what is at hand, and getting the rest."
+    no_args_is_help=True,
+    help="Data sets, and networks that others published: what is at hand, and getting the rest.",
+    epilog=_example("data status"),
 )
 app.add_typer(data_app, name="data")
 
 
-@data_app.command()
+@data_app.command(epilog=_example("data status"))
 def status() -> None:
     """Say of every data set, and of networks that others published, whether it is at hand, and how to get it if not."""
     from resnotes import datasets
@@ -254,7 +298,7 @@ def status() -> None:
         typer.echo(f"{entry.name:<10} {'found' if entry.found else 'missing'}\n{'':<10} {entry.where}")
 
 
-@data_app.command()
+@data_app.command(epilog=_example("data fetch cifar10"))
 def fetch(
     name: Annotated[str, typer.Argument(help="Name of a data set, or published, for networks that others trained.")],
 ) -> None:
@@ -299,45 +343,38 @@ def _specs(profile: str, studies: Sequence[str] | None) -> list[RunSpec]:
     return [spec for name in studies or loaded.studies for spec in loaded.study(name).all_specs()]
 
 
-def _matching(names: list[str], recorded: bool) -> list[Run]:
-    """Finished runs whose names begin with one of `names`."""
+def _finished(recorded: bool) -> list[Run]:
+    """All finished runs, of which there must be one."""
     from resnotes.runs.store import RunStore
 
-    finished = RunStore().finished(recorded=recorded)
+    store = RunStore()
+    if finished := store.finished(recorded=recorded):
+        return finished
+    raise RunError(f"no runs in {store.recorded if recorded else store.root}; `resnotes train` makes them")
+
+
+def _matching(names: list[str], recorded: bool) -> list[Run]:
+    """Finished runs whose names begin with one of `names`."""
+    finished = _finished(recorded)
     for name in names:
-        if name and not any(run.name.startswith(name) for run in finished):
-            raise unknown("run", name, [run.name for run in finished] or ["none, the store is empty"])
+        if not any(run.name.startswith(name) for run in finished):
+            raise unknown("run", name, [run.name for run in finished], most=3)
     return [run for run in finished if run.name.startswith(tuple(names))]
 
 
-def _summary(run: Run) -> str:
-    try:
-        row, held = run.final, run.held
-    except ResnotesError as error:
-        return f"{run.name:<44} {error}"
-    iou = f"  mean IoU {row.test_iou:6.2f} %" if "test_iou" in row else ""
-    errors = f"training {row.clean_error:6.2f} %  {held} {row.test_error:6.2f} %"
-    return f"{run.name:<44} {run.variant:<20} {errors}{iou}"
+def _list(notebooks: Sequence[Notebook], folder: Path) -> int:
+    """Print the notebooks, what they take and what became of them in `folder`; 1 if one cannot be read, else 0."""
+    from resnotes.book.listing import described
 
-
-def _list(notebooks: Sequence[Notebook], folder: Path) -> None:
-    """Print notebooks with the parameters they take and what became of them in `folder`."""
-    from resnotes.book.results import executed
-
+    status = 0
     for book in notebooks:
-        typer.echo(f"{book.stem}: {book.title}")
-        for name, default in book.parameters.items():
-            typer.echo(f"    {f'-p {name}={default!r}':<22} {book.comments.get(name, '')}".rstrip())
-        path = folder / "notebooks" / book.path.name
-        last = executed(path) if path.exists() else None
-        if last is None:
-            typer.echo(f"    never run in {folder}")
-        elif last.finished is None:
-            typer.echo(f"    last run not finished: its process was ended; `resnotes run {book.stem}` starts anew")
-        else:
-            when = last.finished.astimezone().strftime("%Y-%m-%d %H:%M")
-            typer.echo(f"    last run {when}: {last.state}, profile {last.profile}, {last.seconds:.1f} s")
+        try:
+            typer.echo(described(book, folder))
+        except ResnotesError as error:  # the others can be listed all the same
+            typer.echo(f"resnotes: {error}", err=True)
+            status = 1
+    return status
 
 
-def _folder(out: Path | None) -> Path:
-    return paths.out_root() if out is None else out.expanduser().resolve()
+def _folder(of_run: str | None) -> Path:
+    return paths.out_root() if of_run is None else paths.expanded(of_run)

@@ -13,6 +13,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from resnotes.errors import UsageError
+
 
 def project_root() -> Path:
     """The checkout this package belongs to; the current folder where it is installed without one."""
@@ -20,9 +22,23 @@ def project_root() -> Path:
     return checkout if (checkout / "notebooks").is_dir() else Path.cwd()
 
 
+def expanded(path: str | Path) -> Path:
+    """The path that somebody means: absolute, with their home folder for `~`.
+
+    Raises:
+        UsageError: it is empty, as where a script's variable is not set; or nobody's.
+    """
+    if not str(path).strip():
+        raise UsageError("expected a path, found an empty one; the current folder is .")
+    try:
+        return Path(path).expanduser().resolve()
+    except (OSError, RuntimeError, ValueError) as error:  # nobody is called so; links in a circle; a zero byte
+        raise UsageError(f"{str(path)!r} is no path: {error}") from error
+
+
 def _located(variable: str, default: str) -> Path:
     value = os.environ.get(variable)
-    return Path(value).expanduser().resolve() if value else project_root() / default
+    return expanded(value) if value else project_root() / default
 
 
 def data_root() -> Path:

@@ -1,18 +1,24 @@
+import io
+import json
 import os
+import re
+import shlex
 import subprocess
 import sys
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import pytest
+import typer
 from kit.notebooks import deciding, write_notebook
-from kit.report import executed
+from kit.report import Markdown, executed
 from kit.runs import TINY
 
-from resnotes import paths
+from resnotes import __version__, cli, paths
 from resnotes.book import notebooks
 from resnotes.book.claims import load
 from resnotes.figures.saving import FORMATS
-from resnotes.runs import profiles, recording
+from resnotes.runs import catalogue, profiles, recording
 from resnotes.runs.store import RunStore
 
 
@@ -80,16 +86,29 @@ def test_notebooks_are_listed_with_parameters_and_last_run(root, resnotes):
     assert stdout.startswith("01_a: Notebook 01_a\n    -p profile='quick'     scale\n    -p seed=0")
 
 
-@pytest.mark.parametrize("arguments", [["runn"], ["run", "--jobs", "0"], ["figures"]])
+def test_a_notebook_that_cannot_be_read_does_not_keep_the_others_from_being_listed(root, resnotes):
+    for stem in ("01_a", "02_b", "04_d"):
+        write_notebook(root / "notebooks", stem, parameters="x = {[]: 1}" if stem == "02_b" else "x = 1")
+    (root / "notebooks/03_c.ipynb").write_text('{"cells": [{"cell_type": "code"}], "nbformat": 4, "nbformat_minor": 5}')
+    executed(root / "out", "04_d", ids=[], finished="yesterday")
+    status, stdout, stderr = resnotes("run", "--list")
+    assert (status, [line for line in stdout.splitlines() if line[0] != " "]) == (
+        1,
+        [f"{stem}: Notebook {stem}" for stem in ("01_a", "04_d")],
+    )
+    assert [line.partition(".ipynb")[0][-4:] for line in stderr.splitlines()] == ["02_b", "03_c"]
+
+
+@pytest.mark.parametrize("arguments", [["runn"], ["run", "--jobs", "0"], ["report", "--langg", "en"]])
 def test_wrong_usage_exits_with_2(resnotes, arguments):
     status, _, stderr = resnotes(*arguments)
     assert (status, "Error" in stderr) == (2, True)
 
 
 def test_claims_are_printed(root, resnotes):
-    assert resnotes("claims") == (0, f"no claims in {root / 'out'}; `resnotes run` makes them\n", "")
+    assert resnotes("claims") == (1, "", f"resnotes: no claims in {root / 'out'}; `resnotes run` makes them\n")
     executed(root / "elsewhere", "01_degradation", ids=["degradation.x"])
-    assert resnotes("claims", "--out", root / "elsewhere")[1].splitlines() == [
+    assert resnotes("claims", "--results", root / "elsewhere")[1].splitlines() == [
         "✓ true on digits after 132 iterations (recorded): Claim degradation.x.",
         "    live: ✓ 2 ± 14\u00a0points (n = 2); digits after 132 iterations; 2 of each",
         "    recorded: ✓ 102 ± 14\u00a0points (n = 2); digits after 132 iterations; 2 of each",
@@ -97,18 +116,98 @@ def test_claims_are_printed(root, resnotes):
         "    degradation.x",
     ]
     (root / "elsewhere/claims/01_degradation.json").write_text("[{")
-    status, _, stderr = resnotes("claims", "--out", root / "elsewhere")
+    status, _, stderr = resnotes("claims", "--results", root / "elsewhere")
     assert (status, stderr.count("\n")) == (1, 1)
     assert stderr.startswith("resnotes: cannot read")
 
 
-def test_figures_are_exported_with_markdown(root, resnotes):
-    status, _, stderr = resnotes("figures", "--to", root / "report")
+@pytest.fixture
+def ledger(root):
+    """Two notebooks with six claims, by turns true, false and undecided."""
+    for stem, study in (("01_degradation", "degradation"), ("03_unraveled_paths", "unravel")):
+        write_notebook(root / "notebooks", stem)
+        executed(root / "out", stem, ids=[f"{study}.{letter}" for letter in "abc"])
+
+
+@pytest.mark.parametrize(
+    ("filters", "ids"),
+    [
+        ([], ["degradation.a", "degradation.b", "degradation.c", "unravel.a", "unravel.b", "unravel.c"]),
+        (["--notebook", "03", "--verdict", "true", "--verdict", "undecided"], ["unravel.a", "unravel.c"]),
+        (["--scope", "recorded", "--verdict", "false"], ["degradation.b", "unravel.b"]),
+        (["--scope", "live"], []),
+    ],
+)
+def test_claims_are_chosen_and_written_in_a_form_that_others_read(ledger, resnotes, filters, ids):
+    status, stdout, stderr = resnotes("claims", "--format", "json", *filters)
+    if not ids:
+        assert (status, stdout, stderr.count("\n")) == (1, "", 1)
+        return
+    found = json.loads(stdout)
+    assert (status, [claim["id"] for claim in found]) == (0, ids)
+    rows = Markdown(resnotes("claims", "--format", "md", *filters)[1]).rows
+    assert rows[0] == ["verdict", "claim", "live", "recorded", "published", "paper"]
+    assert [row[1] for row in rows[1:]] == [f"{claim['statement']} ({claim['id']})" for claim in found]
+    texts = [claim["scopes"]["recorded"]["measured"]["text"].replace("\u00a0", " ") for claim in found]
+    assert [row[3] for row in rows[1:]] == [f"{row[0][0]} {text}" for row, text in zip(rows[1:], texts, strict=True)]
+
+
+@pytest.mark.parametrize("quiet", ["", "1"])
+def test_claims_fit_a_terminal_in_colour_unless_unwanted(ledger, resnotes, monkeypatch, quiet):
+    whole = resnotes("claims")[1]
+    assert "\x1b" not in whole, "a pipe"
+    monkeypatch.setenv("COLUMNS", "50")
+    monkeypatch.setenv("NO_COLOR", quiet)
+    terminal = io.StringIO()
+    terminal.isatty = lambda: True
+    monkeypatch.setattr(sys, "stdout", terminal)
+    resnotes("claims")
+    plain = re.sub(r"\x1b\[\d+m", "", terminal.getvalue())
+    assert (plain == terminal.getvalue()) == bool(quiet)
+    assert max(map(len, plain.splitlines())) <= 50
+    assert plain.split(" ") != whole.split(" ")
+    assert plain.split() == whole.split()
+
+
+def test_what_a_console_has_no_letters_for_is_escaped(ledger, resnotes, monkeypatch):
+    console = io.TextIOWrapper(io.BytesIO(), encoding="cp1252")
+    monkeypatch.setattr(sys, "stdout", console)
+    assert resnotes("claims")[0] == 0
+    assert console.buffer.getvalue().decode("cp1252").startswith("\\u2713 true on digits")
+
+
+@pytest.mark.parametrize("option", ["--out", "--to"])
+def test_figures_are_exported_with_markdown(root, resnotes, monkeypatch, option):
+    monkeypatch.setenv("HOME", str(root))
+    status, _, stderr = resnotes("figures", option, "~/report")
     assert (status, stderr.count("\n")) == (1, 1)
-    executed(root / "out", "01_degradation", ["01_curves"])
-    status, stdout, _ = resnotes("figures", "--to", root / "report", "--format", "png, svg")
+    executed(root / "elsewhere", "01_degradation", ["01_curves"])
+    status, stdout, _ = resnotes("figures", option, "~/report", "--format", "png, svg", "--results", "~/elsewhere")
     assert (status, "(01_curves.png)" in stdout) == (0, True)
     assert sorted(path.suffix for path in (root / "report").iterdir()) == [".json", ".png", ".svg"]
+
+
+def commands(group, *names):
+    """The names and the command of everything that can be called."""
+    for name, command in group.commands.items():
+        if hasattr(command, "commands"):
+            yield from commands(command, *names, name)
+        else:
+            yield [*names, name], command
+
+
+@pytest.mark.parametrize(("names", "command"), commands(typer.main.get_command(cli.app)), ids=str)
+def test_help_has_an_example_that_is_understood(resnotes, names, command):
+    status, stdout, _ = resnotes(*names, "--help")
+    assert (status, stdout.isascii()) == (0, True)
+    head, example = stdout.rstrip().splitlines()[-2:]
+    program, *arguments = shlex.split(example)
+    assert (head.strip(), program, arguments[: len(names)]) == ("Example:", "resnotes", names)
+    command.make_context(names[-1], arguments[len(names) :])
+
+
+def test_the_version_is_said(resnotes):
+    assert resnotes("--version") == (0, f"resnotes {__version__}\n", "")
 
 
 def test_help_comes_at_once():
@@ -133,15 +232,29 @@ def test_training_fills_the_store(tiny, resnotes):
 
 
 def test_runs_are_listed(tiny, resnotes):
-    assert resnotes("runs", "list") == (0, f"no runs in {paths.runs_root()}; `resnotes train` makes them\n", "")
-    run = RunStore().get(profiles.load("tiny").study("small").spec("plain-8", 0), device="cpu")
+    nothing = (1, "", f"resnotes: no runs in {paths.runs_root()}; `resnotes train` makes them\n")
+    assert [resnotes("runs", *command) for command in (["list"], ["show", "vgg"], ["verify"])] == [nothing] * 3
+    run = RunStore().get(profiles.load("tiny").study("small").spec("plain-8 width=4", 0), device="cpu")
     status, stdout, _ = resnotes("runs", "list")
     assert (status, stdout.count("\n")) == (0, 1)
-    name, variant, _, clean, _, _, test, _ = stdout.split()
-    assert (name, variant) == (run.name, "digits")
+    name, iterations, _, variant, _, clean, _, _, test, _, study, option = stdout.split()
+    assert (name, iterations, variant, study, option) == (run.name, "2", "digits", "tiny/small", "width=4")
     assert float(clean) == pytest.approx(run.final.clean_error, abs=0.005)
     assert float(test) == pytest.approx(run.final.test_error, abs=0.005)
-    assert resnotes("runs", "list", "--recorded")[1].startswith("no runs in")
+    assert resnotes("runs", "list", "--recorded")[2].startswith("resnotes: no runs in")
+
+
+def test_runs_of_nearly_the_same_name_are_told_apart():
+    spec = profiles.load("quick").study("degradation").spec("resnet-20", 0)
+    slower, other = (replace(spec, **changed) for changed in ({"recipe": replace(spec.recipe, lr=0.01)}, {"seed": 1}))
+    wide = replace(spec, options={"width": 4, "shortcut": "B"}, train_images=100)
+    assert catalogue.differences([spec, slower, wide, other]) == {
+        spec.name: "lr=0.1 train_images=None",
+        slower.name: "lr=0.01 train_images=None",
+        wide.name: "width=4 shortcut=B lr=0.1 train_images=100",
+        other.name: "",
+    }
+    assert "quick/degradation" in catalogue.studies()[spec.name]
 
 
 def test_a_run_is_shown(trained, resnotes):
@@ -188,13 +301,27 @@ def test_recording_copies_the_runs_of_a_profile(root, trained, resnotes):
 @pytest.mark.parametrize(
     ("arguments", "names"),
     [
-        (["run", "9"], "'9'; allowed: 01_a"),
-        (["run", "--profile", "huge"], "allowed: quick"),
+        (["run", "9"], "'9'; allowed: 01_a\n"),
+        (["run", "1"], "'1'; allowed: 01_a; did you mean 01_a?\n"),
+        (["run", "--profile", "huge"], "allowed: quick\n"),
+        (["run", "--profile", "Quik"], "did you mean quick?"),
         (["run", "-p", "sed=1"], "01_a takes profile='quick', seed=0"),
+        (["run", "-p", "sed=1"], "did you mean seed?"),
+        (["run", "-p", "seed=1", "-p", "seed=2"], "'seed' is given twice"),
         (["train", "--profile", "huge"], "unknown profile 'huge'; allowed: tiny"),
-        (["train", "--profile", "tiny", "--study", "big"], "allowed: small"),
-        (["runs", "show", "vgg"], "unknown run 'vgg'; allowed: none, the store is empty"),
+        (["train", "--profile", "tiny", "--study", "big"], "allowed: small\n"),
+        (["train", "--profile", "tiny", "--study", "smal"], "did you mean small?"),
         (["data", "fetch", "imagenet"], "unknown data set 'imagenet'; allowed: digits, cifar10, scenes, camvid"),
+        (["claims", "--verdict", "True"], "did you mean true?"),
+        (["claims", "--scope", "paper"], "allowed: live, recorded, published"),
+        (["claims", "--format", "csv"], "allowed: table, json, md"),
+        (["claims", "--results", " "], "found an empty one"),
+        (["claims", "--results", "~nobody-is-called-so/out"], "'~nobody-is-called-so/out' is no path"),
+        (["run", "--list", "--out", ""], "found an empty one"),
+        (["report", "--out", ""], "found an empty one"),
+        (["figures", "--to", ""], "found an empty one"),
+        (["figures"], "expected --out"),
+        (["figures", "--out", "run", "--to", "slides"], "expected --out"),
     ],
 )
 def test_what_is_unknown_is_refused_in_one_line(tiny, root, resnotes, arguments, names):

@@ -39,10 +39,10 @@ def execute_in_child(
     """Call `papermill.execute_notebook` with arguments that JSON can hold; `stdout` says what it raised."""
     return subprocess.run(
         [sys.executable, "-m", "resnotes.book.lifeline", json.dumps(arguments)],
-        env=environment,
+        env={**environment, "PYTHONIOENCODING": "utf-8"},  # whatever the console's, an error may quote any letter
         stdin=held,
         capture_output=True,
-        text=True,
+        encoding="utf-8",
         errors="replace",
         check=False,
         start_new_session=True,  # Ctrl+C in a terminal is for this process alone, which then ends the others

@@ -13,7 +13,7 @@ from typing import Any
 import nbformat
 
 from resnotes import paths
-from resnotes.errors import ResnotesError, UsageError, unknown
+from resnotes.errors import ResnotesError, UsageError, did_you_mean, unknown
 
 PARAMETERS_TAG = "parameters"
 
@@ -49,7 +49,7 @@ class Notebook:
                         found[name] = ast.literal_eval(value)
                     case _:
                         raise ValueError(f"line {statement.lineno} assigns no single name")
-        except (SyntaxError, ValueError) as error:
+        except (SyntaxError, ValueError, TypeError, MemoryError, RecursionError) as error:
             raise ResnotesError(f"{self.path}: the parameters cell may only hold literals: {error}") from error
         return found
 
@@ -76,10 +76,14 @@ def read(path: Path) -> Any:
     Raises:
         ResnotesError: it is missing or no notebook.
     """
+    flaws: dict[str, Exception] = {}
     try:
-        return nbformat.read(path, as_version=4)
+        notebook = nbformat.read(path, as_version=4, capture_validation_error=flaws)
+        for flaw in flaws.values():
+            raise flaw
     except Exception as error:  # nbformat lets errors of json, jsonschema and its own through
-        raise ResnotesError(f"{path} is not a readable notebook: {error}") from error
+        raise ResnotesError(f"{path} is not a readable notebook: {str(error).partition(chr(10))[0]}") from error
+    return notebook
 
 
 def title_of(notebook: Mapping[str, Any]) -> str:
@@ -125,21 +129,24 @@ def parse_overrides(settings: Sequence[str], notebooks: Sequence[Notebook]) -> d
     Raises:
         UsageError: a text has no `=`, no notebook takes the name, or the default is of another type.
     """
-    overrides = {}
+    overrides: dict[str, Any] = {}
     for setting in settings:
         name, equals, text = (part.strip() for part in setting.partition("="))
         if not equals:
             raise UsageError(f"parameter {setting!r} is not of the form name=value")
+        if name in overrides:
+            raise UsageError(f"parameter {name!r} is given twice")
         takers = [book for book in notebooks if name in book.parameters]
         if not takers:
-            raise UsageError(f"unknown parameter {name!r}; allowed: {'; '.join(map(_signature, notebooks))}")
+            near = did_you_mean(name, (taken for book in notebooks for taken in book.parameters))
+            raise UsageError(f"unknown parameter {name!r}; allowed: {'; '.join(map(_signature, notebooks))}{near}")
         value = _literal(text)
         if name == "profile" and value not in profiles():
             raise unknown("profile", value, profiles())
         for book in takers:
             try:
                 value = _as_type_of(book.parameters[name], value)
-            except TypeError as error:
+            except (TypeError, OverflowError) as error:
                 raise UsageError(f"parameter {name!r} {error}; allowed: {_signature(book)}") from error
         overrides[name] = value
     return overrides
@@ -149,7 +156,7 @@ def _literal(text: str) -> Any:
     """`text` as a Python literal, or else as itself."""
     try:
         return ast.literal_eval(text)
-    except (ValueError, SyntaxError, MemoryError, RecursionError):
+    except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
         return text
 
 
@@ -157,14 +164,18 @@ def _as_type_of(default: Any, value: Any) -> Any:
     """`value`, checked against the type of `default`; whole numbers become floats where those are meant.
 
     Raises:
-        TypeError: it is of another type.
+        TypeError: it is of another type, or a list that is empty or names something twice.
+        OverflowError: no float is as large.
     """
     if default is None:
         return value
     if isinstance(default, float) and type(value) is int:
         return float(value)
     if isinstance(default, list | tuple) and isinstance(value, list | tuple):
-        return [_as_type_of(default[0], element) for element in value] if default else list(value)
+        fitted = [_as_type_of(default[0], element) for element in value] if default else list(value)
+        if (default and not fitted) or any(element in fitted[:place] for place, element in enumerate(fitted)):
+            raise TypeError(f"expects values, each once, like {default!r}, found {value!r}")
+        return fitted
     if type(value) is not type(default):
         raise TypeError(f"expects {type(default).__name__} like {default!r}, found {value!r}")
     return value

@@ -97,19 +97,19 @@ def executed(path: Path) -> ExecutedNotebook:
         notebook = read_json(path)
         title = title_of(notebook) or title
         noted = notebook["metadata"][NOTE]
-    except (ResnotesError, KeyError, TypeError):
+        commit = noted.get("commit")
+        return ExecutedNotebook(
+            stem=path.stem,
+            title=title,
+            state="failed" if noted["failed"] else "done",
+            seconds=float(noted["seconds"]),
+            finished=datetime.fromisoformat(noted["finished"]),
+            profile=noted["parameters"].get("profile"),
+            machine=noted["machine"],
+            commit=commit and commit[:10] + ("+" if noted.get("dirty") else ""),
+        )
+    except (ResnotesError, KeyError, TypeError, ValueError, AttributeError):
         return ExecutedNotebook(path.stem, title, "unfinished")
-    commit = noted.get("commit")
-    return ExecutedNotebook(
-        stem=path.stem,
-        title=title,
-        state="failed" if noted["failed"] else "done",
-        seconds=noted["seconds"],
-        finished=datetime.fromisoformat(noted["finished"]),
-        profile=noted["parameters"].get("profile"),
-        machine=noted["machine"],
-        commit=commit and commit[:10] + ("+" if noted.get("dirty") else ""),
-    )
 
 
 def _number(name: str) -> str:

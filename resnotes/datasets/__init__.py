@@ -18,7 +18,7 @@ from resnotes.datasets import ade20k, camvid, cifar10, digits, scenes
 from resnotes.datasets.classification import Classification, Normalization, fingerprinted
 from resnotes.datasets.segmentation import IGNORED, Object, Sample, Segmentation, Split, Stacked
 from resnotes.errors import DatasetError, UsageError, unknown
-from resnotes.paths import data_root
+from resnotes.paths import data_root, expanded
 
 __all__ = [
     "IGNORED",
@@ -207,4 +207,4 @@ def _loader(name: str) -> _Loader:
 
 
 def _root(root: Path | str | None) -> Path:
-    return data_root() if root is None else Path(root)
+    return data_root() if root is None else expanded(root)

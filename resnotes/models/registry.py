@@ -9,7 +9,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from resnotes.errors import UsageError
+from resnotes.errors import UsageError, unknown
 from resnotes.models.feedforward import FEEDFORWARD
 from resnotes.models.imagenet import LAYOUTS, ImageNetResNet
 from resnotes.models.network import Network
@@ -119,7 +119,7 @@ def build(name: str, **options: Any) -> Any:
     """
     builder = registered(name) or _ours(name)
     if builder is None:
-        raise UsageError(f"unknown network {name!r}; allowed: {', '.join([*_NAMES, *_registered])}")
+        raise unknown("network", name, [*_NAMES, *_registered])
     try:
         inspect.signature(builder).bind(**options)
     except TypeError as error:

@@ -7,14 +7,13 @@ import inspect
 import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from resnotes import datasets, models
+from resnotes import datasets, models, paths
 from resnotes.datasets import Classification, Normalization, folders
 from resnotes.errors import UsageError, unknown
 from resnotes.models.adapters import adapt
@@ -153,7 +152,7 @@ def _elsewhere(kind: str, name: str, data: str, images: int, weights: str) -> _F
     repair = _spaced(known.train_images, REPAIR if len(known.train_images) else 0)
     state: dict[str, Tensor] = {}
     if weights:
-        state, _ = read_weights(Path(weights).expanduser(), "", "name another file as weights")
+        state, _ = read_weights(paths.expanded(weights), "", "name another file as weights")
     published, remarks = kind == "torchvision", list[str]()
     if published:
         model = _torchvision(name, list(state.values())[-1].numel() if state else known.num_classes)
@@ -222,8 +221,8 @@ def _data(name: str, images: int) -> Classification:
         known = datasets.load(name)
         if isinstance(known, Classification):
             return known
-    elif Path(name).expanduser().is_dir():
-        return folders.load(Path(name).expanduser(), train=REPAIR, test=images)
+    elif (folder := paths.expanded(name)).is_dir():
+        return folders.load(folder, train=REPAIR, test=images)
     allowed = [each for each in datasets.names() if datasets.task(each) == "classification"]
     raise unknown("data", name, [*allowed, "a folder with a folder of images for each class"])
 

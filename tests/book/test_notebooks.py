@@ -51,11 +51,14 @@ def test_select_by_number_stem_and_name(root):
     both = ["01_degradation", "02_identity_mappings"]
     assert [found.stem for found in select([])] == both
     assert [found.stem for found in select(["identity_mappings", "01", "01_degradation"])] == both
-    with pytest.raises(UsageError, match=r"'1_degradation'; allowed: 01_degradation, 02_identity_mappings$"):
+    with pytest.raises(
+        UsageError,
+        match=r"'1_degradation'; allowed: 01_degradation, 02_identity_mappings; did you mean 01_degradation\?$",
+    ):
         select(["1_degradation"])
 
 
-@pytest.mark.parametrize("source", ["seed = 1 + x", "import os", "a = b = 1", "x = ["])
+@pytest.mark.parametrize("source", ["seed = 1 + x", "import os", "a = b = 1", "x = [", "x = {[]: 1}"])
 def test_parameters_cell_holds_literals_only(root, source):
     with pytest.raises(ResnotesError, match="literals"):
         _ = write_notebook(root, "01_a", parameters=source).parameters
@@ -82,6 +85,10 @@ def test_overrides_round_trip(book, note):
         ("seed=True", "'seed' expects int"),
         ("depths=20", "'depths' expects list"),
         ("depths=[20, 'x']", "'depths' expects int"),
+        ("depths=[20, 56, 20]", "'depths' expects values, each once, like [20, 56], found [20, 56, 20]"),
+        ("depths=[]", "'depths' expects values"),
+        ("rate=1" + 400 * "0", "'rate'"),
+        ("seed={[]: 1}", "'seed' expects int"),
         ("profile=huge", "unknown profile 'huge'; allowed: desk, quick"),
         ("seed", "not of the form name=value"),
     ],

@@ -179,6 +179,7 @@ def test_unknown_names_list_the_allowed_ones() -> None:
         ("iterations = 20", "iteration = 20", "iteration"),
         ("iterations = 20", "iterations = 0", "iterations must be positive"),
         ("seeds = [3, 5]", "", "seeds"),
+        ("seeds = [3, 5]", "seeds = [3, 5, 3]", "seeds must differ"),
         ("seeds = [3, 5]", "seeds = [3, 5]\nlrs = [0.1]", "leave out deepen, and lr in the recipes"),
         ("[small]", "[small", "line"),
         ("[small]", "answer = 42\n[small]", "int"),

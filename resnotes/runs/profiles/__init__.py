@@ -58,6 +58,10 @@ class Study:
 
     def __post_init__(self) -> None:
         typed.check_fields(self, "study")
+        for name in ("models", "seeds", "lrs"):
+            values = getattr(self, name)
+            if len(set(values)) < len(values):
+                raise UsageError(f"study: {name} must differ, found {list(values)}")
         known = {*self.models, *self.deepen, *self.deepen.values()}
         if strange := [model for model in self.recipes if model not in known]:
             raise UsageError(f"recipes for {strange[0]!r}, which is none of the models; allowed: {', '.join(known)}")
