@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 from markupsafe import escape
@@ -35,14 +34,13 @@ def write_index(out: Path) -> Path:
     results = merge(out)
     _link_neighbours(results)
     titles = {book.stem: book.title for book in results.notebooks}
-    stems = sorted({*titles, *(claim["notebook"] for claim in results.claims)})
     page = (
         environment()
         .get_template("index.html")
         .render(
             results=results,
             titles=titles,
-            stems=[stem for stem in stems if results.claims_of(stem) or results.figures_of(stem)],
+            stems=_stems(results),
             chapters={chapter.notebook: chapter for chapter in story.chapters()},
             thumbnails={stem: _thumbnail(results, stem) for stem in titles},
             ledger={claim["id"]: claim for claim in results.claims},
@@ -59,6 +57,14 @@ def write_index(out: Path) -> Path:
         )
     )
     return write_atomic(out / "index.html", page)
+
+
+def _stems(results: Results) -> list[str]:
+    """The notebooks that have claims or figures, and the first part of the names of figures that belong to none."""
+    stems = {*(book.stem for book in results.notebooks), *(claim["notebook"] for claim in results.claims)}
+    numbers = {figure["name"].partition("_")[0] for figure in results.figures}
+    stems |= numbers - {stem.partition("_")[0] for stem in stems}
+    return sorted(stem for stem in stems if results.claims_of(stem) or results.figures_of(stem))
 
 
 def _thumbnail(results: Results, stem: str) -> dict[str, object] | None:
@@ -80,6 +86,6 @@ def _link_neighbours(results: Results) -> None:
         ]
         page = folder / f"{book.stem}.html"
         html = page.read_text(encoding="utf-8")
-        linked = NEIGHBOURS.sub(lambda found: found[1] + " ".join(links) + found[2], html)
+        linked = " ".join(links).join(NEIGHBOURS.split(html, maxsplit=1))
         if linked != html:
             write_atomic(page, linked)

@@ -20,7 +20,7 @@ from resnotes.book.notebooks import PARAMETERS_TAG, title_of
 from resnotes.files import read_json
 
 # Where a page has links to the notebooks before and after it, which `resnotes.book.pages` fills in.
-NEIGHBOURS = re.compile(r'(<span class="neighbours">).*?(</span>)')
+NEIGHBOURS = re.compile(r'(?<=<span class="neighbours">).*?(?=</span>)')
 
 _SIBLING = re.compile(r"^(\d\d_\w+)\.ipynb\b")
 _QUOTED = re.compile(r"""["']([a-z0-9][a-z0-9_-]*)["']""")
@@ -58,7 +58,8 @@ class _Exporter(HTMLExporter):
     @pass_context
     def markdown2html(self, context: Context, source: str) -> str:
         """A cell of Markdown as HTML; by this name nbconvert's template finds it."""
-        renderer = _Renderer(escape=False, embed_images=True, attachments=context.get("cell", {}).get("attachments", {}))
+        attachments = context.get("cell", {}).get("attachments", {})
+        renderer = _Renderer(escape=False, embed_images=True, attachments=attachments)
         return str(MarkdownWithMath(renderer=renderer).render(source))
 
 
