@@ -30,7 +30,10 @@ from ipykernel.kernelspec import write_kernel_spec
 from playwright.sync_api import Browser, ConsoleMessage, Error, Locator, Page, expect, sync_playwright
 
 import resnotes
+from resnotes import datasets, models
 from resnotes.book import notebooks
+from resnotes.figures.examination import Subject
+from resnotes.figures.explorer import tried
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(4 * 3600)]
 
@@ -393,6 +396,27 @@ def test_the_index_is_searched_in_two_languages(executed: Path, page: Page) -> N
     assert page.locator("span[lang='en']:visible").count() == 0
     page.reload()
     expect(page.get_by_role("heading", level=1)).to_have_text("用测量检验残差网络", use_inner_text=True)
+
+
+def test_lesions_are_tried_without_a_kernel(tmp_path: Path, page: Page, axe: str) -> None:
+    subject = Subject(models.build("resnet-14", in_channels=1, width=2), datasets.load("digits"))
+    html = f"<html lang='en'><title>Lesions</title><main><h1>Lesions</h1>{tried('a net', subject)}</main></html>"
+    (tmp_path / "page.html").write_text(html)
+    page.goto((tmp_path / "page.html").as_uri())
+    said, block = page.locator("output"), partial(page.get_by_role, "button", exact=True)
+    for number, text in (("4", "block 4 deleted: error "), ("3", "blocks 4 and 3 deleted: "), ("4", "block 3 deleted: ")):
+        block(name=number).click()
+        expect(said).to_contain_text(text)
+        expect(block(name="3")).to_have_attribute("aria-pressed", str(text != "block 4 deleted: error ").lower())
+    page.get_by_label("swap").check()
+    expect(said).to_contain_text("choose 2 of the blocks")
+    for number in "01":
+        block(name=number).click()
+    expect(said).to_contain_text("blocks 0 and 1 in each other's place: error ")
+    block(name="5").click()
+    expect(said).to_contain_text("cannot change places")
+    page.evaluate(axe)
+    assert page.evaluate(BARRIERS) == []
 
 
 @pytest.mark.parametrize("name", PAGES)
