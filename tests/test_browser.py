@@ -13,6 +13,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import tarfile
 import time
 import urllib.request
 from base64 import b64decode
@@ -29,7 +30,10 @@ from ipykernel.kernelspec import write_kernel_spec
 from playwright.sync_api import Browser, ConsoleMessage, Error, Locator, Page, expect, sync_playwright
 
 import resnotes
+from resnotes import datasets, models
 from resnotes.book import notebooks
+from resnotes.figures.examination import Subject
+from resnotes.figures.explorer import tried
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(4 * 3600)]
 
@@ -62,6 +66,12 @@ FAINT = """() => {
     .filter(([front, back]) => (Math.max(front, back) + 0.05) / (Math.min(front, back) + 0.05) < 3)
     .map(([front, back, element]) => `${element.textContent}: ${front.toFixed(2)} on ${back.toFixed(2)}`);
 }"""
+PAGES = ["index.html", "en/report.html", "zh/report.html", "notebooks/01_degradation.html"]
+UNFOLD = "() => document.querySelectorAll('details').forEach(each => each.open = true)"
+# What axe-core calls serious or critical: rule and elements.
+BARRIERS = """() => axe.run({resultTypes: ['violations']}).then(({violations}) => violations
+  .filter(({impact}) => ['serious', 'critical'].includes(impact))
+  .map(({id, nodes}) => [id, nodes.map(({html}) => html)]))"""
 SAVED = "() => !window.jupyterapp.shell.currentWidget.context.model.dirty"
 
 
@@ -327,7 +337,23 @@ def resnotes_command(arguments: list[str | Path]) -> None:
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("name", ["index.html", "en/report.html", "zh/report.html", "notebooks/01_degradation.html"])
+@pytest.fixture(scope="session")
+def axe(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The source of axe-core, which finds what keeps people out of a page."""
+    folder = tmp_path_factory.mktemp("axe")
+    if shutil.which("npm") is None:
+        pytest.skip("found no npm, which brings axe-core; on Debian, `apt-get install npm` brings it")
+    command = ["npm", "pack", "--silent", "axe-core@4"]
+    done = subprocess.run(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    if done.returncode:
+        pytest.skip(f"npm brought no axe-core: {done.stdout}")
+    with tarfile.open(next(folder.glob("*.tgz"))) as package:
+        file = package.extractfile("package/axe.min.js")
+        assert file is not None
+        return file.read().decode()
+
+
+@pytest.mark.parametrize("name", PAGES)
 def test_a_page_opens_from_disk(name: str, executed: Path, page: Page) -> None:
     requests: list[str] = []
     page.on("request", lambda request: requests.append(request.url))
@@ -337,19 +363,70 @@ def test_a_page_opens_from_disk(name: str, executed: Path, page: Page) -> None:
 
     images = page.locator("img")
     assert images.count() >= 5
-    assert images.evaluate_all("images => images.filter(image => !image.naturalWidth).map(image => image.src)") == []
+    page.evaluate(UNFOLD)
+    # Also those that are loaded once they are looked at; it fails where there is no picture.
+    images.evaluate_all("images => Promise.all(images.map(image => (image.loading = 'eager', image.decode())))")
     for scheme in ("light", "dark"):
         page.emulate_media(color_scheme=scheme)
         assert page.evaluate(FAINT.replace(".jp-OutputArea-output *", "main *")) == []
 
 
-@pytest.mark.parametrize("name", ["index.html", "en/report.html", "zh/report.html"])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("name", PAGES)
+def test_a_page_keeps_nobody_out(name: str, scheme: Any, executed: Path, page: Page, axe: str) -> None:
+    page.emulate_media(color_scheme=scheme)
+    page.goto((executed / name).as_uri())
+    page.evaluate(UNFOLD)
+    page.evaluate(axe)
+    assert page.evaluate(BARRIERS) == []
+
+
+def test_the_index_is_searched_in_two_languages(executed: Path, page: Page) -> None:
+    page.goto((executed / "index.html").as_uri())
+    rows, shown = page.locator("tr[data-strongest]"), page.locator("tr[data-strongest]:visible")
+    expect(shown).to_have_count(0)  # all are folded
+    page.locator("[value='false']").check()
+    page.locator("[value='published']").check()
+    expect(page.locator("output")).to_have_text(re.compile(rf"^[1-9]\d* / {rows.count()}$"))
+    assert set(shown.evaluate_all("rows => rows.map(row => row.dataset.published)")) == {"false"}
+    page.get_by_role("searchbox").fill("degradation no-such-word")
+    expect(shown).to_have_count(0)
+    assert page.locator("span[lang='zh-CN']:visible").count() == 0
+    page.get_by_role("button", name="中文").click()
+    assert page.locator("span[lang='en']:visible").count() == 0
+    page.reload()
+    expect(page.get_by_role("heading", level=1)).to_have_text("用测量检验残差网络", use_inner_text=True)
+
+
+def test_lesions_are_tried_without_a_kernel(tmp_path: Path, page: Page, axe: str) -> None:
+    subject = Subject(models.build("resnet-14", in_channels=1, width=2), datasets.load("digits"))
+    html = f"<html lang='en'><title>Lesions</title><main><h1>Lesions</h1>{tried('a net', subject)}</main></html>"
+    (tmp_path / "page.html").write_text(html)
+    page.goto((tmp_path / "page.html").as_uri())
+    said, block = page.locator("output"), partial(page.get_by_role, "button", exact=True)
+    for number, text in (("4", "block 4 deleted: "), ("3", "blocks 4 and 3 deleted: "), ("4", "block 3 deleted: ")):
+        block(name=number).click()
+        expect(said).to_contain_text(text)
+        expect(block(name="3")).to_have_attribute("aria-pressed", str("3" in text).lower())
+    page.get_by_label("swap").check()
+    expect(said).to_contain_text("choose 2 of the blocks")
+    for number in "01":
+        block(name=number).click()
+    expect(said).to_contain_text("blocks 0 and 1 in each other's place: error ")
+    block(name="5").click()
+    expect(said).to_contain_text("cannot change places")
+    page.evaluate(axe)
+    assert page.evaluate(BARRIERS) == []
+
+
+@pytest.mark.parametrize("name", PAGES)
 def test_a_page_is_for_keyboards_and_screen_readers(name: str, executed: Path, page: Page) -> None:
     page.goto((executed / name).as_uri())
+    page.evaluate(UNFOLD)
     alternatives = page.locator("img").evaluate_all("images => images.map(image => image.alt)")
     assert all(len(text) > 10 for text in alternatives)
     # Everything that can be clicked, and every table that may have to be scrolled, is reached by the tab key.
-    targets = page.locator("a[href], [tabindex='0']").count()
+    targets = page.locator("a[href], [tabindex='0'], summary, button, [type='search'], input:checked").count()
     reached = set()
     for _ in range(targets):
         page.keyboard.press("Tab")

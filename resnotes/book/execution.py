@@ -179,7 +179,7 @@ def _execute(
     try:
         from resnotes.book.rendering import notebook_page
 
-        write_atomic(output.with_suffix(".html"), notebook_page(notebook, book.stem))
+        write_atomic(output.with_suffix(".html"), notebook_page(notebook, book.stem, out / "figures"))
     except Exception as error:  # what is in a notebook may be too much for nbconvert; the others are to go on
         failure = failure or f"{book.stem}: no page could be made of {output}, {type(error).__name__}: {error}"
     return Execution(book, output, seconds, failure)

@@ -22,7 +22,7 @@ from matplotlib.image import AxesImage, imsave
 
 from resnotes.figures.style import VERMILION, WIDTH
 
-DPI, PIXELS = 160, round(100 * WIDTH)  # of the files, and across on the page: a point is a little more than CSS's
+DPI, PIXELS = 200, round(100 * WIDTH)  # of the files, for fine screens, and across on the page
 IMAGE = '<img class="resnotes-{}" src="data:image/png;base64,{}" alt="{}" style="width: 100%; max-width: {}px">'
 SHOWN = """<style>
 .resnotes-dark, [data-jp-theme-light="false"] .resnotes-light { display: none }

@@ -6,13 +6,18 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from itertools import islice
+from html import escape
+from itertools import combinations, islice
+from pathlib import Path
+from string import Template
 from typing import Any
 
 import ipywidgets as widgets
 import torch
+from IPython.display import HTML
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
@@ -25,9 +30,11 @@ from resnotes.figures.examination import LesionOutcome, Subject, swapped
 from resnotes.figures.style import BLUE, FONT, ORANGE, VERMILION, WIDTH
 from resnotes.models import Network
 from resnotes.progress import attended
-from resnotes.unravel import Lesion, length_distribution, mean_length, random_deletions
+from resnotes.unravel import Lesion, length_distribution, lesion_predictions, mean_length, random_deletions
 
 ROWS, COLUMNS = 2, 6  # of thumbnails
+# What needs no kernel is computed for networks of at most so many blocks, as n have n(n - 1) / 2 pairs; and images.
+SMALL, TRIED = 16, 100
 
 INTACT, NOW, GONE, MOVED, WRONG, RIGHT = "#BDBDBD", BLUE, "#8A8A8A", ORANGE, VERMILION, "#00795A"
 HEIGHT = 5.4  # inches
@@ -211,10 +218,35 @@ def choice(subjects: Mapping[str, Subject]) -> Any:
     return widgets.VBox([network, stack]).add_class("resnotes-explorer")
 
 
-def explore(networks: Mapping[str, Network], data: Classification) -> None:
-    """Show a `LesionExplorer`; where nobody can use it, the figure of the first network without three of its blocks.
+def tried(name: str, subject: Subject) -> str:
+    """HTML: single deletions, pairs and swaps, all computed here, with controls that need a browser and no kernel.
 
-    The first figure is there, too, for pages that cannot show controls.
+    A script makes the controls, so that nothing dead is left where scripts do not run.
+    """
+    deletions = [*((block,) for block in subject.deletable), *combinations(subject.deletable, 2)]
+    swaps = [pair for group in subject.groups for pair in combinations(group, 2)]
+    lesions = [Lesion(), *(Lesion(frozenset(each)) for each in deletions)]
+    lesions += [swapped(Lesion(), *pair, subject.groups) for pair in swaps]
+    predictions = lesion_predictions(subject.network, lesions, subject.images[:TRIED])
+    errors = 100 * (predictions != subject.labels[:TRIED]).double().mean(1)
+    changes = (predictions != predictions[0]).sum(1)
+    intact, *found = zip(errors.tolist(), changes.tolist(), strict=True)
+    keys = [" ".join(map(str, each)) for each in (*deletions, *swaps)]
+    told = list(zip(keys, found, strict=True))
+    content = {
+        "name": name,
+        "stages": subject.network.stages,
+        "intact": intact[0],
+        "found": {"delete": dict(told[: len(deletions)]), "swap": dict(told[len(deletions) :])},
+    }
+    template = Template(Path(__file__).with_name("templates").joinpath("lesions.html").read_text(encoding="utf-8"))
+    return template.safe_substitute(lesions=escape(json.dumps(content)), network=escape(name))
+
+
+def explore(networks: Mapping[str, Network], data: Classification) -> None:
+    """Show a `LesionExplorer`; where nobody can use it, what can be `tried` without it, with small networks.
+
+    Above is the figure of the first network without three of its blocks, for pages that cannot show controls.
 
     Args:
         networks: trained networks by name, at least one.
@@ -226,6 +258,7 @@ def explore(networks: Mapping[str, Network], data: Classification) -> None:
     if not networks:
         raise UsageError("expected at least one network to explore, found none")
     first, seen = next(iter(networks)), attended()
-    subjects = {name: Subject(network, data) for name, network in networks.items() if seen or name == first}
+    small = [name for name, network in networks.items() if len(getattr(network, "blocks", ())) <= SMALL]
+    subjects = {name: Subject(network, data) for name, network in networks.items() if seen or name in (first, *small)}
     picture = examined(subjects[first], subjects[first].example(), first)
-    show(*picture, choice(subjects) if seen else None)
+    show(*picture, choice(subjects) if seen else HTML("".join(tried(name, subjects[name]) for name in small)))

@@ -66,7 +66,7 @@ def test_a_study_shows_its_answer_a_figure_and_each_claim_once(
     overview.study(chapter.notebook, entries, lang)
     answer, image, caption, key, others = shown
     assert chapter.answer[lang] in answer.data and words_of(lang)["otherwise"] not in answer.data
-    assert image.width == 900 and len(repr(caption)) > 20
+    assert image.width == 700 and image.alt == repr(caption) and len(image.alt) > 20
     tables = key.data + others.data
     assert tables.count("<tr") - 2 == len(claims)
     assert all(tables.count(f">{claim['id']}<") == 1 for claim in claims)
@@ -79,11 +79,12 @@ def test_a_study_shows_its_answer_a_figure_and_each_claim_once(
 
 def test_figures_of_the_run_come_first(nothing_executed: Path) -> None:
     name = story.chapters()[0].figure
-    assert overview.figure(name, "en")[0].width == 900
+    assert overview.figure(name, "en")[0].width == 700
     (nothing_executed / "figures").mkdir()
     Image.new("RGB", (90, 40)).save(nothing_executed / "figures" / f"{name}.png")
     (nothing_executed / "figures" / f"{name}.json").write_text('{"caption": {"en": "<b>", "zh": "图"}}')
-    assert (overview.figure(name, "en")[0].size, overview.figure(name, "en")[1].data) == ((90, 40), "<p>&lt;b&gt;</p>")
+    image, caption = overview.figure(name, "en")
+    assert (image.width, image.alt, caption.data) == (45, "<b>", "<p>&lt;b&gt;</p>")
     with pytest.raises(ResnotesError, match=r"no figure 09_no\.png in .*; `resnotes run` makes it"):
         overview.figure("09_no", "en")
 

@@ -3,6 +3,8 @@
 import base64
 import copy
 import dataclasses
+import html
+import json
 import re
 from io import BytesIO
 from pathlib import Path
@@ -22,7 +24,7 @@ from resnotes.datasets import Classification
 from resnotes.errors import UsageError
 from resnotes.figures.controls import renderings
 from resnotes.figures.examination import Subject, lesioned
-from resnotes.figures.explorer import LesionExplorer, choice, draw, explore
+from resnotes.figures.explorer import LesionExplorer, choice, draw, explore, tried
 from resnotes.models import Network
 from resnotes.unravel import Lesion, lesion_errors, lesion_predictions, path_gradients, path_shares
 
@@ -105,6 +107,20 @@ def test_the_summary_counts_paths_and_order(data: Classification) -> None:
         f"error {finding.error:.1f} % (intact {subject.intact.error:.1f} %), "
         f"{len(subject.changed(finding))} of 24 predictions changed, 2⁸ paths left of 2⁹, Kendall τ 0.89"
     )
+
+
+def test_what_needs_no_kernel_is_what_the_network_does(data: Classification) -> None:
+    network = build("resnet-14").eval()
+    [content] = re.findall('data-lesions="(.*?)"', tried("<net>", Subject(network, data)))
+    told = json.loads(html.unescape(content))
+    assert (told["name"], sum(told["stages"])) == ("<net>", len(network.blocks))
+    assert (len(told["found"]["delete"]), list(told["found"]["swap"])) == (6 + 15, ["0 1"])
+    lesions = [Lesion(), Lesion(frozenset({1, 4})), Lesion(order=(1, 0, 2, 3, 4, 5))]
+    intact, *predicted = lesion_predictions(network, lesions, data.normalization(data.test_images))
+    for (act, pair), predictions in zip((("delete", "1 4"), ("swap", "0 1")), predicted, strict=True):
+        error, changed = told["found"][act][pair]
+        assert error == pytest.approx(100 * (predictions != data.test_labels).double().mean().item(), abs=0.05)
+        assert changed == (predictions != intact).sum()
 
 
 # The figure
@@ -217,7 +233,8 @@ def test_what_is_shown(there: bool, data: Classification, monkeypatch: pytest.Mo
     assert options["raw"] and base64.b64decode(bundle["image/png"]).startswith(PNG)
     assert bundle["text/plain"].startswith("net: error ")
     assert options["metadata"]["image/png"] == {"width": 700, "alt": bundle["text/plain"]}
-    assert [VIEW in what._repr_mimebundle_() for what, _ in controls] == ([True] if there else [])
+    [(what, _)] = controls
+    assert VIEW in what._repr_mimebundle_() if there else what.data.count("<script>") == 2
 
 
 def test_what_cannot_be_explored_is_refused(data: Classification) -> None:
@@ -242,6 +259,6 @@ def test_a_notebook(client: type[NotebookClient], tmp_path: Path, monkeypatch: p
     output, *controls = notebook.cells[0].outputs
     attends = client is Lab
     assert output.output_type == "display_data" and set(output.data) == {"image/png", "text/plain"}
-    assert [VIEW in each.data for each in controls] == ([True] if attends else [])
+    assert [VIEW in each.data for each in controls] == [attends]
     assert base64.b64decode(output.data["image/png"]).startswith(PNG)
     assert ("widgets" in notebook.metadata) is attends, "no widgets are made where nobody sees them"

@@ -105,8 +105,11 @@ class Page(HTMLParser):
     def handle_starttag(self, tag, attributes):
         element = [tag, dict(attributes), ""]
         self.elements.append(element)
-        if tag not in ("img", "br", "meta", "link"):
+        if tag not in ("img", "input", "br", "meta", "link"):
             self.open.append(element)
+
+    def handle_startendtag(self, tag, attributes):
+        self.handle_starttag(tag, attributes)
 
     def handle_endtag(self, tag):
         assert self.open.pop()[0] == tag
