@@ -30,6 +30,8 @@ from resnotes.files import write_json
 if TYPE_CHECKING:  # it would bring PyTorch, which takes seconds
     from resnotes.runs import Run
 
+_FEW = 2  # measurements of a claim, at most, that are all written out
+
 
 def trained(runs: Sequence[Run]) -> Evidence:
     """What runs of one recipe were trained on and for how long; nothing for no runs."""
@@ -195,6 +197,21 @@ def _all_decided(id: str, measured: Mapping[str, Any], rule: Rule) -> dict[str, 
     p = None if None in ps else min(1.0, len(each) * min(ps)) if holds is False else max(ps)
     if holds is False and p is not None and p >= 0.05:
         holds = None
+    text, text_zh = (_listed if len(each) <= _FEW else _counted)(each)
+    value = {name: found["measured"] for name, found in each.items()}
+    return {"holds": holds, "p": p, "measured": {"value": value, "text": text, "text_zh": text_zh}}
+
+
+def _listed(each: Mapping[str, dict[str, Any]]) -> tuple[str, str]:
+    """Several measurements, one by one, in both languages."""
+    said = {True: ("", ""), False: (", not so", "，不成立"), None: (", undecided", "，未定")}
+    en = [f"{name}: {found['measured']['text']}{said[found['holds']][0]}" for name, found in each.items()]
+    zh = [f"{name}：{found['measured']['text_zh']}{said[found['holds']][1]}" for name, found in each.items()]
+    return "; ".join(en), "；".join(zh)
+
+
+def _counted(each: Mapping[str, dict[str, Any]]) -> tuple[str, str]:
+    """How many of several measurements keep the rule, and which do not."""
     kept, broken, open_ = (
         [name for name, found in each.items() if found["holds"] is verdict] for verdict in (True, False, None)
     )
@@ -203,8 +220,7 @@ def _all_decided(id: str, measured: Mapping[str, Any], rule: Rule) -> dict[str, 
         if names:
             text += f"; {word}: {', '.join(names)}"
             text_zh += f"；{word_zh}：{'、'.join(names)}"
-    value = {name: found["measured"] for name, found in each.items()}
-    return {"holds": holds, "p": p, "measured": {"value": value, "text": text, "text_zh": text_zh}}
+    return text, text_zh
 
 
 def _setting(evidence: Evidence) -> dict[str, Any]:

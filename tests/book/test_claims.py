@@ -139,6 +139,13 @@ def test_of_several_those_that_do_not_are_named(ledger):
     measured = found["scopes"]["live"]["measured"]
     assert (found["holds"], measured["text"]) == (False, "1 of 3; not: residual; undecided: gated")
     assert measured["text_zh"] == "3 项中 1 项；不成立：residual；未定：gated"
+    measured = decided(ledger, "worse", live={"plain": WORSE, "gated": UNCLEAR})["scopes"]["live"]["measured"]
+    each = {
+        name: decided(ledger, "worse", live=sample)["scopes"]["live"]["measured"]
+        for name, sample in (("plain", WORSE), ("gated", UNCLEAR))
+    }
+    assert measured["text"] == f"plain: {each['plain']['text']}; gated: {each['gated']['text']}, undecided"
+    assert measured["text_zh"] == f"plain：{each['plain']['text_zh']}；gated：{each['gated']['text_zh']}，未定"
 
 
 @pytest.mark.parametrize(
