@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from resnotes.datasets.archives import damage_reported
+from resnotes.datasets.layouts import visible
 from resnotes.datasets.pixels import Color, as_labels, as_rgb
 from resnotes.errors import DatasetError
 
@@ -43,7 +44,9 @@ def pairs(images: Path, annotations: Path) -> list[Pair]:
 def _files(folder: Path, *suffixes: str) -> list[Path]:
     """The files with these suffixes by name; hidden ones are passed over."""
     with damage_reported(folder, "a folder of PNG or JPEG files"):
-        files = [file for file in folder.iterdir() if file.suffix.lower() in suffixes and file.name[0] != "."]
+        if not folder.is_dir():
+            raise FileNotFoundError("no such folder")
+        files = [file for file in visible(folder) if file.suffix.lower() in suffixes]
     if not files:
         raise DatasetError(f"found no files {', '.join(suffixes)} in {folder}; copy the data set again")
     return sorted(files, key=lambda file: file.stem)
