@@ -16,7 +16,7 @@ import torch
 
 from resnotes.datasets.archives import damage_reported
 from resnotes.datasets.classification import Normalization
-from resnotes.datasets.layouts import described, listed, visible
+from resnotes.datasets.layouts import files, refusal, visible
 from resnotes.datasets.pairs import Pair, pairs, read
 from resnotes.datasets.segmentation import IGNORED, Lazy, Sample, Segmentation
 from resnotes.errors import DatasetError
@@ -24,11 +24,6 @@ from resnotes.errors import DatasetError
 _CLASSES = 150
 _PARTS = ("images", "annotations", "objectInfo150.txt", "sceneCategories.txt")
 _NAMED = ("ade20k", "ade_20k", "adechallenge", "sceneparsing")
-_KNOWN = {  # what else people have, by a name in it
-    r"\.(zip|tar|tgz|gz|7z|rar)$": "an archive, which has to be unpacked",
-    r"_seg\.png$|index_ade20k": "the full release, with 3,000 classes, and not the benchmark's edition of 150",
-    r"\.(parquet|arrow)$": "tables of Hugging Face, which are not read",
-}
 _COUNTS = {"training": 20_210, "validation": 2_000}
 # Statistics of ImageNet, as for pretrained weights: those of 20,210 images would take minutes to count.
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -44,12 +39,15 @@ def load(root: Path) -> Segmentation:
         DatasetError: the data is missing, incomplete or another edition. What is wrong inside of an image is raised
             when that is decoded.
     """
-    folder, files = _contents(root)
-    scenes = scene_categories(root)
+    folder, scenes = _folder(root), scene_categories(root)
+    listed = {split: _listed(folder, split) for split in _COUNTS}
+    if not any(listed.values()):
+        raise DatasetError(f"{folder} has no images; expected some in images/{{{','.join(_COUNTS)}}}; copy it again")
     train, test = (
-        Lazy(tuple(pair.image.name for pair in found), _Reader(folder, split, scenes)) for split, found in files.items()
+        Lazy(tuple(pair.image.name for pair in found), _Reader(folder, split, scenes))
+        for split, found in listed.items()
     )
-    whole = all(len(found) == _COUNTS[split] for split, found in files.items())
+    whole = all(len(found) == _COUNTS[split] for split, found in listed.items())
     return Segmentation(
         name="ade20k",
         variant="ade20k" if whole else "ade20k-part",
@@ -59,50 +57,32 @@ def load(root: Path) -> Segmentation:
         test=test,
         val=None,
         normalization=Normalization.published(_MEAN, _STD),
-        fingerprint=_fingerprint(pair for found in files.values() for pair in found),
+        fingerprint=_fingerprint(pair for found in listed.values() for pair in found),
     )
 
 
 def find(root: Path) -> Path:
-    """The folder that `load` would read, of which all but the pixels was looked at.
+    """The folder that `load` reads, which opens no image.
 
     Raises:
-        DatasetError: there is none, or it is incomplete or damaged.
+        DatasetError: as `load`.
     """
-    folder, _ = _contents(root)
-    class_names(root)
-    scene_categories(root)
-    return folder
-
-
-def _contents(root: Path) -> tuple[Path, dict[str, list[Pair]]]:
-    """The folder and the files of each split."""
-    folder = _folder(root)
-    files = {split: _listed(folder, split) for split in _COUNTS}
-    if not any(files.values()):
-        raise DatasetError(f"{folder} has no images; expected some in images/{{{','.join(_COUNTS)}}}; copy it again")
-    return folder, files
+    load(root)
+    return _folder(root)
 
 
 def _folder(root: Path) -> Path:
     """The folder in the benchmark's layout, or one error that says what is there instead."""
     with damage_reported(root, "a readable folder"):
         inside = visible(root)
-    places = [*(place for path in inside for place in (path, path / "ADEChallengeData2016")), root]
-    missing = {place: [part for part in _PARTS if not (place / part).exists()] for place in places}
-    if complete := [place for place in places if not missing[place]]:
-        return complete[0]
+    for place in (*(place for path in inside for place in (path, path / "ADEChallengeData2016")), root):
+        if all((place / part).exists() for part in _PARTS):
+            return place
     expected = f"expected {', '.join(_PARTS)} in a folder of {root}"
     get = "get ADEChallengeData2016.zip from data.csail.mit.edu/places/ADEchallenge, unpack it"
-    for place in places:
-        if any((place / "annotations" / split).is_dir() for split in _COUNTS):
-            raise DatasetError(
-                f"{place} has no {', '.join(missing[place])}; {expected}; {get}, and add what is missing"
-            )
-    for place in (path for path in inside if path.name.lower().startswith(_NAMED)):
-        if names := listed(place) if place.is_dir() else [place.name]:
-            there = described(names, _KNOWN)
-            raise DatasetError(f"found no ADE20K that can be read in {place}, but {there}; {expected}; {get} beside it")
+    for place in inside:
+        if place.name.lower().startswith(_NAMED) and (names := sorted(files(place))):
+            raise refusal("whole ADE20K", place, names, f"{expected}; {get}")
     raise DatasetError(
         f"found no ADE20K, in the edition of the scene parsing benchmark; {expected}; {get}, and set RESNOTES_DATA to"
         " the folder that has it"

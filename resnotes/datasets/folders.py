@@ -13,7 +13,7 @@ from torch import Tensor
 
 from resnotes.datasets.archives import damage_reported
 from resnotes.datasets.classification import Classification, fingerprinted
-from resnotes.datasets.layouts import FORMATS, IMAGES, described, listed, visible
+from resnotes.datasets.layouts import FORMATS, IMAGES, listed, visible
 from resnotes.datasets.pixels import as_rgb
 from resnotes.errors import DatasetError
 
@@ -62,17 +62,15 @@ def load(folder: Path, *, train: int, test: int) -> Classification:
 
 def _classes(folder: Path) -> dict[str, list[Path]]:
     """The images of each class, both by name."""
-    names = listed(folder)
     found: dict[str, list[Path]] = {}
-    for name in names:
+    for name in listed(folder):
         label, _, file = name.partition("/")
         if file:
             found.setdefault(label, []).extend([folder / name] if name.lower().endswith(IMAGES) else [])
-    empty = [label for label, images in found.items() if not images]
-    if empty or len(found) < 2:
-        there = f"no images of {', '.join(empty)}" if empty else f"folders: {', '.join(found) or 'none'}"
-        files = f", in all {described(names, {})}" if names else ""
-        raise DatasetError(f"{folder} has {there}{files}; expected {_EXPECTED}, two classes or more")
+    if len(found) < 2 or not all(found.values()):
+        lacking = ", ".join(label for label, images in found.items() if not images)
+        there = f"no images of {lacking}" if lacking else f"the folders {', '.join(found) or 'none'}"
+        raise DatasetError(f"{folder} has {there}; expected {_EXPECTED}, for two classes or more")
     return found
 
 

@@ -6,14 +6,26 @@ import os
 import re
 import tempfile
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
 from resnotes.datasets.archives import damage_reported, is_archive, members, unpacked
+from resnotes.errors import DatasetError
 
 IMAGES = (".png", ".jpg", ".jpeg", ".bmp")
 FORMATS = ("PNG", "JPEG", "BMP")
 
+_KNOWN = {  # what people have, by a pattern that one of the names matches; the first counts
+    r"\.(part|crdownload|download)$": "a download that a browser has not finished",
+    r"\.(zip|tar|tgz|gz|bz2|xz|7z|rar)$": "an archive, which has to be unpacked",
+    r"\.(parquet|arrow)$": "tables of Hugging Face, which are not read",
+    r"\.(npz|npy|mat)$": "arrays of NumPy or MATLAB, which are not read",
+    r"(^|/)(trainLabels|sampleSubmission)\.csv$": "Kaggle's competition, whose test images have no labels",
+    r"(^|/)train_labels/": "Kaggle's edition, painted in the colours of 32 classes, with other splits than the papers'",
+    r"(^|/)codes\.txt$|_P\.png$": "fast.ai's edition, with 32 classes, and without the papers' splits",
+    r"(^|/)LabeledApproved|_L\.png$": "the original, painted in the colours of 32 classes, without the papers' splits",
+    r"_seg\.png$|index_ade20k": "the full release, with 3,000 classes, and not the benchmark's edition of 150",
+}
 _DEPTH = 6  # of folders in each other: links may lead back to a folder that they are in
 
 
@@ -37,6 +49,7 @@ def files(source: Path) -> Iterator[str]:
     """
     if source.is_file():
         yield str(source)
+        return
     for at, folders, names in os.walk(source, onerror=_raise, followlinks=True):
         deep = at.count(os.sep) - str(source).count(os.sep) >= _DEPTH
         folders[:] = [] if deep else [name for name in folders if not hidden(name)]
@@ -44,8 +57,7 @@ def files(source: Path) -> Iterator[str]:
 
 
 def _raise(error: OSError) -> None:
-    if not isinstance(error, NotADirectoryError):
-        raise error
+    raise error
 
 
 def listed(source: Path) -> list[str]:
@@ -58,7 +70,7 @@ def listed(source: Path) -> list[str]:
     """
     if source.is_dir():
         with damage_reported(source, "a readable folder"):
-            names = [os.path.relpath(file, source).replace(os.sep, "/") for file in files(source)]
+            names = [file[len(str(source)) + 1 :].replace(os.sep, "/") for file in files(source)]
     elif not is_archive(source):
         names = [source.name]
     elif (found := members(source)) is not None:
@@ -69,25 +81,13 @@ def listed(source: Path) -> list[str]:
     return sorted(name for name in names if name.count("/") <= _DEPTH and not any(map(hidden, name.split("/"))))
 
 
-def trees(names: Iterable[str], splits: Collection[str]) -> dict[str, dict[str, dict[str, list[str]]]]:
-    """The files below `<split>/<class>/`, by the folder that these trees are in, split in lower case, and class."""
-    found: dict[str, dict[str, dict[str, list[str]]]] = {}
-    for name in names:
-        parts = name.split("/")
-        if at := [i for i, part in enumerate(parts[:-2]) if part.lower() in splits]:
-            top, split, label = "/".join(parts[: at[-1]]), parts[at[-1]].lower(), parts[at[-1] + 1]
-            found.setdefault(top, {}).setdefault(split, {}).setdefault(label, []).append(name)
-    return found
+def refusal(name: str, place: Path, names: Sequence[str], advice: str) -> DatasetError:
+    """The error that a data set does not lie in this place, where these files are, of which there is one at least.
 
-
-def described(names: Sequence[str], known: Mapping[str, str]) -> str:
-    """How many files there are, of which kinds, and what this is, for errors.
-
-    Args:
-        names: as `listed` gives them; at least one.
-        known: what people call a layout, by a pattern that one of its names matches; the first that does counts.
+    It says how many there are, of which kinds, and how people call the layout; `advice` has what was expected.
     """
     kinds = Counter(PurePosixPath(name).suffix.lower() or "without suffix" for name in names)
     counts = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common(4))
-    what = [words for pattern, words in known.items() if any(re.search(pattern, name) for name in names)]
-    return f"{len(names)} files ({counts}), the first is {names[0]}" + "".join(f": {words}" for words in what[:1])
+    known = [words for pattern, words in _KNOWN.items() if any(re.search(pattern, name) for name in names)]
+    there = f"{len(names)} files ({counts}), the first is {names[0]}" + "".join(f": {words}" for words in known[:1])
+    return DatasetError(f"found no {name} in {place}, but {there}; {advice}")

@@ -43,9 +43,9 @@ def pairs(images: Path, annotations: Path) -> list[Pair]:
 
 def _files(folder: Path, *suffixes: str) -> list[Path]:
     """The files with these suffixes by name; hidden ones are passed over."""
+    if not folder.is_dir():
+        raise DatasetError(f"there is no {folder}; expected a folder of PNG or JPEG files; copy it, too")
     with damage_reported(folder, "a folder of PNG or JPEG files"):
-        if not folder.is_dir():
-            raise FileNotFoundError("no such folder")
         files = [file for file in visible(folder) if file.suffix.lower() in suffixes]
     if not files:
         raise DatasetError(f"found no files {', '.join(suffixes)} in {folder}; copy the data set again")

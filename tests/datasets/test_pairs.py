@@ -56,10 +56,7 @@ DAMAGES: dict[str, tuple[Callable[[Pair], object], str]] = {
         lambda pair: pair.annotation.rename(pair.annotation.with_suffix(".jpg")),
         "expected an image, PNG or JPEG, and a label map, PNG, for each",
     ),
-    "no label maps": (
-        lambda pair: shutil.rmtree(pair.annotation.parent),
-        "expected a folder of PNG or JPEG files|has no testannot; expected SegNet's layout",
-    ),
+    "no label maps": (lambda pair: shutil.rmtree(pair.annotation.parent), "expected a folder of PNG or JPEG files"),
     "no images": (lambda pair: [file.unlink() for file in pair.image.parent.iterdir()], "found no files .png, .jpg"),
     "other size": (lambda pair: save(pair.annotation, labels(0, 11, 12, 15)), "is 16x12, its label map .* 15x12;"),
     "label": (
