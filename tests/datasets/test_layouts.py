@@ -11,11 +11,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from kit.cifar10 import CLASSES, IMAGE, Originals, Tree, as_folder, as_tar, as_zip, encoded, load, pixels, tree
+from kit.cifar10 import IMAGE, Originals, Tree, as_folder, as_tar, as_zip, encoded, load, pixels, tree
 from kit.pairs import ade20k_tree, camvid_tree, labels, picture, save
 
 from resnotes import datasets
 from resnotes.datasets import cifar10, folders
+from resnotes.datasets.cifar10 import CLASSES
 from resnotes.errors import DatasetError
 
 
