@@ -1,6 +1,6 @@
 """ADE20K as in the MIT scene parsing benchmark: 150 classes, 20,210 images to train and 2,000 to validate on.
 
-Read from the first folder in `root`, or `ADEChallengeData2016` in one, that is laid out as that archive is:
+Read from the first folder in `root`, or `ADEChallengeData2016` in one, or `root`, that is laid out as that archive is:
 `images/{training,validation}/*.jpg`, `annotations/{training,validation}/*.png` with labels 1..150, and 0 where no one
 named it, `objectInfo150.txt` and `sceneCategories.txt`. A part of the images will do, if each has its annotation.
 """
@@ -16,12 +16,14 @@ import torch
 
 from resnotes.datasets.archives import damage_reported
 from resnotes.datasets.classification import Normalization
+from resnotes.datasets.layouts import files, refusal, visible
 from resnotes.datasets.pairs import Pair, pairs, read
 from resnotes.datasets.segmentation import IGNORED, Lazy, Sample, Segmentation
 from resnotes.errors import DatasetError
 
 _CLASSES = 150
 _PARTS = ("images", "annotations", "objectInfo150.txt", "sceneCategories.txt")
+_NAMED = ("ade20k", "ade_20k", "adechallenge", "sceneparsing")
 _COUNTS = {"training": 20_210, "validation": 2_000}
 # Statistics of ImageNet, as for pretrained weights: those of 20,210 images would take minutes to count.
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -37,8 +39,7 @@ def load(root: Path) -> Segmentation:
         DatasetError: the data is missing, incomplete or another edition. What is wrong inside of an image is raised
             when that is decoded.
     """
-    folder = find(root)
-    scenes = scene_categories(root)
+    folder, scenes = _folder(root), scene_categories(root)
     listed = {split: _listed(folder, split) for split in _COUNTS}
     if not any(listed.values()):
         raise DatasetError(f"{folder} has no images; expected some in images/{{{','.join(_COUNTS)}}}; copy it again")
@@ -61,18 +62,30 @@ def load(root: Path) -> Segmentation:
 
 
 def find(root: Path) -> Path:
-    """The folder that `load` would read.
+    """The folder that `load` reads, which opens no image.
 
     Raises:
-        DatasetError: there is none.
+        DatasetError: as `load`.
     """
-    for folder in sorted([*root.glob("*"), *root.glob("*/ADEChallengeData2016")]):
-        if all((folder / part).exists() for part in _PARTS):
-            return folder
+    load(root)
+    return _folder(root)
+
+
+def _folder(root: Path) -> Path:
+    """The folder in the benchmark's layout, or one error that says what is there instead."""
+    with damage_reported(root, "a readable folder"):
+        inside = visible(root)
+    for place in (*(place for path in inside for place in (path, path / "ADEChallengeData2016")), root):
+        if all((place / part).exists() for part in _PARTS):
+            return place
+    expected = f"expected {', '.join(_PARTS)} in a folder of {root}"
+    get = "get ADEChallengeData2016.zip from data.csail.mit.edu/places/ADEchallenge, unpack it"
+    for place in inside:
+        if place.name.lower().startswith(_NAMED) and (names := sorted(files(place))):
+            raise refusal("whole ADE20K", place, names, f"{expected}; {get}")
     raise DatasetError(
-        f"found no ADE20K, in the edition of the scene parsing benchmark; expected {', '.join(_PARTS)} in a folder of"
-        f" {root}; get ADEChallengeData2016.zip from data.csail.mit.edu/places/ADEchallenge, unpack it, and set"
-        " RESNOTES_DATA to the folder that has it"
+        f"found no ADE20K, in the edition of the scene parsing benchmark; {expected}; {get}, and set RESNOTES_DATA to"
+        " the folder that has it"
     )
 
 
@@ -82,7 +95,7 @@ def class_names(root: Path) -> tuple[str, ...]:
     Raises:
         DatasetError: the file is missing or damaged.
     """
-    path = find(root) / "objectInfo150.txt"
+    path = _folder(root) / "objectInfo150.txt"
     expected = "a heading and the lines 1 to 150: index, pixel ratio, training and validation images, names, by tabs"
     with damage_reported(path, expected):
         rows = [line.split("\t") for line in path.read_text(encoding="utf-8").splitlines()[1:] if line.strip()]
@@ -97,7 +110,7 @@ def scene_categories(root: Path) -> dict[str, str]:
     Raises:
         DatasetError: the file is missing or damaged.
     """
-    path = find(root) / "sceneCategories.txt"
+    path = _folder(root) / "sceneCategories.txt"
     with damage_reported(path, "lines of an image's name and its scene"):
         lines = [line.split() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
         return {name: scene for name, scene in lines}  # noqa: C416 -- fails on a line with anything else

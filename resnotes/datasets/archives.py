@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import posixpath
+import re
 import shutil
 import tarfile
 import zipfile
@@ -11,6 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from resnotes.errors import DatasetError
+
+_EXPECTED = "a complete zip or tar archive"
+_NAME = re.compile(r"\.(zip|tar|tgz|txz|tbz2?|tar\.(gz|xz|bz2))$", re.IGNORECASE)
+_OTHERS = (".npz", ".part", ".crdownload", ".download")
 
 
 @contextmanager
@@ -48,7 +54,7 @@ def unpacked(source: Path, scratch: Path) -> Iterator[Path]:
         yield source
         return
     try:
-        with damage_reported(source, "a complete zip or tar archive"):
+        with damage_reported(source, _EXPECTED):
             if zipfile.is_zipfile(source):
                 with zipfile.ZipFile(source) as archive:
                     archive.extractall(scratch)
@@ -61,13 +67,46 @@ def unpacked(source: Path, scratch: Path) -> Iterator[Path]:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
+def is_archive(file: Path) -> bool:
+    """Whether this is a zip or tar archive by its content, whatever a browser called it, or else by its name.
+
+    Neither NumPy's archives of arrays nor what a browser has not finished are meant.
+    """
+    if not file.is_file() or file.suffix.lower() in _OTHERS:
+        return False
+    return bool(_NAME.search(file.name)) or zipfile.is_zipfile(file) or tarfile.is_tarfile(file)
+
+
+def members(source: Path) -> list[str] | None:
+    """The files in an archive; None where only unpacking can tell, as it holds links, devices or paths to elsewhere.
+
+    Raises:
+        DatasetError: the archive is damaged or cut.
+    """
+    with damage_reported(source, _EXPECTED):
+        if zipfile.is_zipfile(source):
+            with zipfile.ZipFile(source) as packed:
+                return [posixpath.normpath(each.filename) for each in packed.infolist() if not each.is_dir()]
+        with tarfile.open(source) as archive:
+            found = {posixpath.normpath(each.name): each for each in archive.getmembers()}
+            _require_end(archive)
+    if any(not (each.isfile() or each.isdir()) or name.startswith(("..", "/")) for name, each in found.items()):
+        return None
+    return [name for name, each in found.items() if each.isfile()]
+
+
 def _untar(source: Path, target: Path) -> None:
     with tarfile.open(source) as archive:
         archive.extractall(target, filter="data")
-        # A damaged header and a cut are taken for the end, which is zeros to the last byte. Reading these also makes
-        # a decompressor compare its checksum.
-        stream: Any = archive.fileobj
-        stream.seek(archive.offset)
-        end = [chunk.strip(b"\0") for chunk in iter(lambda: stream.read(2**20), b"")]
-        if any(end) or not end:
-            raise tarfile.ReadError("it does not end as an archive does")
+        _require_end(archive)
+
+
+def _require_end(archive: tarfile.TarFile) -> None:
+    """Refuses an archive, all of whose members were read, that ends too early."""
+    # A damaged header and a cut are taken for the end, which is zeros to the last byte. Reading these also makes a
+    # decompressor compare its checksum.
+    stream: Any = archive.fileobj
+    stream.seek(archive.offset)
+    end = [chunk.strip(b"\0") for chunk in iter(lambda: stream.read(2**20), b"")]
+    if any(end) or not end:
+        raise tarfile.ReadError("it does not end as an archive does")

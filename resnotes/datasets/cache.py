@@ -18,6 +18,7 @@ from torch import Tensor
 
 from resnotes.datasets.archives import damage_reported
 from resnotes.datasets.classification import fingerprint
+from resnotes.datasets.layouts import files
 from resnotes.errors import DatasetError
 from resnotes.files import lock
 from resnotes.paths import cache_root
@@ -43,9 +44,7 @@ class Decoded:
         return fingerprint(*self.arrays.values())
 
 
-def cached(
-    name: str, source: Path, arrays: Sequence[str], decode: Callable[[Path], Decoded], only: Sequence[str] = ("",)
-) -> Decoded:
+def cached(name: str, source: Path, arrays: Sequence[str], decode: Callable[[Path], Decoded]) -> Decoded:
     """The data set decoded from `source`: from the cache where it is up to date, else decoded and stored.
 
     Several processes may call this at once: one decodes, the others wait for it.
@@ -55,14 +54,13 @@ def cached(
         source: what the data set is read from, a folder or an archive.
         arrays: the names of what is decoded, in order.
         decode: reads the source; what it unpacks goes to the path that it is given, and is cleared afterwards.
-        only: the folders in the source that belong to the data set.
 
     Raises:
         DatasetError: the source cannot be decoded, or the cache cannot be written.
     """
     key = hashlib.sha256(os.fsencode(source.resolve())).hexdigest()[:16]
     folder = cache_root() / f"{name}-{key}"
-    signature = _signature(source, only)
+    signature = _signature(source)
     # A filled cache needs no lock, so it may lie on a read-only disk.
     if found := _open(folder, signature, arrays):
         return found
@@ -77,12 +75,11 @@ def cached(
         ) from error
 
 
-def _signature(source: Path, only: Sequence[str]) -> str:
+def _signature(source: Path) -> str:
     """Hex digest over path and names, sizes and modification times; differs once the source was changed."""
     top = str(source)
     with damage_reported(source, "a readable file or folder"):
-        files = [f"{at}/{file}" for name in only for at, _, names in os.walk(source / name) for file in names]
-        stats = [(file[len(top) + 1 :], os.stat(file)) for file in sorted(files) or [top]]  # noqa: PTH116
+        stats = [(file[len(top) + 1 :], os.stat(file)) for file in sorted(files(source))]  # noqa: PTH116
     lines = (f"{name}\0{stat.st_size}\0{stat.st_mtime_ns}" for name, stat in stats)
     return hashlib.sha256(os.fsencode("\n".join((str(source.resolve()), *lines)))).hexdigest()
 

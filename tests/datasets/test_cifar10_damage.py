@@ -54,12 +54,19 @@ DAMAGES: dict[str, tuple[Callable[[Tree], Tree], str]] = {
     "big bomb": (lambda f: f | {IMAGE: claims_to_be(2**31 - 1, 2**31 - 1)}, "is damaged .*DecompressionBomb"),
     "no images": (
         lambda f: {"README": b""},
-        r"train is damaged .*expected a folder of PNG or JPEG .*airplane, .*truck;",
+        "no CIFAR-10 in .*, but 1 files .1 without suffix., the first is README; ",
     ),
-    "missing class": (lambda f: without("train/frog", f), r"train is damaged .*the classes airplane, .*expected"),
-    "missing split": (lambda f: without("test", f), "test is damaged .*FileNotFoundError.*expected"),
-    "empty class": (lambda f: without("train/frog", f) | {"train/frog/x": b""}, "no valid file for the classes frog"),
-    "unknown class": (lambda f: f | {"train/lion/1.png": f[IMAGE]}, r"train is damaged .*horse, lion, ship.*expected"),
+    "missing class": (
+        lambda f: without("train/frog", f),
+        "train has images in the folders airplane, .*; expected .*, frog, .*; missing: frog;",
+    ),
+    "missing split": (lambda f: without("test", f), "test has no images in folders of classes; expected a folder of"),
+    "empty class": (lambda f: without("train/frog", f) | {"train/frog/x": b""}, "missing: frog;"),
+    "unknown class": (lambda f: f | {"train/lion/1.png": f[IMAGE]}, "train has .*, lion, .*; missing: none; rename"),
+    "link as text": (
+        lambda f: without("train/frog", f) | {"train/frog": b"../frogs"},
+        r"missing: frog \(frog: a file, or a link that leads nowhere",
+    ),
 }
 
 

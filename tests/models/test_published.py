@@ -268,7 +268,7 @@ def test_status_names_what_is_missing(folder: Path, listed: dict[str, bytes]) ->
     assert not status().found
     (folder / PLAIN).write_bytes(listed["wooyeolBaek/plain-20"])
     assert status().found
-    assert status().where.startswith(f"1 of 2 networks in {folder}; missing: akamaster/resnet-20; get")
+    assert status().where.startswith(f"1 of 2 networks in {folder}; missing or damaged: akamaster/resnet-20; get")
 
 
 # What is kept of them

@@ -154,7 +154,7 @@ def test_a_folder_of_classes_is_read_evenly_and_no_image_twice(tmp_path: Path) -
     (tmp_path / "flat/a/1.png").write_bytes(b"no image")
     with pytest.raises(DatasetError, match=r"a/1\.png is damaged"):
         folders.load(tmp_path / "flat", train=9, test=2)
-    with pytest.raises(DatasetError, match="expected a folder of PNG or JPEG files for each class"):
+    with pytest.raises(DatasetError, match="expected a folder of PNG, JPEG or BMP files for each class"):
         folders.load(tmp_path / "flat" / "b", train=9, test=2)
 
 
