@@ -197,8 +197,9 @@ def report(
     ] = None,
     week: Annotated[int | None, typer.Option(min=0, help="Number of the report, for its title.")] = None,
     results: Results = None,
+    full: Annotated[bool, typer.Option("--full", help="All claims, figures and statements, as an appendix.")] = False,
 ) -> None:
-    """Write a weekly report from a run: Markdown, one HTML page, and the figures."""
+    """Write a weekly report from a run: Markdown, one HTML page, and the figures; six pages, unless --full."""
     from resnotes.book.notebooks import select
     from resnotes.book.report import write_report
     from resnotes.book.results import read_results
@@ -206,7 +207,7 @@ def report(
     folder = _folder(results)
     to = folder / "report" if out is None else paths.expanded(out)
     stems = [book.stem for book in select(notebooks)] if notebooks else []
-    path = write_report(read_results(folder), to, lang=lang, week=week, notebooks=stems)
+    path = write_report(read_results(folder), to, lang=lang, week=week, notebooks=stems, full=full)
     typer.echo(path)
     typer.echo(path.with_suffix(".html"))
 

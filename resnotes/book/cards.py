@@ -52,9 +52,14 @@ def table(claims: Sequence[Mapping[str, Any]], lang: str = "en", *, counted: boo
 
 def others(claims: Sequence[Mapping[str, Any]], lang: str = "en") -> Shown:
     """A table of claims that unfolds from one line, which counts them."""
-    shown, found = table(claims, lang, counted=False), verdicts(claims)
-    said = words_of(lang)["others"].format(all=len(claims), **{word: found[word] for word in WORDS.values()})
+    shown, said = table(claims, lang, counted=False), counted(claims, lang)
     return Shown(f"<details><summary>{said}</summary>{shown.data}</details>", f"{said}\n{shown.text}")
+
+
+def counted(claims: Sequence[Mapping[str, Any]], lang: str = "en") -> str:
+    """How many other claims there are, by verdict."""
+    found = verdicts(claims)
+    return str(words_of(lang)["others"].format(all=len(claims), **{word: found[word] for word in WORDS.values()}))
 
 
 def statements(tested: Sequence[Any], lang: str = "en") -> Shown:
@@ -112,7 +117,7 @@ def ground(claim: Mapping[str, Any], lang: str) -> str:
 def setting(scope: Mapping[str, Any], lang: str) -> str:
     """What a scope was measured on: `digits after 132 iterations`."""
     words = words_of(lang)
-    dataset = scope["dataset"] or words["no_data"]
+    dataset = words["datasets"].get(scope["dataset"], scope["dataset"]) or words["no_data"]
     if scope["iterations"] is None or scope["networks"] == 0:  # of data alone
         return str(dataset)
     return str(words["fresh" if not scope["iterations"] else "after"].format(dataset, scope["iterations"]))

@@ -18,7 +18,7 @@ from IPython.display import display
 from matplotlib.figure import Figure
 
 from resnotes import paths
-from resnotes.analysis.intervals import Interval, RankTest, Verdict, all_of, interval, verdict
+from resnotes.analysis.intervals import UNITS_ZH, Interval, RankTest, Verdict, all_of, interval, verdict
 from resnotes.analysis.numbers import number, with_unit
 from resnotes.book import cards
 from resnotes.book.claims import WORDS, Claim, Evidence, strongest
@@ -242,5 +242,5 @@ def _measured(id: str, measured: Any, unit: str) -> dict[str, Any]:
     value = measured.item() if hasattr(measured, "item") else measured
     if not math.isfinite(value):
         raise UsageError(f"claim {id} measured {measured!r}; expected a finite number")
-    text = with_unit(number(value), unit)
-    return {"value": value, "text": text, "text_zh": text}
+    text, text_zh = (with_unit(number(value), each) for each in (unit, UNITS_ZH.get(unit, unit)))
+    return {"value": value, "text": text, "text_zh": text_zh}

@@ -25,17 +25,21 @@ class Chapter:
         notebook: stem of its file.
         name: what it is about, in a word or two.
         question: what it asks.
-        answer: what came out, in a sentence.
-        rests_on: the verdicts (`true`, `false`, `undecided`) that the answer states, by id of their claims.
+        answer: what came out, in a few sentences.
+        brief: the same in one, with `{}` for its number; empty where there is none.
+        number: id of the claim whose number that is.
+        rests_on: the verdicts (`true`, `false`, `undecided`) that both state, by id of their claims.
         figure: name of the figure that shows it best.
         source: the paper.
-        key: ids of the claims that a short account gives first.
+        key: ids of the claims that a short account gives, the most important first.
     """
 
     notebook: str
     name: Text
     question: Text
     answer: Text
+    brief: Text
+    number: str
     rests_on: Mapping[str, str]
     figure: str
     source: str
@@ -95,6 +99,11 @@ class Place:
 def chapters() -> list[Chapter]:
     """The chapters, in the order in which the report asks."""
     return [Chapter(**entry) for entry in _story()["chapters"]]
+
+
+def cover() -> str:
+    """Name of the figure that a report shows on its first page."""
+    return str(_story()["cover"])
 
 
 def statements() -> list[Statement]:

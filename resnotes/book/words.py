@@ -14,6 +14,7 @@
     [figures.01_degradation]
     caption = { en = "...", zh = "..." }
     claims = ["plain-deeper-trains-worse"]
+    headline = "plain-deeper-trains-worse"           # of those in reports: with what its caption concludes
 
 Names in braces are filled in by the cell that decides the claim or saves the figure. The file is checked as a whole
 when it is first read; what is wrong is said with file, entry and name.
@@ -42,7 +43,7 @@ Text = dict[str, str]  # by language
 # The texts that an entry has to have, those that it may have, and what else stands in it.
 _PARTS = {
     "claims": (("statement", "paper"), ("control", "why", "changed"), ("source", "rule")),
-    "figures": (("caption",), (), ("claims",)),
+    "figures": (("caption",), (), ("claims", "headline")),
 }
 _USE = re.compile(r"""\bclaims\.(decide|figure)\(\s*(?:[\w.]+,\s*)?["']([\w-]+)["']""")
 
@@ -135,6 +136,18 @@ class Words:
         ids = [self._id(key) for key in self._entry("figures", name).get("claims", [])]
         return self._filled("figures", name, values)["caption"], ids
 
+    @property
+    def headlines(self) -> dict[str, str]:
+        """The figures that a report shows, in order, each with the id of the claim that its caption concludes with.
+
+        None where the file is not there, as where only what was executed is at hand.
+
+        Raises:
+            ResnotesError: the file is damaged.
+        """
+        figures = self._all.get("figures", {}) if self.path.exists() else {}
+        return {name: self._id(entry["headline"]) for name, entry in figures.items() if "headline" in entry}
+
     def check_uses(self) -> None:
         """See that the notebook beside it names every entry, and uses none that is not there.
 
@@ -162,7 +175,8 @@ class Words:
             for name, entry in found.get(kind, {}).items():
                 self._check(kind, name, entry)
         for name, entry in found.get("figures", {}).items():
-            for key in set(entry.get("claims", [])) - set(found.get("claims", {})):
+            keys = {*entry.get("claims", []), *([entry["headline"]] if "headline" in entry else [])}
+            for key in keys - set(found.get("claims", {})):
                 raise self._wrong("figures", name, f"it supports the claim {key!r}, which has no entry")
         return found
 
@@ -180,6 +194,8 @@ class Words:
                     list(string.Formatter().parse(text))
                 except ValueError as error:
                     raise self._wrong(kind, name, f"{part} is no template, {error}: {text!r}") from error
+        if not isinstance(entry.get("headline", ""), str):
+            raise self._wrong(kind, name, f"found headline {entry['headline']!r}, expected one of its claims")
         if kind == "claims" and not isinstance(entry.get("source"), str):
             raise self._wrong(kind, name, f"found {entry.get('source')!r} for source, expected where it is stated")
         if kind == "claims" and not _is_rule(entry.get("rule")):

@@ -15,14 +15,15 @@ from kit.report import CHAPTERS, Markdown, Page, claim, executed, numbers, squee
 from resnotes import files
 from resnotes.book.claims import SCOPES, WORDS, load
 from resnotes.book.pages import write_index
-from resnotes.book.report import finding, write_report
+from resnotes.book.report import finding, full_width, write_report
 from resnotes.book.results import read_results
 from resnotes.book.templating import escape
-from resnotes.book.words import words_of
+from resnotes.book.words import Words, words_of
 from resnotes.errors import ResnotesError
 from resnotes.files import write_json
 
-FIGURES = ("01_curves", "01_flow", "02_shares")
+# In the order of a full report: that of the summary, the other headlines, and the one that is none.
+FIGURES = ("01_fit_identity", "01_learning_rates", "02_ablations", "01_layer_responses")
 IN_BOTH = pytest.mark.parametrize("lang", ["en", "zh"])
 
 
@@ -30,8 +31,13 @@ IN_BOTH = pytest.mark.parametrize("lang", ["en", "zh"])
 def out(tmp_path_factory):
     """A run of four notebooks, of which 03 failed; 05 has a claim, but is no executed notebook."""
     out = tmp_path_factory.mktemp("run") / "out"
-    executed(out, "01_degradation", ["01_curves", "01_flow"], finished="2026-03-03T20:00:00+00:00")
-    executed(out, "02_identity_mappings", ["02_shares"], dirty=True)
+    executed(
+        out,
+        "01_degradation",
+        ["01_learning_rates", "01_layer_responses", "01_fit_identity"],
+        finished="2026-03-03T20:00:00+00:00",
+    )
+    executed(out, "02_identity_mappings", ["02_ablations"], dirty=True)
     executed(out, "03_unraveled_paths", ids=[], failed=True)
     executed(out, "04_pspnet_failure_cases", finished="2026-03-06T12:00:00+00:00")
     write_json(out / "claims/05_x.json", [claim("pspnet.unseen", notebook="05_x", statement="Unseen.")])
@@ -49,45 +55,96 @@ def text_of(entry, scope):
 
 @IN_BOTH
 def test_both_languages_say_what_the_ledger_says(results, tmp_path, lang):
-    words = words_of(lang)
-    path = write_report(results, tmp_path / "r", lang=lang)
+    words, suffix = words_of(lang), "" if lang == "en" else "_zh"
+    path = write_report(results, tmp_path / "r", lang=lang, full=True)
     document, page = Markdown(path.read_text()), Page(path.with_suffix(".html").read_text())
     ledger = {entry["id"]: entry for entry in results.claims if entry["notebook"] != "05_x"}
-    keys = [id for chapter in CHAPTERS for id in chapter.key if id in ledger]
-    rows = [row for row in document.rows if len(row) == 4 and row[0] != words["claim"]]
-    for row, id in zip(rows, keys, strict=True):
-        entry = ledger[id]
-        assert row[3].startswith(words[WORDS[entry["holds"]]])
-        assert ("132" in row[3]) == (entry["holds"] is not None), "a verdict says on what"
-        assert numbers(row[1]) == [each for scope in SCOPES[:2] for each in numbers(text_of(entry, scope))]
-        suffix = "" if lang == "en" else "_zh"
+    keys = [id for chapter in CHAPTERS for id in [id for id in chapter.key if id in ledger][:5]]
+    keys += [id for chapter in CHAPTERS for id in ledger if ledger[id]["notebook"] == chapter.notebook]
+    rows = [row for row in document.rows if len(row) == 4 and row[1] != words["claim"]]
+    assert len(rows) == len(keys)
+    for position, (row, id) in enumerate(zip(rows, keys, strict=True)):
+        entry, detailed = ledger[id], position >= len(keys) - len(ledger)
+        assert row[0].startswith(words[WORDS[entry["holds"]]])
+        assert ("132" in row[0]) == (entry["holds"] is not None), "a verdict says on what"
+        assert numbers(row[2]) == [each for scope in SCOPES[:2] for each in numbers(text_of(entry, scope))]
         for name in ("rule", "control", "changed"):
-            assert f"{words[name]}{words['colon']}{entry[name + suffix]}" in row[2]
-    assert all(row[0].isascii() == (lang == "en") for row in rows)
+            assert (f"{words[name]}{words['colon']}{entry[name + suffix]}" in row[3]) == detailed
+        assert (entry["why" + suffix] in row[1]) == (detailed and entry["holds"] is not True)
+    assert all(row[1].isascii() == (lang == "en") for row in rows)
     assert [squeezed(*row) for row in document.rows] == [squeezed(row) for row in page.texts("tr")]
-    sections = ["title", "asked", "findings", "failed", "open", "statements", "provenance", "next_week"]
-    for headings in (document.headings, page.texts("h1", "h2")):
-        assert [heading for heading in headings if heading in words.values()] == [words[key] for key in sections]
-    for entry in ledger.values():
-        why = entry["why" if lang == "en" else "why_zh"]
-        given = [paragraph for paragraph in document.paragraphs if paragraph.endswith(words["colon"] + why)]
-        assert len(given) == (entry["holds"] is not True)
+    chapters = [chapter.name[lang] for chapter in CHAPTERS[:4]]
+    sections = ["summary", "surprises", "next_week", "appendix", "statements", "provenance"]
+    for headings in (document.headings, page.texts("h1", "h2", "h3")):
+        assert [heading for heading in headings if heading in words.values()] == [
+            words[key] for key in ["title", *sections]
+        ]
+        assert [heading for heading in headings if heading in chapters] == chapters + chapters[:3]
     found = [sum(WORDS[entry["holds"]] == word for entry in ledger.values()) for word in ("true", "false", "undecided")]
-    tallies = [numbers(paragraph) for paragraph in document.paragraphs if "claims.json" in paragraph]
-    assert tallies == [[str(count) for count in (len(ledger), *found)]]
+    tally = words["tally"].format(all=len(ledger), true=found[0], false=found[1], undecided=found[2])
+    assert sum(paragraph.startswith(tally) for paragraph in document.paragraphs) == 1
     assert sum(words["notebook_failed"] in paragraph for paragraph in document.paragraphs) == 1
+
+
+@IN_BOTH
+def test_the_summary_answers_with_the_number_of_the_ledger_or_gives_the_claim(results, tmp_path, lang):
+    chapter = next(chapter for chapter in CHAPTERS if chapter.notebook == "01_degradation")
+    agreeing = [{**claim(id), "holds": {"true": True, "false": False}[word]} for id, word in chapter.rests_on.items()]
+    for name, claims in (("agrees", agreeing), ("not", [{**entry, "holds": None} for entry in agreeing])):
+        given = replace(results, claims=claims)
+        path = write_report(given, tmp_path / name, lang=lang, notebooks=["01_degradation"])
+        answer = next(p for p in Markdown(path.read_text()).paragraphs if chapter.source in p)
+        number = finding(next(each for each in claims if each["id"] == chapter.number), lang).number
+        assert squeezed(number) in squeezed(answer), "with its scope"
+        brief = chapter.brief[lang].format(number)
+        assert (squeezed(brief) in squeezed(answer)) == (name == "agrees")
+
+
+def test_figures_are_numbered_cited_and_concluded(results, tmp_path):
+    supported = results.figures_of("01_degradation")[0]["claims"][0]
+    for full, names in ((False, FIGURES[:3]), (True, FIGURES)):
+        path = write_report(results, tmp_path / str(full), full=full)
+        document, page = Markdown(path.read_text()), Page(path.with_suffix(".html").read_text())
+        assert list(document.images) == [f"figures/{name}.png" for name in names]
+        assert sorted(p.stem for p in (path.parent / "figures").glob("*.png")) == sorted(names)
+        captions = page.texts("figcaption")
+        assert [caption.split(".")[0] for caption in captions] == [f"Figure {n}" for n in range(1, len(names) + 1)]
+        assert re.match(r"Figure 2\. (true|false|undecided).*: Claim degradation\.", captions[1])
+        [row] = [row for row in document.rows if f"Claim {supported}." in row[1]][:1]
+        assert row[1].endswith("Figure 1, Figure 2" + full * ", Figure 4")
+        assert {f"#figure-{n}" for n in (1, 2)} <= set(page.values("href"))
+
+
+@pytest.mark.parametrize("studies", [4, 5])
+def test_a_report_has_two_figures_a_study_or_one_of_many(tmp_path, studies):
+    for chapter in CHAPTERS[:studies]:
+        executed(tmp_path / "run", chapter.notebook, list(Words(chapter.notebook).headlines))
+    path = write_report(read_results(tmp_path / "run"), tmp_path / "r")
+    assert len(Markdown(path.read_text()).images) == {4: 6, 5: 5}[studies]
+
+
+def test_chinese_has_its_own_parentheses():
+    before, after = (
+        "1 % (n = 3)，周报 (O(2^n) 条路径)，损失 (a) (b)",
+        "1 %（n = 3），周报（O(2^n) 条路径），损失（a；b）",
+    )
+    assert full_width(before, "zh") == after
+    for formula in ("O(2^n)", "Eqs. (4)、(7)", "(1.2 ± 0.3)×10⁻⁷", "✓ (1.2 ± 0.3)×10⁻⁷"):
+        assert full_width(formula, "zh") == formula
+    assert full_width("a (b)", "en") == "a (b)"
 
 
 @IN_BOTH
 def test_two_statements_of_the_first_report_are_corrected(results, tmp_path, lang):
     words = words_of(lang)
     entries = [claim(id, 1) for id in ("pspnet.experts-mislabel-17-60", "degradation.local-optimum")]
-    document = Markdown(write_report(replace(results, claims=entries), tmp_path / "r", lang=lang).read_text())
-    experts, optimum = [row for row in document.rows if len(row) == 3 and row[0] != words["statement"]]
-    for (said, verdict, evidence), about, by in ((experts, "17.60", "Zhou et al."), (optimum, "SGD", "He et al.")):
+    document = Markdown(
+        write_report(replace(results, claims=entries), tmp_path / "r", lang=lang, full=True).read_text()
+    )
+    experts, optimum = [row for row in document.rows if len(row) == 3 and row[1] != words["statement"]]
+    for (verdict, said, evidence), about, by in ((experts, "17.60", "Zhou et al."), (optimum, "SGD", "He et al.")):
         assert about in said
         assert verdict == words["false"]
-        assert words["changed"] in evidence
         assert by in evidence.partition(words["correction"])[2]
     # Zhou et al. 2017: of outlines, of naming and of missing objects; together the 17.6 %.
     assert {"5.7", "6.0", "5.9"} <= set(numbers(experts[2]))
@@ -117,32 +174,44 @@ def test_reports_show_any_text_as_it_is(results, texts, lang):
     entry["scopes"] = {"live": entry["scopes"]["live"] | {"measured": {f"text{suffix}": measured}}}
     entry |= {f"statement{suffix}": statement, f"paper{suffix}": paper, f"rule{suffix}": rule, f"why{suffix}": rule}
     entry |= {"scope": "live", "survives": True, f"control{suffix}": "", f"changed{suffix}": ""}
-    given = replace(results, claims=[entry], figures=[{**results.figures[0], "caption": {lang: caption}}])
+    figure = {**results.figures[0], "name": "01_layer_responses", "claims": [], "caption": {lang: caption}}
+    given = replace(results, claims=[entry], figures=[figure])
     with TemporaryDirectory() as folder:
-        path = write_report(given, Path(folder) / "r", lang=lang, notebooks=["01_degradation"])
+        path = write_report(given, Path(folder) / "r", lang=lang, notebooks=["01_degradation"], full=True)
         document, page = Markdown(path.read_text()), Page(path.with_suffix(".html").read_text())
     found, colon = finding(entry, lang), words["colon"]
-    verdict, measured = f"{words['false']} ●{found.ground}", f"{words['live']}{colon}✗ {measured}"
-    terms = f"{words['rule']}{colon}{rule}"
-    cells = [squeezed(*cell) for cell in ([statement], [measured], [paper, found.source, terms], [verdict])]
-    assert cells in [[squeezed(cell) for cell in row] for row in document.rows]
+    cells = [f"{words['false']} ●{found.ground}", f"{found.statement}{words['why']}{colon}{found.why}"]
+    cells += [found.measured, f"{found.paper}{found.source}{words['rule']}{colon}{found.rule}"]
+    assert cells_of(cells) in [cells_of(row) for row in document.rows]
     assert squeezed(*cells) in [squeezed(row) for row in page.texts("tr")]
-    told = squeezed(statement, verdict, colon, measured, words["paper"], colon, paper, f"({found.source})", terms)
-    told += squeezed(words["why"], colon, rule)
-    assert told in [squeezed(paragraph) for paragraph in document.paragraphs]
-    assert told in [squeezed(item) for item in page.texts("li")]
-    assert squeezed(caption) in [squeezed(paragraph) for paragraph in document.paragraphs]
-    shown = [*document.images.values(), *page.values("alt"), *page.texts("figcaption")]
-    assert [squeezed(each) for each in shown] == 3 * [squeezed(caption)]
+    surprise = f"{words['false']}{words['in_parentheses'].format(found.scope)}{colon}{found.statement}{words['space']}"
+    surprise = squeezed(surprise, found.number, words["stop_after"])
+    assert surprise in [squeezed(paragraph) for paragraph in document.paragraphs]
+    assert surprise in [squeezed(item) for item in page.texts("li")]
+    caption = squeezed(full_width(caption, lang))
+    shown = [*document.images.values(), *page.values("alt")]
+    assert [squeezed(each) for each in shown] == 2 * [caption]
+    numbered = squeezed(words["figure"].format(1), words["stop"], caption)
+    assert numbered in [squeezed(paragraph) for paragraph in document.paragraphs]
+    assert [squeezed(each) for each in page.texts("figcaption")] == [numbered]
     assert not page.texts("script")
+
+
+def cells_of(row):
+    return [squeezed(cell) for cell in row]
 
 
 @pytest.mark.parametrize("name", ["en", "zh", "index"])
 def test_pages_are_sound_and_need_no_network(out, results, tmp_path, name):
     index = name == "index"
-    path = write_index(out) if index else write_report(results, tmp_path, lang=name).with_suffix(".html")
+    path = (
+        write_index(out)
+        if index
+        else write_report(results, out / f"report {name}", lang=name, full=True).with_suffix(".html")
+    )
     page = Page(path.read_text())
     assert not re.search(r"://|url\(|@import", path.read_text())
+    assert index or {"../notebooks/01_degradation.html", "claims.json"} <= set(page.values("href"))
     assert page.elements[0][1]["lang"] == {"zh": "zh-CN"}.get(name, "en")
     levels = [int(tag[1]) for tag, _, _ in page.elements if re.fullmatch("h[1-6]", tag)]
     assert levels[0] == 1
@@ -150,22 +219,16 @@ def test_pages_are_sound_and_need_no_network(out, results, tmp_path, name):
     ids = page.values("id")
     assert len(ids) == len(set(ids))
     assert set(page.values("aria-labelledby")) <= set(ids)
-    pictures = [(out / "figures" / f"{name}.png").read_bytes() for name in FIGURES]
+    names = sorted(FIGURES, key=lambda name: name[:2]) if index else FIGURES
+    pictures = [(out / "figures" / f"{name}.png").read_bytes() for name in names]
     embedded = [f"data:image/png;base64,{base64.b64encode(picture).decode()}" for picture in pictures]
-    assert set(page.values("src")) == set([f"figures/{name}.png" for name in FIGURES] if index else embedded)
+    shown = page.values("src")
+    assert set(shown) == {f"figures/{name}.png" for name in names} if index else shown == embedded
     for address in page.values("href"):
         if address.startswith("#"):
             assert address[1:] in ids
         elif address != "data:,":
-            assert (out / address).is_file()
-
-
-def test_figures_are_copied_and_linked(out, results, tmp_path):
-    path = write_report(results, tmp_path / "r")
-    links = list(Markdown(path.read_text()).images)
-    assert links == [f"figures/{name}.png" for name in FIGURES], "in the story's order"
-    for file in (*links, *(link.replace(".png", ".json") for link in links)):
-        assert (path.parent / file).read_bytes() == (out / file).read_bytes()
+            assert (path.parent / address).is_file()
 
 
 def test_a_report_on_some_notebooks(out, tmp_path, resnotes):
@@ -192,7 +255,7 @@ def test_a_report_on_some_notebooks(out, tmp_path, resnotes):
     ],
 )
 def test_refusals_are_one_line_and_leave_everything_as_it_was(tmp_path, resnotes, arguments, status, said):
-    executed(tmp_path / "run", "01_degradation", ["01_curves"])
+    executed(tmp_path / "run", "01_degradation", ["01_degradation"])
     files.write_atomic(tmp_path / "there/report.md", "Edited.")
     before = tree(tmp_path)
     given = [argument.format(tmp_path) for argument in arguments]
@@ -217,7 +280,7 @@ def test_a_disk_that_fails_leaves_no_report(results, tmp_path, monkeypatch):
 
 
 def test_what_describes_a_figure_and_is_damaged_is_named(tmp_path):
-    executed(tmp_path, "01_degradation", ["01_curves"])
-    (tmp_path / "figures/01_curves.json").write_text('{"name": ')
-    with pytest.raises(ResnotesError, match=r"01_curves\.json"):
+    executed(tmp_path, "01_degradation", ["01_degradation"])
+    (tmp_path / "figures/01_degradation.json").write_text('{"name": ')
+    with pytest.raises(ResnotesError, match=r"01_degradation\.json"):
         read_results(tmp_path)

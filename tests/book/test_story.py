@@ -12,11 +12,12 @@ from resnotes import paths
 from resnotes.book import notebooks, story
 from resnotes.book.claims import SCOPES, WORDS, load
 from resnotes.book.report import finding
+from resnotes.book.words import Words
 
 PACKAGE = Path(story.__file__).parent
 TABLES = tomllib.loads((PACKAGE / "templates/words.toml").read_text(encoding="utf-8"))
 
-NO_TEXTS = {"notebook", "figure", "source", "key", "claims", "where", "rests_on"}
+NO_TEXTS = {"notebook", "figure", "source", "key", "claims", "where", "rests_on", "number"}
 
 
 @pytest.fixture(scope="module")
@@ -52,6 +53,7 @@ def test_answers_say_what_the_ledger_says(shipped):
     for chapter in answered:
         assert set(chapter.rests_on.values()) <= set(WORDS.values())
         assert {ledger[id]["notebook"] for id in chapter.rests_on} == {chapter.notebook}
+        assert not chapter.brief or chapter.rests_on[chapter.number] == "true", "which the brief states"
         assert chapter.otherwise(ledger) == [], "change the answer in story.toml, or what it rests on"
     assert CHAPTERS[0].otherwise({}) == []
 
@@ -62,7 +64,8 @@ def test_places_and_figures_are_there(shipped):
         assert all(list(root.glob(path)) for path in place.where), place.where
     executed = {entry["notebook"] for entry in shipped}
     for chapter in (chapter for chapter in CHAPTERS if chapter.notebook in executed):
-        assert (root / "figures" / f"{chapter.figure}.png").exists()
+        for name in (chapter.figure, *Words(chapter.notebook).headlines):
+            assert (root / "figures" / f"{name}.png").exists()
 
 
 def test_a_statement_is_judged_by_the_claims_at_hand():
@@ -74,7 +77,7 @@ def test_a_statement_is_judged_by_the_claims_at_hand():
 
 def test_words_are_the_same_in_both_languages_and_all_in_use():
     assert list(TABLES["en"]) == list(TABLES["zh"])
-    for key in set(TABLES["en"]) - {"remarks"}:
+    for key in set(TABLES["en"]) - {"remarks", "datasets"}:
         fields = [{field for _, field, _, _ in Formatter().parse(TABLES[lang][key])} - {None} for lang in ("en", "zh")]
         assert fields[0] == fields[1], key
     sources = [*(PACKAGE / "templates").glob("*.[hm]*"), PACKAGE / "report.py", PACKAGE / "cards.py"]

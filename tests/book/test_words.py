@@ -27,6 +27,7 @@ changed = { en = "2026-11-28: the bound", zh = "2026-11-28：界" }
 [figures.01_depth]
 caption = { en = "{deep} layers", zh = "{deep} 层" }
 claims = ["deeper-is-worse"]
+headline = "deeper-is-worse"
 """
 CELLS = ('claims.decide(\n    "deeper-is-worse", live=x)', 'claims.figure(grid.figure, "01_depth", data)')
 
@@ -49,6 +50,8 @@ def test_texts_are_filled_and_typeset(tmp_path):
     assert (found.control, found.why, found.changed["en"]) == ({"en": "", "zh": ""},) * 2 + ("2026-11-28: the bound",)
     caption = {"en": "56 layers", "zh": "56 层"}
     assert words(tmp_path).figure("01_depth", {"deep": 56}) == (caption, ["depth.deeper-is-worse"])
+    assert words(tmp_path).headlines == {"01_depth": "depth.deeper-is-worse"}
+    assert Words("07_not_here", tmp_path).headlines == {}
     words(tmp_path).check_uses()
 
 
@@ -78,6 +81,8 @@ CLAIM, FIGURE = r"01_a\.toml, \[claims\.deeper-is-worse\]: .*", r"01_a\.toml, \[
         (("{deep} layers are", "{deep layers are"), CLAIM + "statement is no template"),
         (('en = "{deep} layers"', 'en = ""'), FIGURE + "for caption"),
         (('["deeper-is-worse"]', '["deeper-is-better"]'), FIGURE + "'deeper-is-better', which has no entry"),
+        (('headline = "deeper-is-worse"', 'headline = "x"'), FIGURE + "'x', which has no entry"),
+        (('headline = "deeper-is-worse"', 'headline = ["x"]'), FIGURE + "found headline"),
         (('study = "depth"', ""), r"01_a\.toml: found claims, figures; expected study"),
         (("[figures.", "[figure."), r"01_a\.toml: found study, claims, figure;"),
         (("= {", "= "), r"01_a\.toml cannot be read"),

@@ -150,6 +150,6 @@ class Markdown:
             elif token.type == "html_inline":
                 assert token.content == "<br>"
             else:
-                assert token.type in ("text", "softbreak") or token.tag in ("strong", "em")
+                assert token.type in ("text", "softbreak") or token.tag in ("strong", "em", "a")
                 text += token.content
         return text
