@@ -22,7 +22,7 @@ from resnotes.book import cards, story
 from resnotes.book.claims import load, marked, verdicts
 from resnotes.book.report import tested_statements
 from resnotes.errors import ResnotesError
-from resnotes.files import read_json
+from resnotes.figures.saving import described
 
 COLORS = {"true": "#009E73", "false": "#D55E00", "undecided": "#9AA0A6"}
 Ledger = Mapping[str, Mapping[str, Any]]  # claims by id
@@ -141,4 +141,4 @@ def figure(name: str, lang: str) -> tuple[Image.Image, cards.Shown]:
         raise ResnotesError(f"no figure {name}.png in {folders[0]} or {folders[1]}; `resnotes run` makes it")
     image = Image.open(path)
     image.thumbnail((900, 1800))
-    return image, cards.paragraph(read_json(path.with_suffix(".json"))["caption"][lang])
+    return image, cards.paragraph(described(path.with_suffix(".json"))["caption"][lang])
