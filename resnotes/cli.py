@@ -100,7 +100,7 @@ def run(
     overrides = parse_overrides(settings, selected)
     done = execute(selected, overrides, folder, jobs=jobs, report=typer.echo)
     failures = [execution.failure for execution in done if execution.failure]
-    for failure in failures:  # first: of what failed, there may be no index
+    for failure in failures:  # before an index that may fail itself
         typer.echo(failure, err=True)
     typer.echo(write_index(folder))
     raise typer.Exit(1 if failures else 0)
@@ -117,7 +117,7 @@ def train(
     cluster: Annotated[
         str | None, typer.Option(metavar="tcp://HOST:PORT", help="Scheduler of a Dask cluster that is to train.")
     ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N; of each worker, on a cluster.")] = "auto",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps; of each worker, on a cluster.")] = "auto",
 ) -> None:
     """Train the runs of a profile that are not in the run store yet.
 

@@ -1,5 +1,7 @@
 """Where things lie on disk. Every location is an environment variable with a default in the checkout.
 
+Installed without one, the package stands where the user has no business: defaults are then in the current folder.
+
 | variable         | default              | holds                                                                      |
 |------------------|----------------------|----------------------------------------------------------------------------|
 | `RESNOTES_DATA`  | `data/cache`         | data sets, and in `weights/` networks, as downloaded; may be read-only     |
@@ -16,10 +18,17 @@ from pathlib import Path
 from resnotes.errors import UsageError
 
 
+def checkout() -> Path | None:
+    """The checkout this package belongs to; None where it is installed without one, whatever lies beside it there."""
+    folder = Path(__file__).resolve().parent.parent
+    project = folder / "pyproject.toml"
+    named = project.is_file() and 'name = "resnotes"' in project.read_text(encoding="utf-8")
+    return folder if named else None
+
+
 def project_root() -> Path:
     """The checkout this package belongs to; the current folder where it is installed without one."""
-    checkout = Path(__file__).resolve().parent.parent
-    return checkout if (checkout / "notebooks").is_dir() else Path.cwd()
+    return checkout() or Path.cwd()
 
 
 def expanded(path: str | Path) -> Path:

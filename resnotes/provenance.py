@@ -20,11 +20,13 @@ def code_version() -> dict[str, Any]:
     The commit is `None` where the package does not lie in a git checkout of its own. `dirty` looks at package and
     notebooks only: a result just written must not mark the code as changed.
     """
-    top = _said("git", "rev-parse", "--show-cdup")
-    commit = _said("git", "rev-parse", "--verify", "HEAD")
+    folder = paths.checkout()
+    top = folder and _said("git", "rev-parse", "--show-cdup", at=folder)
+    commit = folder and _said("git", "rev-parse", "--verify", "HEAD", at=folder)
     if top != "" or commit is None:  # a non-empty way up means that the repository is somebody else's
         return {"commit": None, "dirty": False}
-    return {"commit": commit, "dirty": bool(_said("git", "status", "--porcelain", "--", "resnotes", "notebooks"))}
+    changes = _said("git", "status", "--porcelain", "--", "resnotes", "notebooks", at=folder)
+    return {"commit": commit, "dirty": bool(changes)}
 
 
 def processor() -> str:
@@ -46,10 +48,10 @@ def versions() -> dict[str, str]:
     return {"resnotes": resnotes.__version__, "python": platform.python_version(), **others}
 
 
-def _said(*command: str) -> str | None:
-    """What a command prints in the checkout, or `None` where there is no such command, or it fails."""
+def _said(*command: str, at: Path | None = None) -> str | None:
+    """What a command prints in a folder, or `None` where there is no such command, or it fails."""
     try:
-        done = subprocess.run(command, cwd=paths.project_root(), capture_output=True, text=True, timeout=30, check=True)
+        done = subprocess.run(command, cwd=at, capture_output=True, text=True, timeout=30, check=True)
     except (OSError, subprocess.SubprocessError):
         return None
     return done.stdout.strip()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import fields
+from dataclasses import MISSING, fields
 from types import UnionType
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
 
@@ -50,6 +50,18 @@ def check_fields(instance: DataclassInstance, what: str) -> None:
     found = {field.name: getattr(instance, field.name) for field in fields(instance)}
     for name, value in check_arguments(type(instance), found, what).items():
         object.__setattr__(instance, name, value)
+
+
+def check_entry(kind: type[DataclassInstance], entry: Any, what: str) -> dict[str, Any]:
+    """`check_arguments` for what stands in a file, maybe among other things, as the fields of a dataclass.
+
+    Raises:
+        UsageError: no table, one without a field that has no default, or see `check_arguments`.
+    """
+    needed = [field.name for field in fields(kind) if field.default is MISSING]
+    if not isinstance(entry, Mapping) or not entry.keys() >= set(needed):
+        raise UsageError(f"found {entry!r:.200}, expected {what} with {', '.join(needed)}")
+    return check_arguments(kind, {each.name: entry[each.name] for each in fields(kind) if each.name in entry}, what)
 
 
 def _fitted(value: Any, hint: Any) -> Any:

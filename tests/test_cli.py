@@ -7,6 +7,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from datetime import UTC, datetime
+from unittest.mock import Mock
 
 import pytest
 import typer
@@ -15,9 +16,10 @@ from kit.report import Markdown, executed
 from kit.runs import TINY
 
 from resnotes import __version__, cli, paths
-from resnotes.book import notebooks
+from resnotes.book import execution, notebooks
 from resnotes.book.claims import load
 from resnotes.figures.saving import FORMATS
+from resnotes.files import write_atomic
 from resnotes.runs import catalogue, profiles, recording
 from resnotes.runs.store import RunStore
 
@@ -103,6 +105,20 @@ def test_a_notebook_that_cannot_be_read_does_not_keep_the_others_from_being_list
 def test_wrong_usage_exits_with_2(resnotes, arguments):
     status, _, stderr = resnotes(*arguments)
     assert (status, "Error" in stderr) == (2, True)
+
+
+def test_why_a_notebook_failed_is_said_before_what_else_is_wrong(root, resnotes, monkeypatch):
+    write_notebook(root / "notebooks", "01_a")
+    failed = subprocess.CompletedProcess([], 1, "ZeroDivisionError: division by zero", "")
+    monkeypatch.setattr(execution, "execute_in_child", lambda *_, **__: failed)
+    damaged = write_atomic(root / "out/figures/02_curves.json", "{}")
+    status, _, stderr = resnotes("run")
+    assert (status, stderr.index("ZeroDivisionError") < stderr.index(f"{damaged} describes no figure")) == (1, True)
+    damaged.unlink()
+    monkeypatch.setattr(execution, "write_atomic", Mock(side_effect=OSError(28, "No space left")))
+    status, stdout, stderr = resnotes("run")
+    assert (status, stdout.splitlines()[-1]) == (1, str(root / "out/index.html"))
+    assert "01_a: [Errno 28] No space left" in stderr
 
 
 def test_claims_are_printed(root, resnotes):

@@ -1,11 +1,18 @@
 """Where networks compute, in which precision, and how weights lie in memory."""
 
+from typing import Any
+
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from resnotes.devices import layout, one_thread, resolve_device, resolve_precision
+from resnotes import datasets, models
+from resnotes.devices import layout, one_thread, resolve_device, resolve_precision, widest
 from resnotes.errors import UsageError
+from resnotes.training import loop
+from resnotes.training.classification import ClassificationTask
+from resnotes.training.recipe import Recipe
 
 CPU = torch.device("cpu")
 
@@ -43,11 +50,41 @@ def test_devices(monkeypatch: pytest.MonkeyPatch, gpus: int, auto: str, there: l
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
     assert resolve_device().type == auto
+    not_there = [*not_there, "mps"]
     for device in there:
         assert resolve_device(device) == torch.device(device)
     for device in not_there:
         with pytest.raises(UsageError, match=f"unknown device '{device}'; expected .* with {gpus} GPUs"):
             resolve_device(device)
+
+
+def test_apples_gpu_computes_in_float32_where_it_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    assert (resolve_device().type, resolve_device("mps")) == ("cpu", torch.device("mps"))
+    assert resolve_precision("auto", torch.device("mps")) == "float32"
+    with pytest.raises(UsageError, match="float32 or auto on mps, found bfloat16"):
+        resolve_precision("bfloat16", torch.device("mps"))
+
+
+class NoWider(TorchDispatchMode):
+    """Refuses float64, which MPS has none of."""
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        found = function(*args, **(kwargs or {}))
+        assert not isinstance(found, Tensor) or found.dtype != torch.float64, f"{function} gives float64"
+        return found
+
+
+def test_a_step_of_training_does_with_what_apples_gpu_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not even as fake tensors can those of MPS be had without it."""
+    monkeypatch.setattr(loop, "widest", lambda _: widest(torch.device("mps")))
+    recipe = Recipe(iterations=2, batch_size=4)
+    task = ClassificationTask(datasets.load("digits"), recipe, seed=0, device=CPU, precision="float32")
+    network = models.build("resnet-8", in_channels=1).train()
+    steps = loop._steps(network, task, *loop._optimizer(network, recipe))
+    with NoWider():
+        loss, wrong, labelled = next(steps(1, range(1))).tolist()
+    assert (0 < loss < 10, 0 <= wrong <= labelled == 4) == (True, True)
 
 
 @pytest.mark.parametrize(("channels", "expected"), [(4, torch.contiguous_format), (8, torch.channels_last)])

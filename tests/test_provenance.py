@@ -4,7 +4,7 @@ from resnotes import paths, provenance
 
 
 def test_code_version(tmp_path, monkeypatch):
-    monkeypatch.setattr(paths, "project_root", lambda: tmp_path)
+    monkeypatch.setattr(paths, "checkout", lambda: tmp_path)
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
     assert provenance.code_version() == {"commit": None, "dirty": False}
 
@@ -25,8 +25,11 @@ def test_code_version(tmp_path, monkeypatch):
     assert provenance.code_version() == clean
     source.write_text("depth = 56\n")
     assert provenance.code_version() == {**clean, "dirty": True}
-    monkeypatch.setattr(paths, "project_root", lambda: tmp_path / "resnotes")
+    monkeypatch.setattr(paths, "checkout", lambda: tmp_path / "resnotes")
     assert provenance.code_version()["commit"] is None, "a folder inside another repository is not ours"
+    monkeypatch.setattr(paths, "checkout", lambda: None)
+    monkeypatch.chdir(tmp_path)
+    assert provenance.code_version()["commit"] is None, "nor is a repository in which somebody uses the package"
 
 
 def test_versions_name_what_results_depend_on():

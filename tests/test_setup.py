@@ -1,7 +1,11 @@
 """One list of requirements, two ways to install it, and commands that do what the README says."""
 
+import os
 import re
 import shlex
+import shutil
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -40,6 +44,29 @@ def test_whatever_the_package_reads_is_installed() -> None:
     assert files == {path for folder in packages for pattern in patterns for path in folder.glob(pattern)}
     modules = (ROOT / "resnotes").rglob("*.py")
     assert {path.parent for path in modules} == packages, "or setuptools would not find it"
+
+
+def test_an_installed_copy_keeps_to_the_current_folder(tmp_path: Path) -> None:
+    """Whatever lies beside it."""
+    site, here = tmp_path / "site-packages", tmp_path / "mine"
+    shutil.copytree(ROOT / "resnotes", site / "resnotes", ignore=shutil.ignore_patterns("__pycache__"))
+    for folder in (site / "notebooks", here):
+        folder.mkdir()
+    before = sorted(site.rglob("*"))
+    program = (
+        "from resnotes import paths, cli; print(paths.__file__, paths.runs_root(), paths.cache_root()); cli.main()"
+    )
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RESNOTES_")}
+    environment |= {"PYTHONPATH": str(site), "PYTHONDONTWRITEBYTECODE": "1"}
+    command = [sys.executable, "-c", program, "run", "--list"]
+    done = subprocess.run(command, cwd=here, env=environment, capture_output=True, text=True)
+    assert done.stdout.split() == [
+        str(site / "resnotes/paths.py"),
+        str(here / "runs"),
+        str(here / "data/cache/decoded"),
+    ]
+    assert (done.returncode, "they come with a checkout" in done.stderr) == (1, True)
+    assert sorted(site.rglob("*")) == before
 
 
 @pytest.mark.parametrize("command", dict.fromkeys(COMMANDS))

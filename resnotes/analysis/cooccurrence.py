@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from resnotes.analysis.intervals import Interval
-from resnotes.analysis.maps import as_map, check_classes
+from resnotes.analysis.maps import as_map, as_table, check_classes
 from resnotes.errors import UsageError
 from resnotes.models.segmentation import IGNORED
 
@@ -76,6 +76,7 @@ class Cooccurrence:
         Raises:
             UsageError: no image, or another number of classes.
         """
+        present = as_table(present, "presence of classes in images", None, len(classes))
         return cls._count(present, classes, present, classes)
 
     @classmethod
@@ -93,15 +94,13 @@ class Cooccurrence:
         if len(contexts) != len(present) or not all(contexts):
             known = sum(map(bool, contexts))
             raise UsageError(f"expected a context for each of {len(present)} images, found {known}")
+        present = as_table(present, "presence of classes in images", None, len(classes))
         names, indices = np.unique(contexts, return_inverse=True)
         having = torch.from_numpy(indices[:, None] == np.arange(len(names)))
         return cls._count(present, classes, having, names.tolist())
 
     @classmethod
     def _count(cls, present: Tensor, classes: Sequence[str], having: Tensor, contexts: Sequence[str]) -> Self:
-        if present.shape[1:] != (len(classes),) or not len(present):
-            shape = tuple(present.shape)
-            raise UsageError(f"expected presence of {len(classes)} classes in at least one image, found shape {shape}")
         counts = (present.double().T @ having.double()).long()  # exact, and faster than with integers
         return cls(tuple(classes), tuple(contexts), counts, present.sum(0), having.sum(0), len(present))
 
@@ -199,8 +198,7 @@ class Cooccurrence:
         Raises:
             UsageError: another number of contexts.
         """
-        if present.shape[1:] != (len(self.contexts),):
-            raise UsageError(f"expected presence of {len(self.contexts)} contexts, found shape {tuple(present.shape)}")
+        present = as_table(present, "presence of contexts in images", None, len(self.contexts))
         return present.double() @ self.contradictions().double().T > 0
 
     def _margins(self) -> tuple[Any, ...]:
@@ -229,6 +227,8 @@ def more_often_than_shifted(present: Tensor, classes: Sequence[str], *, draws: i
     Raises:
         UsageError: see `Cooccurrence.between_classes`.
     """
+
+    present = as_table(present, "presence of classes in images", None, len(classes))
 
     def count(columns: Tensor) -> int:
         return int((Cooccurrence.between_classes(columns, classes).significant() > 0).sum()) // 2

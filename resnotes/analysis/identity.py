@@ -57,6 +57,7 @@ def _norms(weights: dict[str, Tensor]) -> Tensor:
     return torch.cat([each.flatten(1) for each in weights.values()], 1).square().sum(1).sqrt()
 
 
+@one_thread()
 def fit(
     inputs: Tensor,
     targets: Tensor,
@@ -120,7 +121,6 @@ def fit(
     )
 
 
-@one_thread()
 def compare_fits(
     inputs: Tensor,
     *,

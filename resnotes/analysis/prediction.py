@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from resnotes.datasets import Normalization
 from resnotes.devices import autocast
+from resnotes.errors import UsageError
 from resnotes.models import in_mode
 
 
@@ -45,6 +46,9 @@ def predict(
         normalization: what the network's inputs were normalised with in training.
         precision: ``"float32"`` or ``"bfloat16"`` (autocast).
         batch: images per forward pass.
+
+    Raises:
+        UsageError: logits that are NaN.
     """
     if not isinstance(images, Tensor):
         return [predict(network, image[None], normalization, precision=precision)[0] for image in images]
@@ -53,5 +57,8 @@ def predict(
     with in_mode(network, training=False), autocast(device, precision):
         for part in images.split(batch):
             inputs = normalization(part.to(device)).contiguous(memory_format=torch.channels_last)
-            labels.append(network(inputs).argmax(1))
+            logits = network(inputs)
+            if logits.isnan().any():
+                raise UsageError(f"{type(network).__name__} puts out NaN, which is no class; look at its weights")
+            labels.append(logits.argmax(1))
     return torch.cat(labels)

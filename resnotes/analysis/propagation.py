@@ -314,14 +314,15 @@ def gradient_flow(network: Network, inputs: Tensor, labels: Tensor) -> pd.DataFr
     signals = [unit.x.detach() for unit in units] + [units[-1].output.detach()]
     rows = []
     for number, (signal, gradient, way) in enumerate(zip(signals, gradients, reversed(direct), strict=True)):
-        squared = gradient.double().square().sum()
+        gradient, way = gradient.cpu().double(), way.cpu().double()
+        squared = gradient.square().sum()
         rows.append(
             {
                 "unit": number,
                 "signal": signal.square().mean().sqrt().item(),
                 "gradient": squared.sqrt().item(),
-                "direct": way.double().norm().item(),
-                "share": ((way.double() * gradient).sum() / squared).item(),
+                "direct": way.norm().item(),
+                "share": ((way * gradient).sum() / squared).item(),
             }
         )
     return pd.DataFrame(rows)

@@ -113,7 +113,7 @@ def effective_receptive_field(
                 logits = network(inputs)[:, :, *centre]
             signs = torch.randint(2, logits.shape, generator=generator).to(logits) * 2 - 1
             (gradient,) = torch.autograd.grad(logits, inputs, signs)
-            energy += gradient.double().square().sum((0, 1)).cpu()
+            energy += gradient.cpu().double().square().sum((0, 1))
     if not energy.any():
         raise UsageError("the logits of the central pixel do not depend on the image")
 

@@ -6,19 +6,21 @@ images' scores.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from resnotes.analysis.maps import check_classes
+from resnotes.analysis.maps import as_classes, check_classes
 from resnotes.errors import UsageError
 from resnotes.models.segmentation import IGNORED
 
 
-def confusion_matrix(predictions: Tensor, labels: Tensor, num_classes: int, *, ignore_index: int = IGNORED) -> Tensor:
+def confusion_matrix(predictions: Any, labels: Any, num_classes: int, *, ignore_index: int = IGNORED) -> Tensor:
     """How many pixels of each class were predicted as which.
 
     Args:
-        predictions: integers 0 to ``num_classes - 1``, of any shape.
+        predictions: integers 0 to ``num_classes - 1``, of any shape: a tensor, an array or lists.
         labels: the same, of the same shape, or `ignore_index`.
         num_classes: number of classes.
         ignore_index: label of pixels that do not count.
@@ -27,15 +29,16 @@ def confusion_matrix(predictions: Tensor, labels: Tensor, num_classes: int, *, i
         int64 ``[num_classes, num_classes]``; a row for each label, a column for each prediction.
 
     Raises:
-        UsageError: shapes that differ, or values outside the range.
+        UsageError: shapes that differ, another type, or values outside the range.
     """
+    predictions, labels = as_classes(predictions, "predictions"), as_classes(labels, "labels")
     if predictions.shape != labels.shape:
         raise UsageError(
             f"predictions and labels must have one shape, found {tuple(predictions.shape)} and {tuple(labels.shape)}"
         )
     check_classes(labels, "labels", num_classes, ignore_index)
     counted = labels != ignore_index
-    rows, columns = labels[counted].long(), predictions[counted].long()
+    rows, columns = labels[counted], predictions[counted]
     check_classes(columns, "predictions", num_classes)
     return torch.bincount(rows * num_classes + columns, minlength=num_classes**2).view(num_classes, num_classes)
 

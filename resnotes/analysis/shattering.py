@@ -43,7 +43,7 @@ def gradient_correlation(
         images = images.clone().requires_grad_()
         logits = network(images).gather(1, labels[:, None])
         (found,) = torch.autograd.grad(logits.sum(), images)
-        found = found.double().flatten(1)
+        found = found.cpu().double().flatten(1)
         return F.normalize(found - found.mean(1, keepdim=True))
 
     neighbours = inputs + distance * (inputs.roll(1, 0) - inputs)

@@ -6,11 +6,12 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from resnotes.analysis.intervals import Verdict
-from resnotes.errors import ResnotesError
+from resnotes.errors import ResnotesError, UsageError
 from resnotes.files import read_json
+from resnotes.typed import Rule, check_entry
 
 WORDS: dict[Verdict, str] = {True: "true", False: "false", None: "undecided"}
 SCOPES = ("live", "recorded", "published")  # from the weakest to the strongest
@@ -75,37 +76,47 @@ class Claim:
     survives: bool | None = None
 
 
-_FIELDS = [field.name for field in fields(Claim)]
-_SCOPE = {"measured", "holds", "p", *(field.name for field in fields(Evidence))}
+_TEXTS = Rule("must have a text and a text_zh", lambda measured: {"text", "text_zh"} <= measured.keys())
+
+
+@dataclass(frozen=True)
+class _Scope:
+    """What stands in an entry for a scope, see `Claim`."""
+
+    measured: Annotated[Mapping[str, Any], _TEXTS]
+    holds: Verdict
+    p: float | None
+    dataset: str | None
+    iterations: int | None
+    networks: int | None
+    images: int | None
 
 
 def load(path: Path) -> list[dict[str, Any]]:
     """The claims in a ledger or in a run's `claims.json`.
 
     Raises:
-        ResnotesError: the file is missing, damaged, or an entry lacks a field, a scope or a valid verdict.
+        ResnotesError: the file is missing or damaged, or a field of an entry is, which is named.
     """
     entries = read_json(path)
     for entry in entries if isinstance(entries, list) else [entries]:
-        if not _is_claim(entry):
+        try:
+            _check(entry)
+        except UsageError as misfit:
             raise ResnotesError(
-                f"{path} is no ledger: found {entry!r:.200}, expected a claim with {', '.join(_FIELDS)};"
-                " `resnotes run` makes it anew, as where an earlier version wrote it"
-            )
+                f"{path} is no ledger: {misfit}; `resnotes run` makes it anew, as where an earlier version wrote it"
+            ) from None
     return list(entries)
 
 
-def _is_claim(entry: Any) -> bool:
-    """Whether it has the fields of `Claim`, and whatever is read of its scopes."""
-    if not isinstance(entry, dict) or not entry.keys() >= set(_FIELDS) or not isinstance(entry["scopes"], dict):
-        return False
-    scopes = entry["scopes"]
-    return (
-        all(isinstance(each, dict) and each.keys() >= _SCOPE for each in scopes.values())
-        and set(scopes) <= set(SCOPES)
-        and entry["scope"] in scopes
-        and all(each["holds"] is None or isinstance(each["holds"], bool) for each in (entry, *scopes.values()))
-    )
+def _check(entry: Any) -> None:
+    """See that an entry has the fields of `Claim`, each of its type, and at least the scope that it names."""
+    what = f"claim {entry['id']}" if isinstance(entry, dict) and "id" in entry else "a claim"
+    scopes = check_entry(Claim, entry, what)["scopes"]
+    if set(scopes) - set(SCOPES) or entry["scope"] not in scopes:
+        raise UsageError(f"{what}: found scope {entry['scope']!r} of {[*scopes]}, expected one of {', '.join(SCOPES)}")
+    for name, scope in scopes.items():
+        check_entry(_Scope, scope, f"{what}, {name}")
 
 
 def verdicts(claims: Iterable[Mapping[str, Any]]) -> Counter[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import tempfile
@@ -92,20 +93,29 @@ def execute(
         )
 
         def one(book: Notebook) -> Execution:
-            with lock:  # what is there of another execution goes, and with it what was claimed then
-                report(f"{book.stem}: started")
-                _clear(book, out)
-                merge(out)
             given = {name: value for name, value in parameters.items() if name in book.parameters}
-            execution = _execute(book, given, out, call)
+            try:
+                with lock:  # what is there of another execution goes, and with it what was claimed then
+                    report(f"{book.stem}: started")
+                    _clear(book, out)
+                    _merge(out)
+                execution = _execute(book, given, out, call)
+            except OSError as error:  # such as a full disk; why others failed is not to be lost
+                execution = Execution(book, _output(book, out), 0.0, f"{book.stem}: {error}")
             with lock:
                 report(f"{book.stem}: {'failed' if execution.failure else 'done'} after {execution.seconds:.1f} s")
-                merge(out)
+                _merge(out)
             return execution
 
         # An error, such as an interrupt, cancels what still waits.
         done = list(pool.map(one, [book for book in notebooks if book.number != "00"]))
         return done + list(pool.map(one, [book for book in notebooks if book.number == "00"]))
+
+
+def _merge(out: Path) -> None:
+    """`merge`, where it can be; what is damaged is said at the end, by whoever writes the index, after all failures."""
+    with contextlib.suppress(ResnotesError, OSError):
+        merge(out)
 
 
 def _environment(out: Path, kernels: Path, threads: int, workers: int) -> dict[str, str]:
@@ -120,6 +130,7 @@ def _environment(out: Path, kernels: Path, threads: int, workers: int) -> dict[s
 
     return {
         "OMP_NUM_THREADS": str(threads),
+        "OMP_WAIT_POLICY": "PASSIVE",  # threads that spin while they wait take a busy core from the one they wait for
         "RESNOTES_WORKERS": str(workers),
         **os.environ,  # counts that the user set are theirs to choose
         "PYTHONPATH": prepended("PYTHONPATH", package),
@@ -175,10 +186,10 @@ def _execute(
         "machine": machine(),
         **code_version(),
     }
-    write_atomic(output, nbformat.writes(notebook) + "\n")
     try:
         from resnotes.book.rendering import notebook_page
 
+        write_atomic(output, nbformat.writes(notebook) + "\n")
         write_atomic(output.with_suffix(".html"), notebook_page(notebook, book.stem, out / "figures"))
     except Exception as error:  # what is in a notebook may be too much for nbconvert; the others are to go on
         failure = failure or f"{book.stem}: no page could be made of {output}, {type(error).__name__}: {error}"

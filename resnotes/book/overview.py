@@ -23,7 +23,7 @@ from resnotes.book import cards, story
 from resnotes.book.claims import load, marked, verdicts
 from resnotes.book.report import tested_statements
 from resnotes.errors import ResnotesError
-from resnotes.files import read_json
+from resnotes.figures.saving import described
 
 COLORS = {"true": "#009E73", "false": "#D55E00", "undecided": "#9AA0A6"}
 Ledger = Mapping[str, Mapping[str, Any]]  # claims by id
@@ -140,7 +140,7 @@ def figure(name: str, lang: str) -> tuple[Image, cards.Shown]:
     path = next((path for folder in folders if (path := folder / f"{name}.png").exists()), None)
     if path is None:
         raise ResnotesError(f"no figure {name}.png in {folders[0]} or {folders[1]}; `resnotes run` makes it")
-    caption = read_json(path.with_suffix(".json"))["caption"][lang]
+    caption = described(path.with_suffix(".json"))["caption"][lang]
     picture, file = Picture.open(path), io.BytesIO()
     picture.thumbnail((1400, 2800))  # two pixels each of the 700 across, for fine screens
     picture.save(file, "png")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -10,11 +11,26 @@ from typing import Any
 from resnotes.book.claims import load, marked
 from resnotes.book.notebooks import title_of
 from resnotes.errors import ResnotesError
+from resnotes.figures.saving import described
 from resnotes.files import read_json, write_json
+from resnotes.typed import check_entry
 
 # Metadata of an executed notebook: how long, when, where and with what it ran, and whether it failed. It comes last:
 # without it, or where the file is not even whole, whoever executed the notebook was ended before it was finished.
 NOTE = "resnotes"
+
+
+@dataclass(frozen=True)
+class _Note:
+    """What the runner notes in a notebook, under `NOTE`, as `resnotes.book.execution` has it."""
+
+    seconds: float
+    failed: bool
+    finished: str
+    parameters: Mapping[str, Any]
+    machine: str
+    commit: str | None
+    dirty: bool = False
 
 
 @dataclass(frozen=True)
@@ -67,7 +83,7 @@ def read_results(folder: Path) -> Results:
     by notebook, then in the order saved.
 
     Raises:
-        ResnotesError: a ledger or the sidecar of a figure is damaged.
+        ResnotesError: a ledger or what describes a figure is damaged.
     """
     notebooks = [executed(path) for path in sorted((folder / "notebooks").glob("*.ipynb"))]
     unfinished = {book.stem for book in notebooks if book.state == "unfinished"}
@@ -78,7 +94,7 @@ def read_results(folder: Path) -> Results:
     return Results(
         folder,
         marked([claim for path in ledgers for claim in load(path)]),
-        [read_json(path) for path in sidecars if _number(path.stem) not in map(_number, unfinished)],
+        [described(path) for path in sidecars if _number(path.stem) not in map(_number, unfinished)],
         notebooks,
     )
 
@@ -96,20 +112,20 @@ def executed(path: Path) -> ExecutedNotebook:
     try:
         notebook = read_json(path)
         title = title_of(notebook) or title
-        noted = notebook["metadata"][NOTE]
-        commit = noted.get("commit")
-        return ExecutedNotebook(
-            stem=path.stem,
-            title=title,
-            state="failed" if noted["failed"] else "done",
-            seconds=float(noted["seconds"]),
-            finished=datetime.fromisoformat(noted["finished"]),
-            profile=noted["parameters"].get("profile"),
-            machine=noted["machine"],
-            commit=commit and commit[:10] + ("+" if noted.get("dirty") else ""),
-        )
-    except (ResnotesError, KeyError, TypeError, ValueError, AttributeError):
+        note = _Note(**check_entry(_Note, notebook["metadata"][NOTE], "a note"))
+        finished = datetime.fromisoformat(note.finished)
+    except (ResnotesError, KeyError, TypeError, ValueError):  # of a notebook that is no longer what was written
         return ExecutedNotebook(path.stem, title, "unfinished")
+    return ExecutedNotebook(
+        stem=path.stem,
+        title=title,
+        state="failed" if note.failed else "done",
+        seconds=note.seconds,
+        finished=finished,
+        profile=note.parameters.get("profile"),
+        machine=note.machine,
+        commit=note.commit and note.commit[:10] + ("+" if note.dirty else ""),
+    )
 
 
 def _number(name: str) -> str:

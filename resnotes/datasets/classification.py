@@ -7,6 +7,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,16 +31,23 @@ class Normalization:
 
     @classmethod
     def per_pixel(cls, images: Tensor) -> Normalization:
-        """Mean per pixel (He et al. 2015, sec. 4.2) and overall std of the rest, of uint8 `[N, C, H, W]`."""
+        """Mean per pixel (He et al. 2015, sec. 4.2) and overall std of the rest, of uint8 `[N, C, H, W]`.
+
+        Raises:
+            UsageError: all images are the same.
+        """
         mean, square = _moments(images)
-        std = np.sqrt(np.mean(square - mean**2))
-        return cls(torch.from_numpy(mean).float(), torch.tensor(std, dtype=torch.float32))
+        return cls(torch.from_numpy(mean).float(), _std(np.mean(square - mean**2)))
 
     @classmethod
     def by_channel(cls, images: Tensor) -> Normalization:
-        """One mean and one std a channel, of uint8 `[N, C, H, W]`."""
+        """One mean and one std a channel, of uint8 `[N, C, H, W]`.
+
+        Raises:
+            UsageError: a channel has one value everywhere.
+        """
         mean, square = (moment.mean(axis=(1, 2), keepdims=True) for moment in _moments(images))
-        return cls(torch.from_numpy(mean).float(), torch.from_numpy(np.sqrt(square - mean**2)).float())
+        return cls(torch.from_numpy(mean).float(), _std(square - mean**2))
 
     @classmethod
     def published(cls, mean: Sequence[float], std: Sequence[float]) -> Normalization:
@@ -61,6 +69,13 @@ def _moments(images: Tensor) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     array = images.numpy()
     squares = np.einsum("nchw,nchw->chw", array, array, dtype=np.uint64, casting="safe")
     return array.mean(axis=0), squares / len(array)
+
+
+def _std(variance: NDArray[np.float64] | np.floating[Any]) -> Tensor:
+    """The root, float32; divided by 0, images would be NaN."""
+    if not np.all(variance):
+        raise UsageError("the training images have no variance to normalise them by; expected some in every channel")
+    return torch.as_tensor(np.sqrt(variance)).float()
 
 
 @dataclass(frozen=True, eq=False)

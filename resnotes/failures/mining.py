@@ -20,7 +20,7 @@ from scipy.ndimage import find_objects, maximum_filter, minimum_filter
 from scipy.special import stdtr
 from torch import Tensor
 
-from resnotes.analysis.maps import as_map, check_classes
+from resnotes.analysis.maps import as_map, as_table, check_classes
 from resnotes.analysis.scores import confusion_matrix
 from resnotes.errors import UsageError
 from resnotes.models.segmentation import IGNORED
@@ -270,12 +270,8 @@ def mine(
     if confused is None:
         ours, truth = zip(*maps, strict=True)
         confused = confused_pairs(ours, truth, count, ignore_index=ignore_index)
-    for name, given, shape in (
-        ("contradicting", contradicting, [len(maps), count]),
-        ("confused", confused, [count] * 2),
-    ):
-        if list(given.shape) != shape or given.dtype != torch.bool:
-            raise UsageError(f"expected {name} to be bool {shape}, found {given.dtype} {list(given.shape)}")
+    contradicting = as_table(contradicting, "contradicting", len(maps), count)
+    confused = as_table(confused, "confused", count, count)
     if not (field > 0 and 0 <= small <= 1 and stride >= 1):
         raise UsageError(f"expected field > 0, 0 <= small <= 1 and stride >= 1, found {field}, {small} and {stride}")
     pieces = labelled_pieces(maps, stride // 2, ignore_index)
@@ -302,12 +298,12 @@ def _kinds(
     broken = coarse.groupby(objects).transform("sum") >= BROKEN
     inconspicuous = (pieces["object_pixels"] < limit) & missed | (pieces["object_pixels"] > field**2) & broken
     # A confused pair, or split between two classes
-    alike = confused.cpu().numpy()[pieces["labelled"], pieces["predicted"]]
+    alike = confused.numpy()[pieces["labelled"], pieces["predicted"]]
     named = pieces["pixels"].groupby([*objects, pieces["predicted"]]).transform("sum") / pieces["object_pixels"]
     split = (1 - pieces["wrong"] >= PART) & (named >= PART) & ~pieces["spread"]
     rules: dict[str, Any] = {
         "boundary": ~coarse & ~missed,
-        "relationship": contradicting.cpu().numpy()[pieces["image"], pieces["predicted"]],
+        "relationship": contradicting.numpy()[pieces["image"], pieces["predicted"]],
         "inconspicuous": inconspicuous,
         "confusion": alike | split,
     }

@@ -5,8 +5,9 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import matplotlib as mpl
 import numpy as np
@@ -15,9 +16,11 @@ from matplotlib.figure import Figure
 
 import resnotes
 from resnotes import paths
-from resnotes.errors import UsageError
-from resnotes.files import write_atomic, write_json
+from resnotes.errors import ResnotesError, UsageError
+from resnotes.figures.style import file_settings
+from resnotes.files import read_json, write_atomic, write_json
 from resnotes.provenance import code_version
+from resnotes.typed import Rule, check_entry
 
 # What a figure is saved as, and what keeps the date out of the file.
 FORMATS: dict[str, dict[str, Any]] = {"png": {}, "pdf": {"CreationDate": None}, "svg": {"Date": None}}
@@ -59,7 +62,7 @@ def save(
     fig.set_layout_engine("none")
     for extension, metadata in FORMATS.items():
         buffer = io.BytesIO()
-        with mpl.rc_context({"svg.hashsalt": "resnotes"}):
+        with mpl.rc_context(file_settings()):
             fig.savefig(buffer, format=extension, dpi=300, metadata=metadata)
         write_atomic(folder / f"{name}.{extension}", buffer.getvalue())
     columns = _columns(data) if isinstance(data, pd.DataFrame) else {key: _columns(data[key]) for key in data}
@@ -76,6 +79,32 @@ def save(
         },
     )
     return folder / f"{name}.png"
+
+
+_TEXTS = Rule("must be a text in each of en and zh", lambda texts: {"en", "zh"} <= texts.keys())
+
+
+@dataclass(frozen=True)
+class _Described:
+    """What is read of the JSON beside a figure."""
+
+    name: str
+    caption: Annotated[Mapping[str, str], _TEXTS]
+    claims: Sequence[str]
+
+
+def described(path: Path) -> dict[str, Any]:
+    """The JSON that `save` writes beside a figure.
+
+    Raises:
+        ResnotesError: it is missing or damaged, or a field of it is, which is named.
+    """
+    found = read_json(path)
+    try:
+        check_entry(_Described, found, "what describes a figure,")
+    except UsageError as misfit:
+        raise ResnotesError(f"{path} describes no figure: {misfit}; `resnotes run` makes both anew") from None
+    return dict(found)
 
 
 def _columns(frame: pd.DataFrame) -> dict[str, list[Any]]:

@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -56,9 +57,21 @@ CLASS_COLORS = """
 """
 
 
+_SHEET = Path(__file__).with_name("resnotes.mplstyle")
+
+
 def use_style() -> None:
-    """Apply the style sheet to every figure made from here on."""
-    plt.style.use(Path(__file__).with_name("resnotes.mplstyle"))
+    """Apply matplotlib's defaults and the style sheet to every figure made from here on.
+
+    Of a user's matplotlibrc nothing remains: the same cell draws the same figure on every machine.
+    """
+    plt.style.use(["default", _SHEET])
+
+
+def file_settings() -> dict[Any, Any]:
+    """What the style says of figures as files, for whoever saves one that was drawn in another style."""
+    settings = mpl.rc_params_from_file(_SHEET, use_default_template=True)
+    return {name: settings[name] for name in settings if name.startswith(("savefig.", "pdf.", "svg."))}
 
 
 def lighter(color: str, share: float) -> tuple[float, float, float]:

@@ -33,6 +33,18 @@ def beside(images: Tensor, weight: Tensor) -> Tensor:
     return images.to(weight.device, weight.dtype if images.is_floating_point() else images.dtype)
 
 
+def check_stored(images: Tensor) -> None:
+    """Refuse what are not images as data sets hold them, before they are normalised.
+
+    Raises:
+        UsageError: says what was found.
+    """
+    if not isinstance(images, Tensor) or images.ndim != 4 or images.dtype != torch.uint8:
+        raise UsageError(f"expected images of 0 to 255, uint8 [N, C, H, W]; found {_described(images)}")
+    if not len(images):
+        raise UsageError("expected at least one image, found none")
+
+
 def check_labels(labels: Tensor, images: Tensor, classes: int | None = None) -> None:
     """Refuse what is not one label an image, of 0 to `classes` - 1.
 
@@ -42,7 +54,7 @@ def check_labels(labels: Tensor, images: Tensor, classes: int | None = None) -> 
     whole = isinstance(labels, Tensor) and not (labels.is_floating_point() or labels.is_complex())
     if not whole or labels.dtype == torch.bool or labels.shape != images.shape[:1]:
         raise UsageError(f"expected one label an image, whole numbers [{len(images)}]; found {_described(labels)}")
-    low, high = int(labels.min()), int(labels.max())
+    low, high = (int(bound) for bound in labels.long().aminmax())
     if classes is not None and not 0 <= low <= high < classes:
         raise UsageError(f"labels must be 0 to {classes - 1}, found {low} to {high}")
 
@@ -79,8 +91,8 @@ def check_logits(logits: object, what: str, images: int) -> Tensor:
 
 
 @contextlib.contextmanager
-def evaluating(model: nn.Module, images: Tensor) -> Iterator[None]:
-    """What goes wrong within is that the model cannot be evaluated on these images.
+def evaluating(model: nn.Module, images: Tensor, how: str = "evaluated") -> Iterator[None]:
+    """What goes wrong within is that the model cannot be evaluated, or trained, on these images.
 
     Raises:
         UsageError: says why, in the words of what was raised.
@@ -91,6 +103,6 @@ def evaluating(model: nn.Module, images: Tensor) -> Iterator[None]:
         raise
     except Exception as error:  # of the model, whatever it is
         raise UsageError(
-            f"{type(model).__name__} cannot be evaluated on images {list(images.shape)}:"
+            f"{type(model).__name__} cannot be {how} on images {list(images.shape)}:"
             f" {type(error).__name__}: {' '.join(str(error).split())}"
         ) from error

@@ -1,8 +1,8 @@
 """Weights that others trained on ImageNet, from which the encoder of a segmentation network starts.
 
-They are state dicts as torchvision publishes them, in the folder ``weights/`` beside the data sets. The address of a
-run holds the name of the file, and torchvision's names hold the first digits of the file's checksum:
-``resnet50-11ad3fa6.pth``.
+They are state dicts under torchvision's names, in the folder ``weights/`` beside the data sets: a file of PyTorch, a
+checkpoint of a training, or of safetensors. The address of a run holds the name of the file, and torchvision's names
+hold the first digits of the file's checksum: ``resnet50-11ad3fa6.pth``.
 """
 
 from __future__ import annotations
@@ -14,11 +14,12 @@ from pathlib import Path
 from torch import nn
 
 from resnotes.errors import UsageError
-from resnotes.models.published_networks import read_weights
 from resnotes.models.segmentation import SegmentationNetwork
+from resnotes.models.weights import read_weights, without_prefix
 from resnotes.paths import weights_root
 
 PUBLISHED = "https://download.pytorch.org/models"  # torchvision's weights, under the names of their files
+_HEADS = ("fc.", "linear.", "last_linear.", "classifier.", "aux_classifier.", "head.")  # which an encoder has none of
 
 
 def load_pretrained(network: nn.Module, file: str) -> str:
@@ -34,21 +35,22 @@ def load_pretrained(network: nn.Module, file: str) -> str:
 
     Raises:
         UsageError: a path in place of a name, a network without an encoder, or one that the weights do not fit.
-        DatasetError: the file is missing or damaged; one with a checksum in its name must have that.
+        DatasetError: see `resnotes.models.weights.read_weights`; a file with a checksum in its name must have that.
     """
     if Path(file).name != file:
         raise UsageError(f"pretrained must be the name of a file in {weights_root()}, found {file!r}")
     if not isinstance(network, SegmentationNetwork):
         name = getattr(network, "name", type(network).__name__)
         raise UsageError(f"{name} cannot start from {file}: only encoders of segmentation networks are pretrained")
-    named = re.search(r"-([0-9a-f]{8,})\.", file)
+    named = re.search(r"-(?=\d*[a-f])([0-9a-f]{8,})\.", file)  # eight digits and no letter are a date
     how = (
         f"get {PUBLISHED}/{file}, if it is torchvision's, and put it there, or set RESNOTES_DATA to the folder that has"
         " weights/"
     )
     state, digest = read_weights(weights_root() / file, named[1] if named else "", how)
+    state = without_prefix(state, network.encoder.state_dict())
     try:
-        network.encoder.load_state_dict({key: value for key, value in state.items() if not key.startswith("fc.")})
+        network.encoder.load_state_dict({key: value for key, value in state.items() if not key.startswith(_HEADS)})
     except RuntimeError as error:
         reason = textwrap.shorten(str(error), 300)  # PyTorch lists all keys that are missing
         raise UsageError(f"the weights do not fit the encoder of {network.name}: {reason}") from error

@@ -6,8 +6,6 @@ them from their authors' repositories at a fixed commit, and they are looked for
 
 from __future__ import annotations
 
-import hashlib
-import io
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -23,6 +21,7 @@ from resnotes.datasets.download import download, has_checksum
 from resnotes.errors import DatasetError, unknown
 from resnotes.models.network import Network
 from resnotes.models.residual import residual_network
+from resnotes.models.weights import read_weights
 from resnotes.paths import published_root, weights_root
 
 UPSTREAM = "https://raw.githubusercontent.com"
@@ -183,38 +182,6 @@ def _network(model: str, state: Mapping[str, Tensor]) -> Network:
     keys = [key for key in network.state_dict() if not key.endswith("num_batches_tracked")]
     network.load_state_dict(dict(zip(keys, values, strict=True)))
     return network
-
-
-def read_weights(path: Path, sha256: str, how: str) -> tuple[dict[str, Tensor], str]:
-    """The state dict in a file of PyTorch, on the CPU, and the file's SHA-256; no code in it is run.
-
-    Args:
-        path: the file; the state dict may lie in it under ``"state_dict"``.
-        sha256: how its checksum must begin, in hex digits; empty for any.
-        how: what to do where it is not, for the error.
-
-    Raises:
-        DatasetError: it cannot be read, has another checksum, or holds no state dict.
-    """
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise DatasetError(f"cannot read the weights {path} ({error.strerror}); {how}") from error
-    digest = hashlib.sha256(content).hexdigest()
-    if not digest.startswith(sha256):
-        raise DatasetError(
-            f"{path} is damaged, or another file: its {len(content):,} bytes have the SHA-256 {digest}, expected"
-            f" {sha256}{'' if len(sha256) == 64 else '...'}; remove it, and {how}"
-        )
-    try:
-        loaded = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-        state = dict(loaded.get("state_dict", loaded))
-        if not all(isinstance(key, str) and isinstance(value, Tensor) for key, value in state.items()):
-            raise TypeError("something other than tensors by name")
-    except Exception as error:  # a damaged file raises nearly anything
-        # PyTorch's own words would advise to load it without the protection against foreign code.
-        raise DatasetError(f"{path} holds no state dict, or is damaged ({type(error).__name__}); {how}") from error
-    return state, digest
 
 
 def is_at_hand(name: str) -> bool:

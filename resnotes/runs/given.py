@@ -19,7 +19,7 @@ from resnotes.errors import UsageError, unknown
 from resnotes.models.adapters import adapt
 from resnotes.models.inputs import evaluating
 from resnotes.models.passes import in_a_row, visit
-from resnotes.models.published_networks import read_weights
+from resnotes.models.weights import read_weights, without_prefix
 from resnotes.runs import profiles
 from resnotes.runs.store import RunStore, load_data
 
@@ -155,12 +155,13 @@ def _elsewhere(kind: str, name: str, data: str, images: int, weights: str) -> _F
         state, _ = read_weights(paths.expanded(weights), "", "name another file as weights")
     published, remarks = kind == "torchvision", list[str]()
     if published:
-        model = _torchvision(name, list(state.values())[-1].numel() if state else known.num_classes)
+        heads = [len(value) for key, value in state.items() if key.endswith(("fc.bias", "heads.head.bias"))]
+        model = _torchvision(name, heads[0] if heads else known.num_classes)
     else:
         model = _call(kind, name, num_classes=known.num_classes, in_channels=known.in_channels)
     if state:
         try:
-            model.load_state_dict(state)
+            model.load_state_dict(without_prefix(state, model.state_dict()))
         except RuntimeError as error:
             reason = textwrap.shorten(str(error), 300)  # PyTorch lists all keys that are missing
             raise UsageError(f"the weights {weights} do not fit {kind}:{name}: {reason}") from error
@@ -202,6 +203,8 @@ def _adapted(found: _Found) -> Given:
     network = model if shaped else adapt(model, images)
     with evaluating(network, images):
         logits = in_a_row(network, images, lambda block, x: visit(block, x).output)[-1]
+    if logits.isnan().any():
+        raise UsageError(f"{name} puts out NaN for some of {len(images)} images; look at its weights")
     own = logits.shape[1] != classes
     if own:
         labels, dataset = logits.argmax(1), f"{dataset}, own answers"

@@ -12,8 +12,8 @@ from torch.nn import functional as F
 from resnotes.datasets import Classification, Normalization
 from resnotes.devices import autocast
 from resnotes.distributed import part
-from resnotes.errors import UsageError
 from resnotes.models import in_mode
+from resnotes.models.inputs import check_labels, check_logits, check_stored
 from resnotes.training.recipe import Recipe
 from resnotes.training.recomputation import forward
 from resnotes.training.task import Scores, Task
@@ -110,19 +110,23 @@ def evaluate(
         precision: ``"float32"`` or ``"bfloat16"`` (autocast).
         batch: images per forward pass.
 
+    Returns:
+        An image whose logits are NaN counts as wrong.
+
     Raises:
-        UsageError: no images.
+        UsageError: no images, or others than these, or labels that are none of the network's classes.
     """
-    if not len(images):
-        raise UsageError("cannot evaluate on an empty set of images")
+    check_stored(images)
     device = next(network.parameters()).device
     outputs = []
     with in_mode(network, training=False), autocast(device, precision):
         for some in images.split(batch):
             inputs = normalization(some.to(device)).contiguous(memory_format=torch.channels_last)
             outputs.append(network(inputs).float())
-    logits, labels = torch.cat(outputs), labels.to(device)
-    wrong = int((logits.argmax(1) != labels).sum())
+    logits = check_logits(torch.cat(outputs), type(network).__name__, len(images))
+    check_labels(labels, images, logits.shape[1])
+    labels = labels.to(device, torch.int64)
+    wrong = int(((logits.argmax(1) != labels) | logits.isnan().any(1)).sum())
     return Scores(F.cross_entropy(logits, labels).item(), 100 * wrong / len(labels))
 
 
@@ -139,14 +143,21 @@ def cross_entropy(network: nn.Module, inputs: Tensor, labels: Tensor) -> tuple[T
 
 
 class ClassificationTask(Task[Classification]):
-    """One label an image. The data is kept on the device, as a whole: `training` are its images and labels."""
+    """One label an image. The data is kept on the device, as a whole: `training` are its images and labels.
+
+    Raises:
+        UsageError: see `Task`; or no images, others than uint8, or labels that are none of the classes.
+    """
 
     unit = "image"
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         data, device = self.data, self.device
-        self.training = data.train_images.to(device), data.train_labels.to(device)
+        for images, labels in ((data.train_images, data.train_labels), (data.test_images, data.test_labels)):
+            check_stored(images)
+            check_labels(labels, images, data.num_classes)
+        super().__post_init__()
+        self.training = data.train_images.to(device), data.train_labels.to(device, torch.int64)
         self._test = data.test_images.to(device), data.test_labels.to(device)
 
     def batches(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:

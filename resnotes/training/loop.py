@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 
@@ -19,9 +20,10 @@ from torch import Tensor, nn
 
 from resnotes import distributed, progress
 from resnotes.datasets import Classification, Data
-from resnotes.devices import autocast, layout, resolve_device, resolve_precision
+from resnotes.devices import autocast, layout, one_thread, resolve_device, resolve_precision, widest
 from resnotes.errors import TrainingDiverged, UsageError
 from resnotes.files import write_atomic
+from resnotes.models.inputs import evaluating
 from resnotes.training import classification, graphs, segmentation
 from resnotes.training.checkpoint import Checkpoint, Epoch, Training
 from resnotes.training.classification import ClassificationTask
@@ -30,6 +32,7 @@ from resnotes.training.segmentation import SegmentationTask
 from resnotes.training.task import Scores
 from resnotes.training.thinning import thinned, whole
 
+SMALL = 2**16  # numbers in a batch of images: with fewer, threads of a CPU wait for each other more than they compute
 CHECKPOINT_SECONDS = 5.0  # least training time between checkpoints: a kill costs at most that and one epoch
 
 Objective = Callable[[nn.Module, Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -123,7 +126,8 @@ def train(
         TrainingDiverged: the loss is NaN or infinite; the history up to there is in the folder.
         RunError: the checkpoint is foreign, or was made on other data.
         UsageError: see `task_for`; or blocks that cannot be left out, a batch that the processes cannot share
-            equally, or a classifier where each pixel has a label, or the reverse.
+            equally, weights that are NaN, a network that cannot be trained on such a batch, or a classifier
+            where each pixel has a label, or the reverse.
     """
     return graphs.alone(pausing(network, data, recipe, seed=seed, device=device, folder=folder, label=label))
 
@@ -143,7 +147,7 @@ def pausing(
     task = task_for(data, recipe, seed=seed, device=where, precision=resolve_precision(recipe.precision, where))
     network.to(where).to(memory_format=layout(network, where))
     optimizer, scales = _optimizer(network, recipe)
-    training = Training(str(where), task.precision, torch.get_num_threads())
+    training = Training(str(where), task.precision, 1 if _is_small(task) else torch.get_num_threads())
     checkpoint = Checkpoint(folder / "checkpoint.pt" if folder else None, data.fingerprint)
     checkpoint.restore(network, optimizer, training)
     steps = None
@@ -153,17 +157,17 @@ def pausing(
 
     iteration = training.history[-1].iteration if training.history else 0
     bar = progress.bar(total=recipe.iterations, initial=iteration, desc=label, unit="it")
-    with bar, torch.random.fork_rng([where] if where.type == "cuda" else []):
+    with bar, _suited(task):
         while iteration < recipe.iterations:
             epoch, started = len(training.history) + 1, time.monotonic()
             # Dropout: processes that train together are not to drop the same of their parts.
             torch.manual_seed(seed * 1_000_003 + epoch + (distributed.rank() << 48))
             _train_mode(network, frozen_bn=recipe.frozen_bn)
             count = min(task.batches_per_epoch, recipe.iterations - iteration)
-            sums = torch.zeros(3, device=where, dtype=torch.float64)
+            sums = torch.zeros(3, device="cpu" if where.type == "mps" else where, dtype=torch.float64)
             steps = steps or _steps(shared, task, optimizer, scales)
             for found in steps(epoch, range(iteration, iteration + count)):
-                sums += found
+                sums += found.to(sums.device)
                 iteration += 1
                 bar.update()
                 if folder and iteration in recipe.snapshots:
@@ -196,11 +200,13 @@ def pausing(
 def _steps(
     network: nn.Module, task: AnyTask, optimizer: torch.optim.Optimizer, scales: list[float]
 ) -> Callable[[int, range], Iterator[Tensor]]:
-    """Epoch and iterations to steps of training; each gives its loss, wrong and labelled images or pixels, float64."""
-    lies = layout(network, task.device)
+    """Epoch and iterations to steps of training; each gives its loss, wrong and labelled images or pixels."""
+    _check_weights(network)
+    lies, wide = layout(network, task.device), widest(task.device)
 
     def step(part: nn.Module, inputs: Tensor, labels: Tensor, weight: Tensor | float = 1.0) -> tuple[Tensor, Tensor]:
-        return optimizer_step(part, optimizer, inputs, labels, task.precision, task.objective, weight, lies)
+        with evaluating(part, inputs, "trained"):
+            return optimizer_step(part, optimizer, inputs, labels, task.precision, task.objective, weight, lies)
 
     def epoch(number: int, iterations: range) -> Iterator[Tensor]:
         parts = thinned(network, task.recipe.blocks, seed=task.seed, epoch=number)
@@ -209,7 +215,7 @@ def _steps(
                 group["lr"] = task.recipe.lr_at(iteration) * scale
             labelled = task.labelled(labels)
             loss, logits = step(part, inputs, labels, distributed.weight(labelled))
-            yield torch.stack([each.double() for each in (loss, task.wrong(logits, labels), labelled)])
+            yield torch.stack([each.to(wide) for each in (loss, task.wrong(logits, labels), labelled)])
 
     if isinstance(task, ClassificationTask) and graphs.can_capture(network, task):
         return graphs.Steps(network, task, optimizer, scales, partial(step, network)).epoch
@@ -256,6 +262,26 @@ def _train_mode(network: nn.Module, *, frozen_bn: bool) -> None:
     for module in network.train().modules():
         if frozen_bn and isinstance(module, nn.modules.batchnorm._BatchNorm):
             module.eval()
+
+
+@contextmanager
+def _suited(task: AnyTask) -> Iterator[None]:
+    """For a while, as many threads as the work is for; the state of random generators is kept."""
+    gpus = [task.device] if task.device.type == "cuda" else []
+    with one_thread() if _is_small(task) else nullcontext(), torch.random.fork_rng(gpus):
+        yield
+
+
+def _is_small(task: AnyTask) -> bool:
+    """Whether a CPU has too little to do in a step to share it among threads."""
+    images = task.training[0] if isinstance(task, ClassificationTask) and task.device.type == "cpu" else None
+    return images is not None and task.recipe.batch_size * images[0].numel() < SMALL
+
+
+def _check_weights(network: nn.Module) -> None:
+    for name, tensor in network.state_dict().items():
+        if tensor.isnan().any():
+            raise UsageError(f"{name} of the network holds NaN before a step is made; start from other weights")
 
 
 def _check_finite(row: Epoch, label: str) -> None:

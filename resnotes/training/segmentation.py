@@ -13,12 +13,14 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
 from resnotes import distributed
+from resnotes.analysis.maps import check_classes
 from resnotes.analysis.scores import confusion_matrix, mean_iou, pixel_accuracy
 from resnotes.datasets import Segmentation, Split
 from resnotes.datasets.segmentation import Stacked
 from resnotes.devices import autocast
 from resnotes.errors import DatasetError, UsageError
 from resnotes.models import in_mode
+from resnotes.models.inputs import check_stored
 from resnotes.models.segmentation import Outputs, SegmentationNetwork
 from resnotes.training.augmentation import augment
 from resnotes.training.task import Scores, Task
@@ -79,12 +81,17 @@ class SegmentationTask(Task[Segmentation]):
     """One label a pixel. Images of one size are kept on the device, others are read.
 
     Raises:
-        UsageError: see `Task`; or images of various sizes and a recipe without a crop.
+        UsageError: see `Task`; no images, others than uint8, labels that are none of the classes, or images of various
+            sizes and a recipe without a crop.
     """
 
     unit = "pixel"
 
     def __post_init__(self) -> None:
+        for samples in (self.data.train, self.data.test):
+            if isinstance(samples, Stacked):  # others are checked as they are read
+                check_stored(samples.images)
+                check_classes(samples.labels, "labels", self.data.num_classes, self.data.ignore_index)
         super().__post_init__()
         train, recipe = self.data.train, self.recipe
         self.ignore_index = self.data.ignore_index

@@ -210,10 +210,10 @@ def unit_shares(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
             whole = branch if shortcut is None else branch + shortcut(cotangents)
             through, gradient = torch.cat([whole[:-1], branch[-1:]]), whole[-1]
         _check_sum(model, units, last, gradient)
-        total = gradient.flatten().double()
+        total = gradient.flatten().cpu().double()
         if not total.isfinite().all() or not total.any():
             raise UsageError("expected a gradient that is finite and not zero: any other has no shares")
-        return (through.flatten(1).double() @ total / (total @ total)).flip(0).cpu()
+        return (through.flatten(1).cpu().double() @ total / (total @ total)).flip(0)
 
 
 def path_norms(model: nn.Module, images: Tensor, labels: Tensor, draws: int, generator: torch.Generator) -> Tensor:
@@ -245,10 +245,10 @@ def path_norms(model: nn.Module, images: Tensor, labels: Tensor, draws: int, gen
         signs = 2 * torch.randint(2, (draws, len(units)), generator=generator, device=generator.device) - 1
         squares = []
         for each in signs.tolist():
-            flat = _by_length(units, gradient, each).flatten(1)
+            flat = _by_length(units, gradient, each).flatten(1).cpu()
             # In float32, the squares of the smallest gradients would be zero.
             squares.append(torch.linalg.vector_norm(flat, dim=1, dtype=torch.float64) ** 2)
-        return torch.stack(squares).cpu()
+        return torch.stack(squares)
 
 
 def gradients_along(model: nn.Module, images: Tensor, labels: Tensor, paths: Tensor) -> Tensor:

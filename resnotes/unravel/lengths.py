@@ -27,11 +27,11 @@ def path_shares(gradients: Tensor) -> pd.DataFrame:
     Raises:
         UsageError: g is zero, or not finite.
     """
-    flat = gradients.flatten(1).double()
+    flat = gradients.flatten(1).cpu().double()  # which not every GPU has
     total = flat.sum(0)
     if not total.isfinite().all() or not total.any():
         raise UsageError("expected a gradient that is finite and not zero: any other has no shares")
-    norms = flat.norm(dim=1).cpu().numpy()
+    norms = flat.norm(dim=1).numpy()
     n = len(flat) - 1
     return pd.DataFrame(
         {
@@ -39,7 +39,7 @@ def path_shares(gradients: Tensor) -> pd.DataFrame:
             "paths": [math.comb(n, k) for k in range(n + 1)],
             "norm": norms,
             "norm_share": norms / norms.sum(),
-            "share": (flat @ total / (total @ total)).cpu().numpy(),
+            "share": (flat @ total / (total @ total)).numpy(),
         }
     )
 

@@ -170,12 +170,19 @@ def lesion_predictions(
     dtype: torch.dtype = torch.float32,
     repair: Tensor | None = None,
 ) -> Tensor:
-    """The classes that a network predicts under each lesion, int64 ``[number of lesions, N]``; see `lesion_logits`."""
-    return _measure(model, lesions, images, dtype, repair, lambda logits: _of_images(model, logits).argmax(1))
+    """The classes that a network predicts under each lesion, int64 ``[number of lesions, N]``; see `lesion_logits`.
+
+    Where logits are NaN it is -1: what is no number is no class either.
+    """
+    return _measure(model, lesions, images, dtype, repair, lambda logits: _classes(_of_images(model, logits)))
 
 
 def _of_images(model: nn.Module, logits: Tensor) -> Tensor:
     return check_logits(logits, f"the head of {type(model).__name__}", len(logits))
+
+
+def _classes(logits: Tensor) -> Tensor:
+    return logits.argmax(1).where(~logits.isnan().any(1), -1)
 
 
 def lesion_errors(
@@ -206,10 +213,10 @@ def lesion_errors(
 
     def predictions(logits: Tensor) -> Tensor:
         check_labels(labels, images, _of_images(model, logits).shape[1])
-        return logits.argmax(1).where(~logits.isnan().any(1), -1)  # what is no number is no class either
+        return _classes(logits)
 
     predicted = _measure(model, lesions, images, dtype, repair, predictions)
-    return 100 * (predicted != labels.cpu()).double().mean(1)
+    return 100 * (predicted != labels.cpu().long()).double().mean(1)
 
 
 def deletable(model: nn.Module, images: Tensor) -> tuple[int, ...]:

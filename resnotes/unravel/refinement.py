@@ -92,13 +92,13 @@ def _row(network: nn.Module, found: Visit, gradient: Tensor, labels: Tensor) -> 
 
 def _norms(maps: Tensor) -> Tensor:
     """Of each image's; in float32, the squares of the smallest gradients would be zero."""
-    norms: Tensor = torch.linalg.vector_norm(maps.flatten(1), dim=1, dtype=torch.float64)
+    norms: Tensor = torch.linalg.vector_norm(maps.flatten(1).cpu(), dim=1, dtype=torch.float64)
     return norms
 
 
 def _cosines(first: Tensor, second: Tensor) -> Tensor:
     """Of each image's two; NaN where one is zero."""
-    products = (first.double() * second.double()).flatten(1).sum(1)
+    products = (first.cpu().double() * second.cpu().double()).flatten(1).sum(1)
     return products / (_norms(first) * _norms(second))
 
 
@@ -106,6 +106,6 @@ def _lens(network: nn.Module, maps: Tensor, labels: Tensor) -> _Lens:
     """What the head makes of a block's output."""
     with contextlib.suppress(RuntimeError):  # of layers that are made for other shapes
         logits = check_result(network.head(maps.clone()), "the head")  # type: ignore[operator]
-        wrong = (logits.argmax(1) != labels).double().mean()
+        wrong = ((logits.argmax(1) != labels) | logits.isnan().any(1)).cpu().double().mean()
         return _Lens(100 * wrong.item(), F.cross_entropy(logits, labels).item())
     return _Lens()

@@ -194,10 +194,16 @@ def test_rarity_and_significance_are_both_needed() -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda _: Cooccurrence.between_classes(torch.ones(2, 2).bool(), ABC), r"3 classes .*, found shape \(2, 2\)"),
-        (lambda _: Cooccurrence.between_classes(torch.ones(0, 3).bool(), ABC), "at least one image"),
+        (
+            lambda _: Cooccurrence.between_classes(torch.ones(2, 2).bool(), ABC),
+            r"as bool \[N, 3\], not empty; found torch.bool \[2, 2\]",
+        ),
+        (lambda _: Cooccurrence.between_classes(torch.ones(0, 3).bool(), ABC), r"not empty; found torch.bool \[0, 3\]"),
         (lambda _: Cooccurrence.with_contexts(torch.ones(2, 3).bool(), ["sea", ""], ABC), "each of 2 images, found 1"),
-        (lambda among: among.contradicts(torch.ones(2, 7).bool()), r"25 contexts, found shape \(2, 7\)"),
+        (
+            lambda among: among.contradicts(torch.ones(2, 7).bool()),
+            r"as bool \[N, 25\], not empty; found torch.bool \[2, 7\]",
+        ),
         (lambda among: violations(torch.full((1, 4, 4), 25), among), "expected classes of 0 to 24"),
         (lambda among: violations([], among), "at least one prediction"),
         (

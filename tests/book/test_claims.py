@@ -22,6 +22,7 @@ from resnotes.book.claims import Evidence, by_chance, load, marked
 from resnotes.book.ledger import Ledger
 from resnotes.book.results import read_results
 from resnotes.errors import ResnotesError, UsageError
+from resnotes.files import write_json
 
 RULES = {
     "worse": "{ above = 0, unit = 'points', limits = [-100, 100] }",
@@ -264,8 +265,11 @@ def test_opening_a_ledger_starts_afresh_and_results_are_of_all(ledger, out):
 def test_load_refuses_damage(out):
     path = out / "claims.json"
     good = claim("unravel.x")
-    scopes = [{}, {"live": {}}, {"elsewhere": good["scopes"]["live"]}, {"live": good["scopes"]["live"] | {"holds": 1}}]
+    live = good["scopes"]["live"]
+    changed = [{"holds": 1}, {"p": "small"}, {"p": float("nan")}, {"iterations": "9"}, {"dataset": 3}, {"measured": {}}]
+    scopes = [{}, {"live": {}}, {"elsewhere": live}, *({"live": live | each} for each in changed)]
     damaged = [good | {"holds": "yes"}, good | {"holds": 1}, *(good | {"scopes": each} for each in scopes)]
+    damaged += [good | {"statement": 3}, good | {"why_zh": None}, good | {"notebook": ["01"]}, good | {"scope": {}}]
     damaged += [{key: value for key, value in good.items() if key != missing} for missing in ("statement", "scopes")]
     for text in ("[{", "3", json.dumps({"claims": [good]}), *(json.dumps([each]) for each in damaged)):
         path.write_text(text)
@@ -273,3 +277,7 @@ def test_load_refuses_damage(out):
             load(path)
     path.write_text(json.dumps([good]))
     assert load(path) == [good]
+    with pytest.raises(
+        ResnotesError, match=r"claim unravel\.x: statement must be a text, found 3; `resnotes run` makes"
+    ):
+        load(write_json(path, [good | {"statement": 3}]))

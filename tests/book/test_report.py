@@ -279,8 +279,24 @@ def test_a_disk_that_fails_leaves_no_report(results, tmp_path, monkeypatch):
     assert tree(tmp_path) == {}
 
 
-def test_what_describes_a_figure_and_is_damaged_is_named(tmp_path):
-    executed(tmp_path, "01_degradation", ["01_degradation"])
-    (tmp_path / "figures/01_degradation.json").write_text('{"name": ')
-    with pytest.raises(ResnotesError, match=r"01_degradation\.json"):
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (lambda text: text[:9], "cannot read"),
+        (lambda _: "[]", "expected what describes a figure, with name, caption, claims"),
+        (lambda text: text.replace('"zh"', '"fr"'), "caption must be a text in each of en and zh"),
+        (lambda text: text.replace('"Figure 01_curves"', "3"), "caption must be a text, found"),
+    ],
+)
+def test_what_describes_a_figure_and_is_damaged_is_named(tmp_path, damage, said):
+    executed(tmp_path, "01_degradation", ["01_curves"])
+    path = tmp_path / "figures/01_curves.json"
+    path.write_text(damage(path.read_text(encoding="utf-8")), encoding="utf-8")
+    with pytest.raises(ResnotesError, match=rf"01_curves\.json.*{said}|{said} .*01_curves\.json"):
         read_results(tmp_path)
+
+
+@pytest.mark.parametrize("change", [{"seconds": "long"}, {"finished": "soon"}, {"parameters": []}, {"commit": 3}])
+def test_an_outcome_that_is_none_is_that_of_a_notebook_which_was_not_finished(tmp_path, change):
+    executed(tmp_path, "01_degradation", **change)
+    assert [book.state for book in read_results(tmp_path).notebooks] == ["unfinished"]

@@ -297,7 +297,7 @@ def test_components_are_those_of_scipy_in_the_order_of_their_pixels(values: Tens
 )
 def test_what_does_not_fit_is_refused(wrong: dict[str, Any]) -> None:
     maps = torch.zeros(2, 2, 5, 6).long()
-    assert found(*maps).empty
+    assert found(*maps, contradicting=np.zeros((2, 4), bool), confused=[[False] * 4] * 4).empty
     with pytest.raises(UsageError, match="expected"):
         found(*maps, **wrong)
 

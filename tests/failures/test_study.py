@@ -63,6 +63,10 @@ def as_lists(maps: list[NDArray[Any]]) -> Any:
     return [each.tolist() for each in maps]
 
 
+def as_sixteen_bits_of_any_machine(maps: list[NDArray[Any]]) -> Any:
+    return [torch.from_numpy(maps[0].astype(np.uint16)), *(each.astype(">u2") for each in maps[1:])]
+
+
 def as_flipped_views(maps: list[NDArray[Any]]) -> Any:
     return (each[::-1].copy()[::-1] for each in maps)
 
@@ -80,7 +84,7 @@ def drawn_maps(draw: st.DrawFn) -> tuple[list[NDArray[Any]], list[NDArray[Any]]]
 
 
 @settings(max_examples=25, deadline=None)
-@given(drawn_maps(), st.sampled_from([as_tensors, as_lists, as_flipped_views]))
+@given(drawn_maps(), st.sampled_from([as_tensors, as_lists, as_sixteen_bits_of_any_machine, as_flipped_views]))
 def test_maps_of_every_kind_give_the_same(
     maps: tuple[list[NDArray[Any]], list[NDArray[Any]]], given_as: Callable[[list[NDArray[Any]]], Any]
 ) -> None:
@@ -105,7 +109,7 @@ FINE = scene(WATER, BOAT)
         ([FINE], [FINE[:0]], TRAINING, r"expected labels .* not empty; found \[0, 24\]"),
         ([FINE / 2], [FINE], TRAINING, "expected predictions of an integer type, found torch.float64"),
         ([FINE], [FINE == 1], TRAINING, "expected labels of an integer type, found torch.bool"),
-        ([[[1, 2], [3]]], [FINE], TRAINING, r"expected predictions as whole numbers \[H, W\], found a list"),
+        ([[[1, 2], [3]]], [FINE], TRAINING, "expected predictions as an array of numbers, found a list"),
         ([FINE + 3], [FINE], TRAINING, "expected predictions of 0 to 3; found 3 to 4"),
         ([FINE], [FINE - 1], TRAINING, "expected labels of 0 to 3, or 255; found -1 to 0"),
         ([FINE], [FINE], [FINE + 3], "expected classes of 0 to 3, or 255; found 3 to 4"),

@@ -48,11 +48,16 @@ def test_the_same_figure_gives_the_same_bytes(out):
     assert written[0] == written[1] == written[2]
 
 
-def test_another_process_draws_the_same_bytes(out, tmp_path):
+def test_another_users_process_draws_the_same_bytes(out, tmp_path):
     save(curve())
     here = Path(__file__)
+    theirs = tmp_path / "matplotlibrc"
+    settings = ["text.usetex: True", "font.size: 20", "figure.constrained_layout.use: False", "path.sketch: 1, 100, 2"]
+    settings += ["savefig.bbox: tight", "savefig.transparent: True", "svg.fonttype: none", "image.cmap: gray"]
+    theirs.write_text("\n".join(settings))
     program = f"import sys; sys.path.insert(0, {str(here.parent)!r}); import {here.stem} as t; t.figures.use_style(); "
     environment = {"RESNOTES_OUT": str(tmp_path / "again"), "PYTHONHASHSEED": "7", "MPLBACKEND": "agg"}
+    environment["MATPLOTLIBRC"] = str(theirs)
     command = [sys.executable, "-c", program + "t.save(t.curve())"]
     subprocess.run(command, env={**os.environ, **environment}, cwd=here.parents[2], check=True)
     for kind in ("png", "svg"):

@@ -6,7 +6,6 @@ import hashlib
 import io
 import os
 import shutil
-from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ from resnotes import datasets, models, paths
 from resnotes.datasets import Classification, cifar10
 from resnotes.errors import DatasetError, UsageError
 from resnotes.models import Published
-from resnotes.models.published_networks import _address, _entries, fetch, is_at_hand, names, read_weights, status
+from resnotes.models.published_networks import _address, _entries, fetch, is_at_hand, names, status
 from resnotes.training.classification import evaluate
 
 DEPTHS = (20, 32, 44, 56)
@@ -190,23 +189,6 @@ def test_a_file_that_is_not_the_published_one_is_refused(folder: Path, listed: d
     expected = hashlib.sha256(content).hexdigest()
     with pytest.raises(DatasetError, match=rf"{len(wrong):,} bytes .*expected {expected}; remove it, and get it with"):
         models.published("wooyeolBaek/plain-20")
-
-
-class Runs:
-    def __reduce__(self) -> tuple[Callable[[str], object], tuple[str]]:
-        return os.system, ("touch pwned",)
-
-
-@pytest.mark.parametrize("content", [b"no file of PyTorch", Runs(), [1, 2], {"state_dict": {"a": 1}}])
-def test_what_holds_no_state_dict_is_refused_and_runs_nothing(
-    tmp_path: Path, content: object, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    path = tmp_path / "file.pth"
-    path.write_bytes(content) if isinstance(content, bytes) else torch.save(content, path)
-    with pytest.raises(DatasetError, match=r"holds no state dict, or is damaged \(\w+\); do so"):
-        read_weights(path, "", "do so")
-    assert not (tmp_path / "pwned").exists()
 
 
 def blank(train: int, test: int, variant: str) -> Classification:

@@ -261,8 +261,52 @@ def test_evaluation_is_a_loop_over_images(data: Classification) -> None:
 
 
 def test_nothing_to_evaluate_on_is_refused(data: Classification) -> None:
-    with pytest.raises(UsageError, match="empty set of images"):
+    with pytest.raises(UsageError, match="at least one image, found none"):
         evaluate(network(), data.test_images[:0], data.test_labels[:0], data.normalization)
+
+
+def test_what_cannot_be_learned_is_refused_before_the_first_step(data: Classification) -> None:
+    images, labels = data.train_images, data.train_labels
+    for change, message in (
+        ({"train_images": images / 255}, r"uint8 \[N, C, H, W\]; found float32 \[200, 1, 8, 8\]"),
+        ({"train_images": images.numpy()}, "found numpy.ndarray"),
+        ({"train_labels": labels.float()}, r"one label an image, whole numbers \[200\]; found float32"),
+        ({"train_labels": labels + 1}, "labels must be 0 to 9, found 1 to 10"),
+        ({"test_labels": data.test_labels - 1}, "labels must be 0 to 9, found -1 to 8"),
+        ({"test_images": data.test_images[:0], "test_labels": data.test_labels[:0]}, "at least one image, found none"),
+        ({"train_images": torch.full_like(images, 7)}, "training images have no variance"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            fit(dataclasses.replace(data, **change))
+
+
+def test_what_goes_wrong_in_a_step_is_not_put_on_the_learning_rate(data: Classification) -> None:
+    tiny = {name: getattr(data, name)[..., :4, :4] for name in ("train_images", "test_images")}
+    with pytest.raises(
+        UsageError, match=r"cannot be trained on images \[1, 1, 4, 4\]: ValueError: Expected more than 1"
+    ):
+        fit(dataclasses.replace(data, **tiny), dataclasses.replace(SHORT, batch_size=1, pad=0))
+    damaged = network()
+    nn.init.constant_(damaged.head[-1].bias, math.nan)  # type: ignore[index, arg-type]
+    with pytest.raises(UsageError, match=r"^head\..*bias of the network holds NaN before a step is made"):
+        train(damaged, data, SHORT, seed=0, device="cpu")
+    assert evaluate(damaged, data.test_images, data.test_labels, data.normalization).error == 100
+
+
+def test_labels_may_be_of_any_integer_type(data: Classification) -> None:
+    labels = {name: getattr(data, name).to(torch.uint16) for name in ("train_labels", "test_labels")}
+    assert fit(dataclasses.replace(data, **labels))[1].history[-1].test_error == fit(data)[1].history[-1].test_error
+
+
+def test_a_busy_core_stalls_no_training_of_small_images(data: Classification, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Threads would wait for the one on that core in every operation."""
+    step, threads, before = loop.optimizer_step, set[int](), torch.get_num_threads()
+    monkeypatch.setattr(loop, "optimizer_step", lambda *all: (threads.add(torch.get_num_threads()), step(*all))[1])
+    torch.set_num_threads(2)
+    try:
+        assert (fit(data)[1].threads, threads, torch.get_num_threads()) == (1, {1}, 2)
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_probes_are_used_between_epochs_and_all_images_at_the_end(
