@@ -79,10 +79,10 @@ def given(network: str, data: str, *, images: int, weights: str = "", profile: s
     """The network and the images that a reader names.
 
     Args:
-        network: ``run:LABEL``, trained by the recipe of the first study of the profile that has this label, or by that
-            of the study of degradation, unless it is in the store; ``published:AUTHOR/NAME``; ``torchvision:NAME``; or
-            ``module:function``, a function on Python's path that returns a network, and is called with `num_classes`
-            and `in_channels` if it takes them.
+        network: ``run:LABEL``, trained by the recipe of the first study of the profile that has this label (at the
+            first rate of several), or by that of the study of degradation, unless it is in the store;
+            ``published:AUTHOR/NAME``; ``torchvision:NAME``; or ``module:function``, a function on Python's path that
+            returns a network, and is called with `num_classes` and `in_channels` if it takes them.
         data: a registered data set for classification, or a folder with a folder of images for each class.
         images: how many of the test set, at most.
         weights: a file of PyTorch with the weights of one of torchvision's or of a reader's; empty for none.

@@ -37,7 +37,7 @@ def drawn(model: nn.Module) -> Network:
 
 
 def torchvisions(layers: int = 3) -> VisionTransformer:
-    return drawn(VisionTransformer(8, 2, layers, num_heads=2, hidden_dim=8, mlp_dim=32, num_classes=10))  # type: ignore
+    return drawn(VisionTransformer(8, 2, layers, num_heads=2, hidden_dim=8, mlp_dim=32, num_classes=10))
 
 
 def gpt2(**options: object) -> nn.Module:

@@ -125,10 +125,11 @@ def test_a_run_is_that_of_the_study_which_has_it(monkeypatch: pytest.MonkeyPatch
             return type("Run", (), {"model": lambda self: network})()
 
     monkeypatch.setattr("resnotes.runs.given.RunStore", Store)
-    for label in ("preresnet-20", "preresnet-8"):
+    for label in ("preresnet-20", "preresnet-8", "vit-6 width=32 mlp_ratio=2"):
         found = given(f"run:{label}", "digits", images=3)
         assert (found.name, len(found.images), len(found.repair), found.own_answers) == (label, 3, 256, False)
-    assert [spec.recipe.iterations for spec in asked] == [33, 132], "of flow-shallow, and of degradation"
+    assert [spec.recipe.iterations for spec in asked] == [33, 132, 132], "of flow-shallow, degradation and warm-up"
+    assert asked[2].recipe.lr == 0.003, "the first rate of a study that has several"
 
 
 def folder(root: Path, parts: tuple[str, ...], sizes: tuple[int, ...]) -> Path:
@@ -136,7 +137,7 @@ def folder(root: Path, parts: tuple[str, ...], sizes: tuple[int, ...]) -> Path:
     for p, part in enumerate(parts):
         for c, name in enumerate(("a", "b")):
             (root / part / name).mkdir(parents=True)
-            for i, size in zip(range(3), 3 * sizes, strict=False):
+            for i, size in enumerate((3 * sizes)[:3]):
                 grey = np.full((size, size + (size > 300), 3), 100 * p + 10 * c + i, np.uint8)
                 Image.fromarray(grey).save(root / part / name / f"{i}.png")
     return root

@@ -220,7 +220,7 @@ def test_adamw_is_torchs_and_lets_matrices_and_kernels_decay(data: Classificatio
     groups = [{"params": [named[name] for name in kernels]}, {"params": others, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.999), weight_decay=0.5, fused=True)
     epochs = (batches(data.train_images, data.train_labels, recipe, seed=0, epoch=epoch) for epoch in (1, 2, 3, 4))
-    for iteration, (images, labels) in zip(range(recipe.iterations), itertools.chain(*epochs), strict=False):
+    for iteration, (images, labels) in enumerate(itertools.islice(itertools.chain(*epochs), recipe.iterations)):
         for group in optimizer.param_groups:
             group["lr"] = recipe.lr_at(iteration)
         loop.optimizer_step(reference, optimizer, data.normalization(images), labels, "float32")
