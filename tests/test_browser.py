@@ -71,6 +71,7 @@ FAINT = """() => {
     .map(([front, back, element]) => `${element.textContent}: ${front.toFixed(2)} on ${back.toFixed(2)}`);
 }"""
 PAGES = ["index.html", "en/report.html", "zh/report.html", "notebooks/01_degradation.html"]
+FITS = "all => all.every(each => each.scrollWidth <= each.parentElement.clientWidth)"
 UNFOLD = "() => document.querySelectorAll('details').forEach(each => each.open = true)"
 # What axe-core calls serious or critical: rule and elements.
 BARRIERS = """() => axe.run({resultTypes: ['violations']}).then(({violations}) => violations
@@ -359,7 +360,7 @@ def test_explorers_are_for_all_and_not_saved(
     explorers = page.locator(".resnotes-explorer")
     expect(explorers).to_have_count(2)
     expect(page.locator(".jp-OutputArea-output img:visible")).to_have_count(2)  # theirs, and not the saved ones
-    assert explorers.evaluate_all("all => all.every(each => each.scrollWidth <= each.clientWidth)")
+    assert explorers.evaluate_all(FITS)
     tops = explorers.locator("select:visible").evaluate_all("all => all.map(each => each.getBoundingClientRect().top)")
     assert len(set(tops)) == 3  # of networks, and two rows of the scene's controls
     page.evaluate(axe)
@@ -414,6 +415,8 @@ def test_a_page_opens_from_disk(name: str, executed: Path, page: Page) -> None:
     page.evaluate(UNFOLD)
     # Also those that are loaded once they are looked at; it fails where there is no picture.
     images.evaluate_all("images => Promise.all(images.map(image => (image.loading = 'eager', image.decode())))")
+    page.set_viewport_size({"width": 390, "height": 800})
+    assert page.locator(".cards, .cards td").evaluate_all(FITS)
     for scheme in ("light", "dark"):
         page.emulate_media(color_scheme=scheme)
         assert page.evaluate(FAINT.replace(".jp-OutputArea-output *", "main *")) == []
