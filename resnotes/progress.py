@@ -2,7 +2,7 @@
 
 tqdm's own bar for notebooks is a widget. Closed, it stays in the notebook as an output whose model is gone, and is an
 error message when the saved notebook is opened again. Here a bar is a line of text, which is replaced as it proceeds
-and emptied in the end.
+and emptied in the end; what is empty is not saved (`resnotes.book.tidy`).
 """
 
 from __future__ import annotations

@@ -240,6 +240,7 @@ def tried(name: str, subject: Subject) -> str:
     content = {
         "name": name,
         "stages": subject.network.stages,
+        "images": len(predictions[0]),
         "intact": intact[0],
         "found": {"delete": dict(told[: len(deletions)]), "swap": dict(told[len(deletions) :])},
     }
