@@ -24,6 +24,7 @@ from resnotes.book.results import ExecutedNotebook, Results
 from resnotes.book.templating import environment
 from resnotes.book.words import Words, words_of
 from resnotes.errors import ResnotesError, UsageError
+from resnotes.figures.saving import in_chinese
 from resnotes.files import to_json, write_folder
 
 # So that a report keeps to six pages of A4: the claims and figures of a study, and the items of each list of the
@@ -117,12 +118,12 @@ def write_report(
         section["link"] = _link(results.folder / "notebooks" / section["notebook"].stem, to)
     claims = [claim for _, book in chapters for claim in results.claims_of(book.stem)]
     copies = {
-        f"figures/{figure['name']}.{kind}": (results.folder / "figures" / f"{figure['name']}.{kind}").read_bytes()
+        f"figures/{file}": (results.folder / "figures" / file).read_bytes()
         for figure in figures
-        for kind in ("png", "json")
+        for file in (figure["file"], f"{figure['name']}.json")
     }
     for figure in figures:
-        png = copies[f"figures/{figure['name']}.png"]
+        png = copies[f"figures/{figure['file']}"]
         figure["inches"] = Image.open(BytesIO(png)).width / _DPI
         figure["address"] = f"data:image/png;base64,{b64encode(png).decode()}"
     statements = tested_statements({claim["id"]: claim for claim in claims}, lang)
@@ -132,6 +133,7 @@ def write_report(
         "title": words["title"] if week is None else words["week"].format(week),
         "sections": sections,
         "figures": figures,
+        "english_figures": lang == "zh" and any(each["labels"] and ".zh." not in each["file"] for each in figures),
         "cited": {claim["id"]: [each for each in figures if claim["id"] in each["claims"]] for claim in claims},
         "tally": _tally(claims, words),
         "surprises": [section["surprise"] for section in sections if section["surprise"]][: most["items"]],
@@ -169,12 +171,15 @@ def _section(
     findings = {id: finding(claim, lang) for id, claim in ledger.items()}
     key = [findings[id] for id in chapter.key if id in findings]
     told = [each.id for each in key[: most["claims"]]]
-    headlines = Words(book.stem).headlines
+    book_words = Words(book.stem)
+    headlines = book_words.headlines
     figures = {
         figure["name"]: {
             **figure,
             "caption": full_width(figure["caption"][lang], lang),
             "concludes": findings.get(headlines.get(figure["name"], "")),
+            "file": _picture(results.folder / "figures", figure["name"], lang).name,
+            "labels": book_words.labels(figure["name"]),
         }
         for figure in results.figures_of(book.stem)
     }
@@ -198,6 +203,12 @@ def _section(
         "notebook": book,
         "data": words["comma"].join(sorted({scope["dataset"] for scope in scopes if scope["dataset"]})),
     }
+
+
+def _picture(folder: Path, name: str, lang: str) -> Path:
+    """The file of a figure, in Chinese where it is asked for and there."""
+    chinese = in_chinese(folder, name)
+    return chinese if lang == "zh" and chinese.exists() else folder / f"{name}.png"
 
 
 def _brief(chapter: story.Chapter, ledger: Mapping[str, Mapping[str, Any]], lang: str) -> str:
