@@ -24,7 +24,6 @@ from resnotes.book.results import ExecutedNotebook, Results
 from resnotes.book.templating import environment
 from resnotes.book.words import Words, words_of
 from resnotes.errors import ResnotesError, UsageError
-from resnotes.figures.saving import in_chinese
 from resnotes.files import to_json, write_folder
 
 # So that a report keeps to six pages of A4: the claims and figures of a study, and the items of each list of the
@@ -133,7 +132,7 @@ def write_report(
         "title": words["title"] if week is None else words["week"].format(week),
         "sections": sections,
         "figures": figures,
-        "english_figures": lang == "zh" and any(each["labels"] and ".zh." not in each["file"] for each in figures),
+        "english_figures": lang == "zh" and any(each["concludes"] and ".zh." not in each["file"] for each in figures),
         "cited": {claim["id"]: [each for each in figures if claim["id"] in each["claims"]] for claim in claims},
         "tally": _tally(claims, words),
         "surprises": [section["surprise"] for section in sections if section["surprise"]][: most["items"]],
@@ -171,15 +170,13 @@ def _section(
     findings = {id: finding(claim, lang) for id, claim in ledger.items()}
     key = [findings[id] for id in chapter.key if id in findings]
     told = [each.id for each in key[: most["claims"]]]
-    book_words = Words(book.stem)
-    headlines = book_words.headlines
+    headlines = Words(book.stem).headlines
     figures = {
         figure["name"]: {
             **figure,
             "caption": full_width(figure["caption"][lang], lang),
             "concludes": findings.get(headlines.get(figure["name"], "")),
-            "file": _picture(results.folder / "figures", figure["name"], lang).name,
-            "labels": book_words.labels(figure["name"]),
+            "file": _picture(results.folder / "figures", figure["name"], lang),
         }
         for figure in results.figures_of(book.stem)
     }
@@ -205,10 +202,10 @@ def _section(
     }
 
 
-def _picture(folder: Path, name: str, lang: str) -> Path:
-    """The file of a figure, in Chinese where it is asked for and there."""
-    chinese = in_chinese(folder, name)
-    return chinese if lang == "zh" and chinese.exists() else folder / f"{name}.png"
+def _picture(folder: Path, name: str, lang: str) -> str:
+    """The file of a figure: with the words in it in this language, where `resnotes.figures.save` could draw them."""
+    translated = f"{name}.{lang}.png"
+    return translated if (folder / translated).exists() else f"{name}.png"
 
 
 def _brief(chapter: story.Chapter, ledger: Mapping[str, Mapping[str, Any]], lang: str) -> str:

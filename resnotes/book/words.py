@@ -21,8 +21,7 @@
     "{n} layers" = "{n} ..."
 
 Names in braces are filled in by the cell that decides the claim or saves the figure; in labels they stand for any
-words. The file is checked as a whole
-when it is first read; what is wrong is said with file, entry and name.
+words. The file is checked as a whole when it is first read; what is wrong is said with file, entry and name.
 """
 
 from __future__ import annotations
@@ -160,8 +159,7 @@ class Words:
         Raises:
             ResnotesError: the file is damaged.
         """
-        labels: dict[str, str] = self._all.get("labels", {}) if name in self.headlines else {}
-        return labels
+        return dict(self._all.get("labels", {})) if name in self.headlines else {}
 
     def check_uses(self) -> None:
         """See that the notebook beside it names every entry, and uses none that is not there.
@@ -185,8 +183,9 @@ class Words:
         except (OSError, ValueError) as error:
             raise ResnotesError(f"{self.path} cannot be read as the words of a notebook: {error}") from error
         if not isinstance(found.get("study"), str) or set(found) - {"study", "labels", *_PARTS}:
-            expected = 'study = "name", claims, figures and labels'
-            raise UsageError(f"{self.path.name}: found {', '.join(found)}; expected {expected}")
+            raise UsageError(
+                f"{self.path.name}: found {', '.join(found)}; expected study = 'name', claims, figures, labels"
+            )
         for kind in _PARTS:
             for name, entry in found.get(kind, {}).items():
                 self._check(kind, name, entry)

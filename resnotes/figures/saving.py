@@ -68,12 +68,12 @@ def save(
     fig.set_layout_engine("none")
     for extension in FORMATS:
         write_atomic(folder / f"{name}.{extension}", _drawn(fig, extension))
-    font = chinese_font() if labels_zh else None
-    if labels_zh and font:
+    chinese = folder / f"{name}.zh.png"
+    if labels_zh and (font := chinese_font()):
         with translated(fig, labels_zh, font, layout):
-            write_atomic(in_chinese(folder, name), _drawn(fig, "png"))
+            write_atomic(chinese, _drawn(fig, "png"))
     else:
-        in_chinese(folder, name).unlink(missing_ok=True)  # of an earlier figure
+        chinese.unlink(missing_ok=True)  # of an earlier figure
     columns = _columns(data) if isinstance(data, pd.DataFrame) else {key: _columns(data[key]) for key in data}
     write_json(
         folder / f"{name}.json",
@@ -88,11 +88,6 @@ def save(
         },
     )
     return folder / f"{name}.png"
-
-
-def in_chinese(folder: Path, name: str) -> Path:
-    """Where `save` writes a figure in Chinese; no name of a figure has a dot."""
-    return folder / f"{name}.zh.png"
 
 
 def _drawn(fig: Figure, extension: str) -> bytes:

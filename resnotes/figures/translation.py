@@ -15,22 +15,9 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import LayoutEngine
 from matplotlib.text import Text
 
-# Files of fonts with simplified Chinese on Linux, macOS and Windows, in lower case, the one we draw with first.
-FONTS = (
-    "notosanscjk-regular.ttc",
-    "notosanscjksc-regular.otf",
-    "notosanssc-regular.otf",
-    "notosanssc-regular.ttf",
-    "notosanssc[wght].ttf",
-    "sourcehansanssc-regular.otf",
-    "sourcehansanscn-regular.otf",
-    "pingfang.ttc",
-    "hiragino sans gb.ttc",
-    "msyh.ttc",
-    "simhei.ttf",
-    "wqy-microhei.ttc",
-    "wqy-zenhei.ttc",
-)
+# Files of fonts with simplified Chinese, without ending and in lower case, the one we draw with first.
+_LINUX = ("notosanscjk-regular", "notosanssc-regular", "sourcehansanssc-regular", "wqy-microhei", "notosanscjk-vf")
+_MACOS, _WINDOWS = ("pingfang", "hiragino sans gb"), ("msyh", "simhei")
 
 
 def translate(text: str, labels: Mapping[str, str]) -> str:
@@ -57,8 +44,8 @@ def _pattern(template: str) -> str:
 def chinese_font() -> str | None:
     """Name of a font with Chinese, known to matplotlib from here on; None where none is installed."""
     # On the disk: matplotlib remembers the fonts of the day when it was first imported.
-    installed = {Path(path).name.lower(): path for path in font_manager.findSystemFonts()}
-    path = next((installed[name] for name in FONTS if name in installed), None)
+    installed = {Path(path).stem.lower(): path for path in font_manager.findSystemFonts()}
+    path = next((installed[name] for name in _LINUX + _MACOS + _WINDOWS if name in installed), None)
     if path is None:
         return None
     known = font_manager.fontManager.ttflist
@@ -87,10 +74,8 @@ def translated(fig: Figure, labels: Mapping[str, str], font: str, layout: Layout
             for axis in (ax.xaxis, ax.yaxis):
                 _translate_ticks(axis, labels, undo)
         for text in fig.findobj(Text):
-            undo.callback(text.set_text, text.get_text())
-            undo.callback(text.set_fontfamily, text.get_fontfamily())
-            text.set_text(translate(text.get_text(), labels))
-            text.set_fontfamily([*text.get_fontfamily(), font])
+            undo.callback(text.update, {"text": text.get_text(), "fontfamily": text.get_fontfamily()})
+            text.update({"text": translate(text.get_text(), labels), "fontfamily": [*text.get_fontfamily(), font]})
         if layout is not None:
             fig.set_layout_engine(layout)
             undo.callback(fig.set_layout_engine, "none")
@@ -100,7 +85,7 @@ def translated(fig: Figure, labels: Mapping[str, str], font: str, layout: Layout
 def _translate_ticks(axis: Axis, labels: Mapping[str, str], undo: ExitStack) -> None:
     """Translate what an axis writes beside its ticks; it writes it anew whenever it is drawn."""
     formatter = axis.get_major_formatter()
-    written = map(str, formatter.format_ticks(axis.get_majorticklocs()))  # they may be given as numbers
+    written = map(str, formatter.format_ticks(list(axis.get_majorticklocs())))  # they may be given as numbers
     if any(translate(text, labels) != text for text in written):
         undo.callback(axis.set_major_formatter, formatter)
-        axis.set_major_formatter(lambda value, position: translate(str(formatter(value, position)), labels))
+        axis.set_major_formatter(lambda value, position: translate(str(formatter(value, int(position))), labels))
