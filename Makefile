@@ -36,7 +36,7 @@ mutants: $(STAMP)  ## change the mathematics bit by bit, and list the changes th
 	"$(BIN)/mutmut" results
 
 lab: $(STAMP)  ## JupyterLab on the notebooks
-	"$(BIN)/jupyter" lab notebooks $(if $(filter 0,$(shell id -u)),--allow-root) $(LAB_FLAGS)
+	"$(BIN)/jupyter" lab notebooks --ContentsManager.pre_save_hook=resnotes.book.tidy.before_saving $(if $(filter 0,$(shell id -u)),--allow-root) $(LAB_FLAGS)
 
 notebooks: $(STAMP)  ## refresh the committed outputs of the notebooks
 	"$(BIN)/python" -m resnotes.book.tidy

@@ -27,11 +27,14 @@ import nbformat
 import psutil
 import pytest
 from ipykernel.kernelspec import write_kernel_spec
+from kit.notebooks import executed as executed_headless
+from nbclient import NotebookClient
 from playwright.sync_api import Browser, ConsoleMessage, Error, Locator, Page, expect, sync_playwright
 
 import resnotes
 from resnotes import datasets, models
 from resnotes.book import notebooks
+from resnotes.book.tidy import tidied
 from resnotes.figures.examination import Subject
 from resnotes.figures.explorer import tried
 
@@ -40,6 +43,7 @@ pytestmark = [pytest.mark.browser, pytest.mark.timeout(4 * 3600)]
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 ENVIRONMENT = dict(os.environ)  # as the user set it: when tests start, it names a run store of theirs, which is empty
 BOOKS = notebooks.discover()
+MAKEFILE = Path(resnotes.__file__).parent.parent / "Makefile"
 # What a notebook may say on stderr: that the reader's copy of ADE20K is a sample, which is true of that copy.
 OF_THE_DATA = r".* has no training images: a part of ADE20K, whose training split is empty\n"
 SECOND = 1000  # as Playwright counts
@@ -67,11 +71,13 @@ FAINT = """() => {
     .map(([front, back, element]) => `${element.textContent}: ${front.toFixed(2)} on ${back.toFixed(2)}`);
 }"""
 PAGES = ["index.html", "en/report.html", "zh/report.html", "notebooks/01_degradation.html"]
+FITS = "all => all.every(each => each.scrollWidth <= each.parentElement.clientWidth)"
 UNFOLD = "() => document.querySelectorAll('details').forEach(each => each.open = true)"
 # What axe-core calls serious or critical: rule and elements.
 BARRIERS = """() => axe.run({resultTypes: ['violations']}).then(({violations}) => violations
   .filter(({impact}) => ['serious', 'critical'].includes(impact))
   .map(({id, nodes}) => [id, nodes.map(({html}) => html)]))"""
+SAVING = next(word for word in MAKEFILE.read_text().split() if "pre_save_hook" in word)  # as in `make lab`
 SAVED = "() => !window.jupyterapp.shell.currentWidget.context.model.dirty"
 
 
@@ -155,7 +161,7 @@ def server(browser: Browser, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     lab = Lab(f"http://127.0.0.1:{port}", secrets.token_hex(), folder, home / "log")
     command = [sys.executable, "-m", "jupyter", "lab", "--no-browser", "--ip=127.0.0.1", f"--port={port}"]
     command += ["--ServerApp.port_retries=0", f"--IdentityProvider.token={lab.token}"]
-    command += ["--LabApp.expose_app_in_browser=True", *(["--allow-root"] if os.geteuid() == 0 else [])]
+    command += [SAVING, "--LabApp.expose_app_in_browser=True", *(["--allow-root"] if os.geteuid() == 0 else [])]
     package = str(Path(resnotes.__file__).parent.parent)
     environment = {
         **ENVIRONMENT,
@@ -309,7 +315,7 @@ def explore_lesions(explorer: Locator) -> None:
     intact = after(explorer, part("reset").click)
     expect(status).to_contain_text(re.compile(r"\b0 of \d+ predictions changed.*Kendall τ 1.00"))
     without_five = after(explorer, explorer.locator("button.resnotes-block-5").click)
-    part("count", ".noUi-handle").press("ArrowRight")
+    part("count", "input").fill("2")
     two_gone = after(explorer, part("again").click)
     two_others_gone = after(explorer, part("again").click)
     part("first", "input").fill("1")
@@ -318,6 +324,49 @@ def explore_lesions(explorer: Locator) -> None:
     assert len({example, intact, without_five, two_gone, two_others_gone, reordered}) == 6
     assert after(explorer, part("reset").click) == intact
     assert after(explorer, lambda: part("network", "select").select_option(index=1)) != example
+
+
+EXPLORERS = """
+import torch
+from resnotes import datasets, models, progress
+from resnotes.datasets.scenes import CLASSES
+from resnotes.figures.explorer import explore
+from resnotes.figures.scene_explorer import explore_scenes
+
+progress.DELAY = 0
+torch.manual_seed(0)
+print("before")
+list(progress.bar(range(3)))
+print("after")
+digits, normalization = datasets.load("digits"), datasets.load("scenes", train=1, test=1).normalization
+explore({name: models.build(name, in_channels=1, width=2) for name in ("resnet-14", "resnet-56")}, digits)
+explore_scenes({name: torch.nn.Conv2d(3, len(CLASSES), 1) for name in ("FCN", "PSPNet")}, normalization)
+"""
+
+
+def test_explorers_are_for_all_and_not_saved(
+    lab: Lab, page: Page, axe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    committed = tidied(executed_headless(EXPLORERS, tmp_path, monkeypatch, NotebookClient), {})
+    path = lab.folder / "explorers.ipynb"
+    nbformat.write(committed, path)
+    lab.open(page, path.name)
+    start_all(page)
+    finish(page)
+    assert saved(page, path) == committed
+
+    page.set_viewport_size({"width": 700, "height": 1000})
+    page.evaluate("window.jupyterapp.shell.collapseLeft()")
+    explorers = page.locator(".resnotes-explorer")
+    expect(explorers).to_have_count(2)
+    expect(page.locator(".jp-OutputArea-output img:visible")).to_have_count(2)  # theirs, and not the saved ones
+    assert explorers.evaluate_all(FITS)
+    tops = explorers.locator("select:visible").evaluate_all("all => all.map(each => each.getBoundingClientRect().top)")
+    assert len(set(tops)) == 3  # of networks, and two rows of the scene's controls
+    page.evaluate(axe)
+    for theme in ("Dark", "Light"):  # the latter for the next test: the server remembers it
+        change_theme(page, f"JupyterLab {theme}")
+        assert page.evaluate(BARRIERS.replace("run(", "run('.resnotes-explorer', ")) == []
 
 
 @pytest.fixture(scope="module")
@@ -366,6 +415,8 @@ def test_a_page_opens_from_disk(name: str, executed: Path, page: Page) -> None:
     page.evaluate(UNFOLD)
     # Also those that are loaded once they are looked at; it fails where there is no picture.
     images.evaluate_all("images => Promise.all(images.map(image => (image.loading = 'eager', image.decode())))")
+    page.set_viewport_size({"width": 390, "height": 800})
+    assert page.locator(".cards, .cards td").evaluate_all(FITS)
     for scheme in ("light", "dark"):
         page.emulate_media(color_scheme=scheme)
         assert page.evaluate(FAINT.replace(".jp-OutputArea-output *", "main *")) == []

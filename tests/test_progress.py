@@ -22,6 +22,7 @@ from nbclient import NotebookClient
 
 import resnotes
 from resnotes import progress
+from resnotes.book.tidy import before_saving
 from resnotes.progress import attended
 from resnotes.runs import sweep
 
@@ -126,6 +127,9 @@ def test_a_notebook(
     notebook = executed(CELL, tmp_path, monkeypatch, client)
     assert [output.data for output in notebook.cells[0].outputs] == outputs
     assert "widgets" not in notebook.metadata
+    saved = {"type": "notebook", "content": notebook}
+    before_saving(saved)
+    assert saved["content"].cells[0].outputs == []
 
 
 # Elsewhere

@@ -1,10 +1,14 @@
-"""Committed notebooks: `python -m resnotes.book.tidy` refreshes their outputs."""
+"""Committed notebooks: `python -m resnotes.book.tidy` refreshes their outputs.
+
+What is saved in `make lab` passes `before_saving`, so that it differs from what is committed only where results do.
+"""
 
 from __future__ import annotations
 
 import json
 import tempfile
 from collections.abc import Mapping
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +25,30 @@ _METADATA = {
     "kernelspec": {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"},
     "language_info": {"name": "python"},
 }
+_VIEW = "application/vnd.jupyter.widget-view+json"
+
+
+def before_saving(model: dict[str, Any], **_: object) -> None:
+    """Jupyter's ``pre_save_hook``: outputs that last, and nothing of the kernel but its language.
+
+    Args:
+        model: what is saved, in the form of Jupyter Server's contents API; its notebook is replaced.
+    """
+    if model["type"] == "notebook" and model["content"]["nbformat"] == 4:
+        notebook = model["content"] = nbformat.from_dict(model["content"])
+        notebook.metadata.language_info = _METADATA["language_info"]
+        for cell in notebook.cells:
+            _drop_what_is_gone(cell)
+
+
+def _drop_what_is_gone(cell: Any) -> None:
+    """Remove outputs of which nothing is left once the kernel is gone: controls, and progress bars, now blank."""
+    if cell.cell_type == "code":
+        bundles = [output.get("data") for output in cell.outputs]
+        lasts = [bundle is None or (any(bundle.values()) and _VIEW not in bundle) for bundle in bundles]
+        cell.outputs = list(compress(cell.outputs, lasts))
+        # In how many outputs arrives what was printed in one go depends on how busy the machine is.
+        CoalesceStreamsPreprocessor().preprocess_cell(cell, {}, 0)
 
 
 def tidied(notebook: Any, replacements: Mapping[str, str]) -> Any:
@@ -36,8 +64,7 @@ def tidied(notebook: Any, replacements: Mapping[str, str]) -> Any:
         cell.metadata = nbformat.from_dict({"tags": tags} if tags else {})
         if cell.cell_type == "code":
             cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
-            # In how many outputs arrives what was printed in one go depends on how busy the machine is.
-            CoalesceStreamsPreprocessor().preprocess_cell(cell, {}, 0)
+            _drop_what_is_gone(cell)
             outputs = json.dumps(cell.outputs)
             for found, instead in replacements.items():
                 outputs = outputs.replace(json.dumps(found)[1:-1], json.dumps(instead)[1:-1])

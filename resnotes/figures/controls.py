@@ -27,7 +27,9 @@ IMAGE = '<img class="resnotes-{}" src="data:image/png;base64,{}" alt="{}" style=
 SHOWN = """<style>
 .resnotes-dark, [data-jp-theme-light="false"] .resnotes-light { display: none }
 [data-jp-theme-light="false"] .resnotes-dark { display: inline }
-.jp-OutputArea-child:has(+ .jp-OutputArea-child .resnotes-explorer) { display: none }
+.jp-OutputArea-child:has(+ .jp-OutputArea-child .resnotes-explorer),
+.jp-OutputArea-child:has(+ .jp-OutputArea-child [data-lesions]):has(~ .jp-OutputArea-child .resnotes-explorer) {
+  display: none }
 </style>"""
 
 
@@ -55,6 +57,11 @@ def renderings(figure: Figure) -> dict[str, str]:
         imsave(buffer := io.BytesIO(), pixels, format="png")
         files[theme] = base64.b64encode(buffer.getvalue()).decode()
     return files
+
+
+def named(width: int) -> dict[str, Any]:
+    """Options of a control so many pixels wide, with its name, of any length, in it."""
+    return {"style": {"description_width": "initial"}, "layout": widgets.Layout(width=f"{width}px")}
 
 
 def row(*children: Any) -> Any:
@@ -91,13 +98,13 @@ class Explorer:
         self.say(text)
 
 
-def show(figure: Figure, text: str, controls: Any = None) -> None:
-    """Show a picture with its alternative text, and controls, if any.
+def show(figure: Figure, text: str, *below: Any) -> None:
+    """Show a picture with its alternative text, and below it what else there is; controls come last.
 
     The picture is an output of its own, which `SHOWN` hides as long as there are controls below it. In one output with
     them, it would not be seen in JupyterLab once their kernel is gone.
     """
     metadata = {"image/png": {"width": PIXELS, "alt": text}}
     display({"image/png": renderings(figure)["light"], "text/plain": text}, metadata=metadata, raw=True)
-    if controls is not None:
-        display(controls)
+    for each in below:
+        display(each)

@@ -18,6 +18,7 @@ from typing import Any
 import ipywidgets as widgets
 import torch
 from IPython.display import HTML
+from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
@@ -25,9 +26,9 @@ from matplotlib.ticker import MaxNLocator
 
 from resnotes.datasets import Classification
 from resnotes.errors import UsageError
-from resnotes.figures.controls import Explorer, row, show
+from resnotes.figures.controls import Explorer, named, row, show
 from resnotes.figures.examination import LesionOutcome, Subject, swapped
-from resnotes.figures.style import BLUE, FONT, ORANGE, VERMILION, WIDTH
+from resnotes.figures.style import BLUE, FONT, ORANGE, STYLE, VERMILION, WIDTH
 from resnotes.models import Network
 from resnotes.progress import attended
 from resnotes.unravel import Lesion, length_distribution, lesion_predictions, mean_length, random_deletions
@@ -40,6 +41,7 @@ INTACT, NOW, GONE, MOVED, WRONG, RIGHT = "#BDBDBD", BLUE, "#8A8A8A", ORANGE, VER
 HEIGHT = 5.4  # inches
 
 
+@plt.style.context(STYLE)
 def draw(subject: Subject, outcome: LesionOutcome, title: str) -> Figure:
     """The blocks as they stand, the error, predictions that changed, and the gradient by path length.
 
@@ -151,17 +153,18 @@ class LesionExplorer(Explorer):
         self.name, self.subject = name, subject
         self._generator = torch.Generator().manual_seed(0)
 
-        wide, small = {"description_width": "initial"}, widgets.Layout(width="36px", padding="0")
+        small = widgets.Layout(width="36px", padding="0")
         count = len(subject.network.blocks)
         self.blocks = [_button(str(i), partial(self._toggle, i), layout=small) for i in range(count)]
         for i, button in enumerate(self.blocks):
             button.add_class(f"resnotes-block-{i}")
             button.disabled = i not in subject.deletable
-        self.count = widgets.IntSlider(description="blocks", max=len(subject.deletable), style=wide)
+        # Not a slider, as ipywidgets gives that no name that a screen reader would find.
+        self.count = widgets.BoundedIntText(description="blocks", max=len(subject.deletable), **named(150))
         self.again = _button("delete at random", self._delete_at_random, tooltip="delete so many blocks")
         self.reset = _button("reset", lambda: self._show(Lesion()), tooltip="restore every block and the order")
         largest = max(subject.groups, key=len)
-        ends = {"max": count - 1, "style": wide, "layout": widgets.Layout(width="150px")}
+        ends = {"max": count - 1, **named(150)}
         self.first = widgets.BoundedIntText(description="swap block", value=largest[0], **ends)
         self.second = widgets.BoundedIntText(description="with block", value=largest[-1], **ends)
         self.swap = _button("swap", self._swap, tooltip="let the two blocks change places")
@@ -211,7 +214,8 @@ def examined(subject: Subject, lesion: Lesion, name: str) -> tuple[Figure, str]:
 
 def choice(subjects: Mapping[str, Subject]) -> Any:
     """A widget: a `LesionExplorer` for each of these, of which one is seen."""
-    network = widgets.Dropdown(options=list(subjects), description="network").add_class("resnotes-explorer-network")
+    network = widgets.Dropdown(options=list(subjects), description="network", **named(250))
+    network.add_class("resnotes-explorer-network")
     explorers = [LesionExplorer(name, subject).widget for name, subject in subjects.items()]
     stack = widgets.Stack(explorers, selected_index=0)
     widgets.link((network, "index"), (stack, "selected_index"))
@@ -246,7 +250,8 @@ def tried(name: str, subject: Subject) -> str:
 def explore(networks: Mapping[str, Network], data: Classification) -> None:
     """Show a `LesionExplorer`; where nobody can use it, what can be `tried` without it, with small networks.
 
-    Above is the figure of the first network without three of its blocks, for pages that cannot show controls.
+    Above is the figure of the first network without three of its blocks, for pages that cannot show controls. All but
+    the `LesionExplorer` is in the notebook either way, so that it stays the same.
 
     Args:
         networks: trained networks by name, at least one.
@@ -261,4 +266,5 @@ def explore(networks: Mapping[str, Network], data: Classification) -> None:
     small = [name for name, network in networks.items() if len(getattr(network, "blocks", ())) <= SMALL]
     subjects = {name: Subject(network, data) for name, network in networks.items() if seen or name in (first, *small)}
     picture = examined(subjects[first], subjects[first].example(), first)
-    show(*picture, choice(subjects) if seen else HTML("".join(tried(name, subjects[name]) for name in small)))
+    tries = [HTML("".join(tried(name, subjects[name]) for name in small))] if small else []
+    show(*picture, *tries, *([choice(subjects)] if seen else []))

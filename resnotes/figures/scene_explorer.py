@@ -8,6 +8,7 @@ from typing import Any, TypeAlias
 import ipywidgets as widgets
 import numpy as np
 import torch
+from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from torch import Tensor, nn
@@ -16,9 +17,9 @@ from resnotes.analysis.prediction import predict
 from resnotes.datasets import Normalization
 from resnotes.datasets.scenes import CLASSES, KINDS, VEHICLES, composed
 from resnotes.failures import COVERS, covered
-from resnotes.figures.controls import Explorer, row, show
+from resnotes.figures.controls import Explorer, named, row, show
 from resnotes.figures.failures import UNNAMED
-from resnotes.figures.style import FONT, WIDTH, palette
+from resnotes.figures.style import FONT, STYLE, WIDTH, palette
 from resnotes.progress import attended
 
 HEIGHT, ROOM, LEGEND_COLUMNS = 2.6, 0.65, 8  # inches; of which below the pictures, for the legend
@@ -60,6 +61,7 @@ def examined(
     return draw(image, maps), f"{backdrop} {scene}, {vehicle} put in, {done}; wrong pixels: {', '.join(shares)}"
 
 
+@plt.style.context(STYLE)
 def draw(image: Tensor, maps: Mapping[str, Tensor]) -> Figure:
     """An image ``[3, H, W]`` and maps of `CLASSES` ``[H, W]``, one more for pixels of none, beside each other.
 
@@ -104,7 +106,7 @@ class SceneExplorer(Explorer):
 
         options = (range(100), KINDS, (NOTHING, *VEHICLES), (NOTHING, *CLASSES), COVERS)
         for (part, value), names in zip(FIRST.items(), options, strict=True):
-            self.parts[part] = widgets.Dropdown(options=names, value=value, description=part)
+            self.parts[part] = widgets.Dropdown(options=names, value=value, description=part, **named(185))
             self.parts[part].add_class(f"resnotes-explorer-{part}").observe(follow, "value")
         self.widget = widgets.VBox([row(*self.parts.values()), self.status, self.image]).add_class("resnotes-explorer")
         follow()
@@ -118,4 +120,4 @@ def explore_scenes(networks: Networks, normalization: Normalization) -> None:
         normalization: of their images, that of the data set.
     """
     first = examined(networks, normalization, **FIRST)
-    show(*first, SceneExplorer(networks, normalization).widget if attended() else None)
+    show(*first, *([SceneExplorer(networks, normalization).widget] if attended() else []))

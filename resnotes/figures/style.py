@@ -58,14 +58,13 @@ CLASS_COLORS = """
 
 
 _SHEET = Path(__file__).with_name("resnotes.mplstyle")
+# Matplotlib's defaults come first, so that of a user's matplotlibrc nothing remains.
+STYLE: list[str | Path] = ["default", _SHEET]
 
 
 def use_style() -> None:
-    """Apply matplotlib's defaults and the style sheet to every figure made from here on.
-
-    Of a user's matplotlibrc nothing remains: the same cell draws the same figure on every machine.
-    """
-    plt.style.use(["default", _SHEET])
+    """Apply `STYLE` to every figure made from here on: the same cell draws the same figure on every machine."""
+    plt.style.use(STYLE)
 
 
 def file_settings() -> dict[Any, Any]:

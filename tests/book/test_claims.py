@@ -21,6 +21,7 @@ from resnotes.book import ledger as ledgers
 from resnotes.book.claims import Evidence, by_chance, load, marked
 from resnotes.book.ledger import Ledger
 from resnotes.book.results import read_results
+from resnotes.book.words import words_of
 from resnotes.errors import ResnotesError, UsageError
 from resnotes.files import write_json
 
@@ -214,8 +215,10 @@ def test_cards_and_tables_carry_their_styles_and_show_any_text(lang):
     entry |= {"source": "<b>", "survives": True}
     for shown in (cards.card(entry, lang), cards.table([entry, entry], lang)):
         page = Page(shown.data)
-        assert {tag for tag, _, _ in page.elements} <= {"div", "span", "b", "table", "tr", "td", "th"}
+        assert {tag for tag, _, _ in page.elements} <= {"div", "span", "b", "table", "thead", "tr", "td", "th"}
         assert all("style" in attributes for tag, attributes, _ in page.elements if tag in ("th", "td", "table"))
+        labels = {attributes.get("data-label") for tag, attributes, _ in page.elements if tag == "td"}
+        assert words_of(lang)["measured"] in labels, "on a phone, where the heads of columns are not seen"
         said = page.elements[0][2] + shown.data
         for text in [texts["statement"], texts["paper"], texts["changed"]]:
             assert text in "".join(page.texts("div", "td"))

@@ -229,12 +229,12 @@ def test_what_is_shown(there: bool, data: Classification, monkeypatch: pytest.Mo
     monkeypatch.setattr(IPython, "get_ipython", lambda: request(allow_stdin=there))
     monkeypatch.setattr("resnotes.figures.controls.display", lambda what, **options: shown.append((what, options)))
     explore({"net": build("resnet-14"), "other": build("plain-20")}, data)
-    (bundle, options), *controls = shown
+    (bundle, options), (tries, _), *controls = shown
     assert options["raw"] and base64.b64decode(bundle["image/png"]).startswith(PNG)
     assert bundle["text/plain"].startswith("net: error ")
     assert options["metadata"]["image/png"] == {"width": 700, "alt": bundle["text/plain"]}
-    [(what, _)] = controls
-    assert VIEW in what._repr_mimebundle_() if there else what.data.count("<script>") == 2
+    assert tries.data.count("<script>") == 2
+    assert [VIEW in what._repr_mimebundle_() for what, _ in controls] == [True] * there
 
 
 def test_what_cannot_be_explored_is_refused(data: Classification) -> None:
@@ -256,9 +256,10 @@ explore({"tiny": models.build("resnet-14", in_channels=1, width=2)}, datasets.lo
 @pytest.mark.parametrize("client", [NotebookClient, Lab])
 def test_a_notebook(client: type[NotebookClient], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     notebook = executed(CELL, tmp_path, monkeypatch, client)
-    output, *controls = notebook.cells[0].outputs
+    output, tries, *controls = notebook.cells[0].outputs
     attends = client is Lab
     assert output.output_type == "display_data" and set(output.data) == {"image/png", "text/plain"}
-    assert [VIEW in each.data for each in controls] == [attends]
+    assert "data-lesions" in tries.data["text/html"]
+    assert [VIEW in each.data for each in controls] == [True] * attends
     assert base64.b64decode(output.data["image/png"]).startswith(PNG)
     assert ("widgets" in notebook.metadata) is attends, "no widgets are made where nobody sees them"
