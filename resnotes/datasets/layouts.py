@@ -26,15 +26,16 @@ _KNOWN = {  # what people have, by a pattern that one of the names matches; the 
     r"(^|/)LabeledApproved|_L\.png$": "the original, painted in the colours of 32 classes, without the papers' splits",
     r"_seg\.png$|index_ade20k": "the full release, with 3,000 classes, and not the benchmark's edition of 150",
 }
+_HIDDEN = re.compile(r"(^|/)(\.|__MACOSX|@eaDir)|\.partial(/|$)")
 _DEPTH = 6  # of folders in each other: links may lead back to a folder that they are in
 
 
 def hidden(name: str) -> bool:
-    """Whether a file or folder of this name is no part of any data set.
+    """Whether a file or folder of this name, or in a folder of such a name, is no part of any data set.
 
     These are `.ipynb_checkpoints`, `._*`, the extras of macOS and Synology, and a download that we did not finish.
     """
-    return name.startswith((".", "__MACOSX", "@eaDir")) or name.endswith(".partial")
+    return bool(_HIDDEN.search(name))
 
 
 def visible(folder: Path) -> list[Path]:
@@ -78,7 +79,7 @@ def listed(source: Path) -> list[str]:
     else:
         with tempfile.TemporaryDirectory() as scratch, unpacked(source, Path(scratch, "content")) as folder:
             names = listed(folder)
-    return sorted(name for name in names if name.count("/") <= _DEPTH and not any(map(hidden, name.split("/"))))
+    return sorted(name for name in names if name.count("/") <= _DEPTH and not hidden(name))
 
 
 def refusal(name: str, place: Path, names: Sequence[str], advice: str) -> DatasetError:

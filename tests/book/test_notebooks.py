@@ -41,7 +41,7 @@ def book(tmp_path_factory):
 
 
 def test_without_a_checkout_there_are_none(root):
-    with pytest.raises(ResnotesError, match="they come with a checkout"):
+    with pytest.raises(ResnotesError, match="such files come with a checkout"):
         select([])
 
 
@@ -148,10 +148,10 @@ def test_what_goes_wrong_around_a_notebook_fails_it_alone(root, monkeypatch):
     """Of the first no page can be made, the second is cut while it is written."""
     page, execute_in_child = rendering.notebook_page, execution.execute_in_child
 
-    def rendered(notebook, title):
+    def rendered(notebook, title, places):
         if title == "01_a":
             raise ValueError("too much")
-        return page(notebook, title)
+        return page(notebook, title, places)
 
     def cut(held, environment, *, output_path, **arguments):
         done = execute_in_child(held, environment, output_path=output_path, **arguments)
