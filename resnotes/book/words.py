@@ -183,9 +183,7 @@ class Words:
         except (OSError, ValueError) as error:
             raise ResnotesError(f"{self.path} cannot be read as the words of a notebook: {error}") from error
         if not isinstance(found.get("study"), str) or set(found) - {"study", "labels", *_PARTS}:
-            raise UsageError(
-                f"{self.path.name}: found {', '.join(found)}; expected study = 'name', claims, figures, labels"
-            )
+            raise UsageError(f"{self.path.name}: found {', '.join(found)}; expected study, claims, figures, labels")
         for kind in _PARTS:
             for name, entry in found.get(kind, {}).items():
                 self._check(kind, name, entry)
@@ -197,8 +195,8 @@ class Words:
             try:
                 translate(text, {text: translation})  # fits itself, its names standing for themselves
             except Exception as error:
-                what = f"found {translation!r:.200}, expected a text that names in braces what its label names"
-                raise self._wrong("labels", text, f"{what} ({type(error).__name__}: {error})") from error
+                what = f"found {translation!r:.200}, expected a text with the names of its label: {error!r}"
+                raise self._wrong("labels", text, what) from error
         return found
 
     def _check(self, kind: str, name: str, entry: Any) -> None:

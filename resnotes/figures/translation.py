@@ -52,7 +52,7 @@ def chinese_font() -> str | None:
     if not any(font.fname == path for font in known):
         font_manager.fontManager.addfont(path)
     names = [font.name for font in known if font.fname == path]
-    # A collection for all of East Asia; matplotlib before 3.11 knows only its first font.
+    # It may be a collection for all of East Asia; matplotlib before 3.11 knows only its first font.
     return next((name for name in names if name.endswith((" SC", " GB"))), names[0])
 
 
