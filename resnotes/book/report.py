@@ -180,7 +180,7 @@ def _section(
         }
         for figure in results.figures_of(book.stem)
     }
-    names = sorted(headlines, key=lambda name: name != story.cover())
+    names = sorted(headlines, key=lambda name: (name != story.cover(), name != chapter.figure))
     shown = [figures[name] for name in names if name in figures][: most["figures"]]
     scopes = [scope for claim in claims for scope in claim["scopes"].values()]
     return {
