@@ -4,6 +4,7 @@ PYTHON  ?= python3
 PROFILE ?= quick
 OUT     ?= out
 BIN      = $(VENV)/bin
+SIDE_BY_SIDE = -n 2 --dist loadfile
 STAMP    = $(VENV)/.resnotes-installed
 
 .PHONY: run test lint coverage mutants lab notebooks figures benchmarks clean
@@ -12,7 +13,7 @@ run: $(STAMP)  ## execute every notebook at PROFILE; ends with the path of the H
 	"$(BIN)/python" -m resnotes run --profile $(PROFILE) --out "$(OUT)"
 
 test: $(STAMP) lint  ## lint, types, unit tests, nbval on the committed notebooks, and those in JupyterLab
-	"$(BIN)/python" -m pytest
+	OMP_NUM_THREADS=1 "$(BIN)/python" -m pytest $(SIDE_BY_SIDE)
 	RESNOTES_OUT="$$(mktemp -d)" "$(BIN)/python" -m pytest --nbval-lax notebooks  # not what was executed last
 	"$(BIN)/python" -m pytest -m browser
 

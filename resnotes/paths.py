@@ -15,20 +15,34 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from resnotes.errors import UsageError
+from resnotes.errors import ResnotesError, UsageError
 
 
 def checkout() -> Path | None:
     """The checkout this package belongs to; None where it is installed without one, whatever lies beside it there."""
     folder = Path(__file__).resolve().parent.parent
     project = folder / "pyproject.toml"
-    named = project.is_file() and 'name = "resnotes"' in project.read_text(encoding="utf-8")
+    named = project.is_file() and b'name = "resnotes"' in project.read_bytes()
     return folder if named else None
 
 
 def project_root() -> Path:
     """The checkout this package belongs to; the current folder where it is installed without one."""
     return checkout() or Path.cwd()
+
+
+def of_project(folder: Path, pattern: str) -> list[Path]:
+    """The files of the project with such names in a folder of it, by name.
+
+    Raises:
+        ResnotesError: there are none.
+    """
+    if not (found := sorted(folder.glob(pattern))):
+        raise ResnotesError(
+            f"found no {folder / pattern}: such files come with a checkout of the project, not with the installed"
+            " package; work in its folder"
+        )
+    return found
 
 
 def expanded(path: str | Path) -> Path:

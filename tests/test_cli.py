@@ -212,7 +212,7 @@ def commands(group, *names):
             yield [*names, name], command
 
 
-@pytest.mark.parametrize(("names", "command"), commands(typer.main.get_command(cli.app)), ids=str)
+@pytest.mark.parametrize(("names", "command"), [*commands(typer.main.get_command(cli.app))], ids=str)
 def test_help_has_an_example_that_is_understood(resnotes, names, command):
     status, stdout, _ = resnotes(*names, "--help")
     assert (status, stdout.isascii()) == (0, True)
@@ -364,5 +364,5 @@ def test_data_sets_are_listed_and_fetched(root, resnotes, monkeypatch):
     assert stdout.startswith("digits     found\n")
     assert "cifar10    missing\n" in stdout
     assert "resnotes data fetch cifar10" in stdout
-    assert f"published  missing\n{'':<10} 0 of 13 networks in {root / 'data' / 'weights'}; missing: " in stdout
+    assert f"published  missing\n{'':<10} 0 of 13 networks in {root / 'data' / 'weights'}; missing" in stdout
     assert resnotes("data", "fetch", "digits") == (0, "", "digits: there is nothing to download\n")

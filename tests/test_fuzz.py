@@ -43,7 +43,6 @@ def fuzzed(examples: int) -> settings:
     return settings(
         max_examples=MANY or examples,
         derandomize=not MANY,
-        deadline=10_000,  # milliseconds: no file may take that long to refuse
         suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
     )
 

@@ -65,7 +65,7 @@ def test_an_installed_copy_keeps_to_the_current_folder(tmp_path: Path) -> None:
         str(here / "runs"),
         str(here / "data/cache/decoded"),
     ]
-    assert (done.returncode, "they come with a checkout" in done.stderr) == (1, True)
+    assert (done.returncode, "such files come with a checkout" in done.stderr) == (1, True)
     assert sorted(site.rglob("*")) == before
 
 

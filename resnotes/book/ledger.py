@@ -138,6 +138,7 @@ class Ledger:
             claims=claims,
             data=data,
             parameters=self.conditions,
+            labels_zh=self.words.labels(name),
         )
 
     def table(self) -> cards.Shown:

@@ -94,8 +94,12 @@ def title_of(notebook: Mapping[str, Any]) -> str:
 
 
 def discover() -> list[Notebook]:
-    """The notebooks of the checkout, in their order."""
-    return [Notebook(path) for path in sorted((paths.project_root() / "notebooks").glob("[0-9][0-9]_*.ipynb"))]
+    """The notebooks of the checkout, in their order.
+
+    Raises:
+        ResnotesError: there is none.
+    """
+    return [Notebook(path) for path in paths.of_project(paths.project_root() / "notebooks", "[0-9][0-9]_*.ipynb")]
 
 
 def select(names: Sequence[str]) -> list[Notebook]:
@@ -105,11 +109,7 @@ def select(names: Sequence[str]) -> list[Notebook]:
         UsageError: there is no such notebook.
         ResnotesError: there is none at all.
     """
-    if not (found := discover()):
-        raise ResnotesError(
-            f"no notebooks in {paths.project_root() / 'notebooks'}; they come with a checkout of the project, not with"
-            " the installed package"
-        )
+    found = discover()
     called = {name: book for book in found for name in (book.stem, *book.stem.split("_", 1))}
     for name in names:
         if name not in called:

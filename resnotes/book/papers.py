@@ -17,7 +17,7 @@ def numbers(paper: str) -> pd.DataFrame:
     Raises:
         UsageError: no such paper.
     """
-    known = sorted(path.stem for path in paths.papers_root().glob("*.csv"))
+    known = [path.stem for path in paths.of_project(paths.papers_root(), "*.csv")]
     if paper not in known:
         raise unknown("paper", paper, known)
     return pd.read_csv(
@@ -53,7 +53,7 @@ def published_curves(author: str) -> pd.DataFrame:
         ``model, iteration, clean_error, test_error``; the training error is the running one, over the augmented batches
         of an epoch, the other that on held-out images, in percent. Of networks logged twice, the later log.
     """
-    curves = pd.read_csv(paths.published_root() / "curves.csv")
+    curves = pd.read_csv(*paths.of_project(paths.published_root(), "curves.csv"))
     curves = curves[curves.source.str.startswith(author)].drop_duplicates(["network", "iteration"], keep="last")
     columns = {"network": "model", "train_error": "clean_error", "heldout_error": "test_error"}
     curves = curves.rename(columns=columns)[["model", "iteration", "clean_error", "test_error"]]

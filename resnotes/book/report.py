@@ -117,12 +117,12 @@ def write_report(
         section["link"] = _link(results.folder / "notebooks" / section["notebook"].stem, to)
     claims = [claim for _, book in chapters for claim in results.claims_of(book.stem)]
     copies = {
-        f"figures/{figure['name']}.{kind}": (results.folder / "figures" / f"{figure['name']}.{kind}").read_bytes()
+        f"figures/{file}": (results.folder / "figures" / file).read_bytes()
         for figure in figures
-        for kind in ("png", "json")
+        for file in (figure["file"], f"{figure['name']}.json")
     }
     for figure in figures:
-        png = copies[f"figures/{figure['name']}.png"]
+        png = copies[f"figures/{figure['file']}"]
         figure["inches"] = Image.open(BytesIO(png)).width / _DPI
         figure["address"] = f"data:image/png;base64,{b64encode(png).decode()}"
     statements = tested_statements({claim["id"]: claim for claim in claims}, lang)
@@ -132,6 +132,7 @@ def write_report(
         "title": words["title"] if week is None else words["week"].format(week),
         "sections": sections,
         "figures": figures,
+        "english_figures": lang == "zh" and any(each["concludes"] and ".zh." not in each["file"] for each in figures),
         "cited": {claim["id"]: [each for each in figures if claim["id"] in each["claims"]] for claim in claims},
         "tally": _tally(claims, words),
         "surprises": [section["surprise"] for section in sections if section["surprise"]][: most["items"]],
@@ -175,10 +176,11 @@ def _section(
             **figure,
             "caption": full_width(figure["caption"][lang], lang),
             "concludes": findings.get(headlines.get(figure["name"], "")),
+            "file": _picture(results.folder / "figures", figure["name"], lang),
         }
         for figure in results.figures_of(book.stem)
     }
-    names = sorted(headlines, key=lambda name: name != story.cover())
+    names = sorted(headlines, key=lambda name: (name != story.cover(), name != chapter.figure))
     shown = [figures[name] for name in names if name in figures][: most["figures"]]
     scopes = [scope for claim in claims for scope in claim["scopes"].values()]
     return {
@@ -198,6 +200,12 @@ def _section(
         "notebook": book,
         "data": words["comma"].join(sorted({scope["dataset"] for scope in scopes if scope["dataset"]})),
     }
+
+
+def _picture(folder: Path, name: str, lang: str) -> str:
+    """The file of a figure: with the words in it in this language, where `resnotes.figures.save` could draw them."""
+    translated = f"{name}.{lang}.png"
+    return translated if (folder / translated).exists() else f"{name}.png"
 
 
 def _brief(chapter: story.Chapter, ledger: Mapping[str, Mapping[str, Any]], lang: str) -> str:

@@ -16,8 +16,12 @@
     claims = ["plain-deeper-trains-worse"]
     headline = "plain-deeper-trains-worse"           # of those in reports: with what its caption concludes
 
-Names in braces are filled in by the cell that decides the claim or saves the figure. The file is checked as a whole
-when it is first read; what is wrong is said with file, entry and name.
+    [labels]                                         # what stands in those, in Chinese; other words stay as they are
+    "learning rate" = "..."
+    "{n} layers" = "{n} ..."
+
+Names in braces are filled in by the cell that decides the claim or saves the figure; in labels they stand for any
+words. The file is checked as a whole when it is first read; what is wrong is said with file, entry and name.
 """
 
 from __future__ import annotations
@@ -35,6 +39,7 @@ from resnotes import paths
 from resnotes.analysis.intervals import UNITS_ZH
 from resnotes.analysis.numbers import number, typeset, with_unit
 from resnotes.errors import ResnotesError, UsageError, unknown
+from resnotes.figures.translation import translate
 from resnotes.files import read_json
 
 LANGUAGES = ("en", "zh")
@@ -148,6 +153,14 @@ class Words:
         figures = self._all.get("figures", {}) if self.path.exists() else {}
         return {name: self._id(entry["headline"]) for name, entry in figures.items() if "headline" in entry}
 
+    def labels(self, name: str) -> dict[str, str]:
+        """The words in a figure that a report shows, with their Chinese; none of another.
+
+        Raises:
+            ResnotesError: the file is damaged.
+        """
+        return dict(self._all.get("labels", {})) if name in self.headlines else {}
+
     def check_uses(self) -> None:
         """See that the notebook beside it names every entry, and uses none that is not there.
 
@@ -169,8 +182,8 @@ class Words:
             found = tomllib.loads(self.path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise ResnotesError(f"{self.path} cannot be read as the words of a notebook: {error}") from error
-        if not isinstance(found.get("study"), str) or set(found) - {"study", *_PARTS}:
-            raise UsageError(f'{self.path.name}: found {", ".join(found)}; expected study = "name", claims and figures')
+        if not isinstance(found.get("study"), str) or set(found) - {"study", "labels", *_PARTS}:
+            raise UsageError(f"{self.path.name}: found {', '.join(found)}; expected study, claims, figures, labels")
         for kind in _PARTS:
             for name, entry in found.get(kind, {}).items():
                 self._check(kind, name, entry)
@@ -178,6 +191,12 @@ class Words:
             keys = {*entry.get("claims", []), *([entry["headline"]] if "headline" in entry else [])}
             for key in keys - set(found.get("claims", {})):
                 raise self._wrong("figures", name, f"it supports the claim {key!r}, which has no entry")
+        for text, translation in found.get("labels", {}).items():
+            try:
+                translate(text, {text: translation})  # fits itself, its names standing for themselves
+            except Exception as error:
+                what = f"found {translation!r:.200}, expected a text with the names of its label: {error!r}"
+                raise self._wrong("labels", text, what) from error
         return found
 
     def _check(self, kind: str, name: str, entry: Any) -> None:

@@ -8,6 +8,7 @@ named it, `objectInfo150.txt` and `sceneCategories.txt`. A part of the images wi
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,14 +17,14 @@ import torch
 
 from resnotes.datasets.archives import damage_reported
 from resnotes.datasets.classification import Normalization
-from resnotes.datasets.layouts import files, refusal, visible
+from resnotes.datasets.layouts import names_in, refusal, visible
 from resnotes.datasets.pairs import Pair, pairs, read
 from resnotes.datasets.segmentation import IGNORED, Lazy, Sample, Segmentation
 from resnotes.errors import DatasetError
 
 _CLASSES = 150
 _PARTS = ("images", "annotations", "objectInfo150.txt", "sceneCategories.txt")
-_NAMED = ("ade20k", "ade_20k", "adechallenge", "sceneparsing")
+_NAMED = re.compile("ade[-_ ]?20k|adechallenge|scene[-_ ]?pars", re.IGNORECASE)
 _COUNTS = {"training": 20_210, "validation": 2_000}
 # Statistics of ImageNet, as for pretrained weights: those of 20,210 images would take minutes to count.
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -80,8 +81,8 @@ def _folder(root: Path) -> Path:
             return place
     expected = f"expected {', '.join(_PARTS)} in a folder of {root}"
     get = "get ADEChallengeData2016.zip from data.csail.mit.edu/places/ADEchallenge, unpack it"
-    for place in inside:
-        if place.name.lower().startswith(_NAMED) and (names := sorted(files(place))):
+    for place in (*inside, root):
+        if _NAMED.search(place.name) and (names := names_in(place)):
             raise refusal("whole ADE20K", place, names, f"{expected}; {get}")
     raise DatasetError(
         f"found no ADE20K, in the edition of the scene parsing benchmark; {expected}; {get}, and set RESNOTES_DATA to"
@@ -98,7 +99,7 @@ def class_names(root: Path) -> tuple[str, ...]:
     path = _folder(root) / "objectInfo150.txt"
     expected = "a heading and the lines 1 to 150: index, pixel ratio, training and validation images, names, by tabs"
     with damage_reported(path, expected):
-        rows = [line.split("\t") for line in path.read_text(encoding="utf-8").splitlines()[1:] if line.strip()]
+        rows = [line.split("\t") for line in path.read_text(encoding="utf-8-sig").splitlines()[1:] if line.strip()]
         if [int(row[0]) for row in rows] != list(range(1, _CLASSES + 1)):
             raise ValueError(f"{len(rows)} classes, or not in order")
         return tuple(names.split(",")[0].strip() for _, _, _, _, names in rows)
@@ -112,7 +113,7 @@ def scene_categories(root: Path) -> dict[str, str]:
     """
     path = _folder(root) / "sceneCategories.txt"
     with damage_reported(path, "lines of an image's name and its scene"):
-        lines = [line.split() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        lines = [line.split() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
         return {name: scene for name, scene in lines}  # noqa: C416 -- fails on a line with anything else
 
 

@@ -7,7 +7,7 @@ import re
 import shutil
 import tarfile
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,19 @@ from resnotes.errors import DatasetError
 
 _EXPECTED = "a complete zip or tar archive"
 _NAME = re.compile(r"\.(zip|tar|tgz|txz|tbz2?|tar\.(gz|xz|bz2))$", re.IGNORECASE)
-_OTHERS = (".npz", ".part", ".crdownload", ".download")
+_OTHERS = (".npz", ".pt", ".pth", ".part", ".crdownload", ".download")
+_KINDS = {  # by how a file begins, where that says more than a decoder's error
+    rb"\Z": "empty",
+    rb"version https://git-lfs": "a pointer of Git LFS to the file, which `git lfs pull` gets",
+    rb"(?i)(\xef\xbb\xbf)?\s*<(!doctype|html|\?xml)": "a web page",
+    rb"RIFF....WEBP": "a WebP image",
+    rb"GIF8": "a GIF image",
+    rb"II\*\0|MM\0\*": "a TIFF image",
+    rb"....ftyp": "a HEIC or AVIF image, or a film",
+    rb"\xff\xd8\xff": "JPEG",
+    rb"\x89HDF": "a file of HDF5",
+    rb"7z\xbc\xaf|Rar!|\x28\xb5\x2f\xfd": "an archive of 7-Zip, RAR or Zstandard",
+}
 
 
 @contextmanager
@@ -32,19 +44,31 @@ def damage_reported(what: object, expected: str) -> Iterator[None]:
         raise
     except Exception as error:
         found = " ".join(f"{type(error).__name__}: {error}".split())
-        raise DatasetError(
-            f"{what} is damaged or unreadable ({found}); expected {expected}; copy or download it again"
-        ) from error
+        kind = kind_of(what) if isinstance(what, Path) else None
+        if kind is None or kind in expected:
+            kind = f"damaged or unreadable ({found})"
+        raise DatasetError(f"{what} is {kind}; expected {expected}; copy or download it again") from error
+
+
+def kind_of(file: Path) -> str | None:
+    """What a file is, by how it begins, if that is something that no data set is made of; None for all else."""
+    try:
+        with file.open("rb") as opened:
+            begin = opened.read(64)
+    except OSError:
+        return None
+    return next((kind for sign, kind in _KINDS.items() if re.match(sign, begin, re.DOTALL)), None)
 
 
 @contextmanager
-def unpacked(source: Path, scratch: Path) -> Iterator[Path]:
+def unpacked(source: Path, scratch: Path, only: Collection[str] | None = None) -> Iterator[Path]:
     """A folder with what a data set is read from: `source` itself, or, if that is an archive, its content.
 
     Args:
         source: a folder, or a zip or tar archive of any compression.
         scratch: where an archive is unpacked; a folder that is not there before, nor afterwards. No member gets outside
             of it.
+        only: the files of an archive that are unpacked, as `members` names them; None for all.
 
     Raises:
         DatasetError: the archive is damaged or cut, or holds a device; or whatever the caller finds wrong in it, which
@@ -57,9 +81,10 @@ def unpacked(source: Path, scratch: Path) -> Iterator[Path]:
         with damage_reported(source, _EXPECTED):
             if zipfile.is_zipfile(source):
                 with zipfile.ZipFile(source) as archive:
-                    archive.extractall(scratch)
+                    names = [each for each in archive.namelist() if only is None or posixpath.normpath(each) in only]
+                    archive.extractall(scratch, names)
             else:
-                _untar(source, scratch)
+                _untar(source, scratch, only)
         yield scratch
     except DatasetError as error:
         raise DatasetError(str(error).replace(str(scratch), str(source))) from error
@@ -95,9 +120,12 @@ def members(source: Path) -> list[str] | None:
     return [name for name, each in found.items() if each.isfile()]
 
 
-def _untar(source: Path, target: Path) -> None:
+def _untar(source: Path, target: Path, only: Collection[str] | None) -> None:
     with tarfile.open(source) as archive:
-        archive.extractall(target, filter="data")
+        found = archive.getmembers()
+        if only is not None and not any(each.issym() for each in found):  # or what they lead to would be lacking
+            found = [each for each in found if posixpath.normpath(each.name) in only]
+        archive.extractall(target, found, filter="data")
         _require_end(archive)
 
 

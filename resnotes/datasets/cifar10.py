@@ -51,10 +51,10 @@ _ARRAYS = ("train_images", "train_labels", "test_images", "test_labels")
 _ARCHIVE = "cifar-10-python.tar.gz"
 _BATCHES = {"train": tuple(f"data_batch_{i}" for i in range(1, 6)), "test": ("test_batch",)}
 _FIRST = ("data_batch_1", "data_batch_1.bin")  # for Python, and of nothing but labels and pixels
-_IN_TREE = re.compile(rf"(?:(.*)/)?(train|test)/([^/]+)/.*(?:{'|'.join(map(re.escape, IMAGES))})", re.IGNORECASE)
+_IN_TREE = re.compile(rf"(?:(.*)/)?(train|test)(?:ing)?/([^/]+)/.*(?:{'|'.join(map(re.escape, IMAGES))})", re.IGNORECASE)
 _USUAL = re.compile(r"cifar-?10(-python.*|-binary.*|-images.*)?\.", re.IGNORECASE)
-_NAMED = re.compile(r"cifar[-_ ]?10(?!\d)", re.IGNORECASE)
-_OTHER_NAMES = {"plane": "airplane", "car": "automobile"} | {str(label): name for label, name in enumerate(CLASSES)}
+_NAMED = re.compile(r"cifar(?![-_ ]?100)", re.IGNORECASE)
+_OTHER_NAMES = {"plane": "airplane", "aeroplane": "airplane", "car": "automobile"} | {str(label): name for label, name in enumerate(CLASSES)}
 _EXPECTED = (
     "cifar-10-batches-py/, cifar-10-batches-bin/, cifar-10-python.tar.gz, or an image tree {train,test}/<class>/ with"
     f" the classes {', '.join(CLASSES)}, as a folder or an archive"
@@ -131,12 +131,11 @@ def find(root: Path) -> Path:
     if has_checksum(source, SHA256):
         return source
     layout = _layout(source, listed(source))
-    if layout.kind == "python":
-        with tempfile.TemporaryDirectory() as scratch, unpacked(source, Path(scratch, "content")) as folder:
-            _read_batches(folder / layout.top)
-    elif layout.kind == "tree" and source.is_dir():
-        for files in layout.files.values():  # another size is another data set
-            _image(source / next(iter(files)))
+    if layout.kind == "tree":  # of which another size is another data set
+        layout = layout._replace(files={split: dict([*files.items()][:1]) for split, files in layout.files.items()})
+    with tempfile.TemporaryDirectory() as scratch:
+        with unpacked(source, Path(scratch, "content"), [*chain(*layout.files.values())]) as folder:
+            _read(folder, layout)
     return source / layout.top if source.is_dir() else source
 
 
@@ -166,9 +165,10 @@ def _found(root: Path) -> Path | None:
     """What is read, None where there is nothing, or an error about what cannot be read; archives stay closed."""
     with damage_reported(root, "a readable folder"):
         there = visible(root)
-        named = [path for path in there if _NAMED.match(path.name)]
+        named = [path for path in there if _NAMED.search(path.name)]
         archives = [file for path in named for file in (path, *visible(path)) if is_archive(file)]
-        if _NAMED.match(root.name) or any(path.name.lower() in (*SIZES, *_FIRST) for path in there):
+        inside = {path.name.lower() for path in there}
+        if root.is_file() or _NAMED.match(root.name) or not inside.isdisjoint((*SIZES, *_FIRST, *CLASSES)):
             named.append(root)
     archives.sort(key=lambda file: (file.name != _ARCHIVE, not _USUAL.match(file.name)))
     refused = []
@@ -188,7 +188,8 @@ def _found(root: Path) -> Path | None:
 
 def _label(folder: str) -> int:
     """The label of a class by the name of its folder; -1 where that is another name."""
-    name = _OTHER_NAMES.get(folder.lower(), folder.lower())
+    name = re.sub(r"^\d+[\W_]+", "", folder.lower())  # as in 3_cat
+    name = _OTHER_NAMES.get(name, name)
     return CLASSES.index(name) if name in CLASSES else -1
 
 
@@ -221,8 +222,11 @@ def _layout(source: Path, names: Sequence[str]) -> _Layout:
             return _Layout(kind, top, {s: dict.fromkeys((top + n for n in each), -1) for s, each in batches.items()})
     images = [(name, *match.groups("")) for name in names if (match := _IN_TREE.fullmatch(name))]
     if not images:
-        advice = f"expected {_EXPECTED}; move it elsewhere and get the original with `resnotes data fetch cifar10`"
-        raise refusal("CIFAR-10", source, names or ["nothing"], advice)
+        advice = (
+            f"expected {_EXPECTED}; move it elsewhere, or set RESNOTES_DATA to another folder, and get the original with"
+            " `resnotes data fetch cifar10`"
+        )
+        raise refusal("CIFAR-10", source, names, advice)
     top = min((top for _, top, _, _ in images), key=_depth)
     files = {}
     for split in SIZES:
@@ -241,10 +245,13 @@ def _require_classes(split: Path, labels: Mapping[str, int]) -> None:
     """Refuses folders with images that are not one for each class; `labels` has their names."""
     if sorted(labels.values()) == [*range(len(CLASSES))]:
         return
-    there = f"images in the folders {', '.join(labels)}" if labels else "no images in folders of classes"
+    there = f"images in the folders {', '.join(labels)}"
+    if not labels:
+        beside = ", ".join(path.name for path in visible(split.parent))
+        there = "no images in folders of classes" + (f", beside {beside}" if beside else "")
     missing = [name for label, name in enumerate(CLASSES) if label not in labels.values()]
-    links = [name for name in missing if os.path.lexists(split / name) and not (split / name).is_dir()]
-    why = f" ({', '.join(links)}: a file, or a link that leads nowhere, in place of the folder)" if links else ""
+    others = [name for name in missing if os.path.lexists(split / name)]
+    why = f" ({', '.join(others)}: a file, a link that leads nowhere, or a folder without such files)" if others else ""
     raise DatasetError(
         f"{split} has {there}; expected a folder of PNG, JPEG or BMP files for each of {', '.join(CLASSES)}; missing:"
         f" {', '.join(missing) or 'none'}{why}; rename, remove or add folders"
@@ -254,14 +261,7 @@ def _require_classes(split: Path, labels: Mapping[str, int]) -> None:
 def _decode(source: Path, scratch: Path) -> Decoded:
     """All images in canonical order: by class, then by hash."""
     with unpacked(source, scratch) as folder:
-        layout = _layout(folder, listed(folder))
-        edition = "cifar10"
-        if layout.kind == "tree":
-            edition, parts = _read_tree(folder, layout)
-        elif layout.kind == "python":
-            parts = _read_batches(folder / layout.top)
-        else:
-            parts = {split: _read_bin(folder, [*files]) for split, files in layout.files.items()}
+        edition, parts = _read(folder, _layout(folder, listed(folder)))
     arrays = []
     for images, labels in parts.values():
         digests = hashes(images)
@@ -269,6 +269,15 @@ def _decode(source: Path, scratch: Path) -> Decoded:
         arrays += [torch.from_numpy(images[order]), torch.tensor(labels, dtype=torch.int64)[order]]
     variant = _variant(edition, {split: len(labels) for split, (_, labels) in parts.items()})
     return Decoded(dict(zip(_ARRAYS, arrays, strict=True)), variant)
+
+
+def _read(folder: Path, layout: _Layout) -> tuple[str, dict[str, Part]]:
+    """The edition and the parts of what lies in a folder."""
+    if layout.kind == "tree":
+        return _read_tree(folder, layout)
+    if layout.kind == "python":
+        return "cifar10", _read_batches(folder / layout.top)
+    return "cifar10", {split: _read_bin(folder, [*files]) for split, files in layout.files.items()}
 
 
 def _read_batches(folder: Path) -> dict[str, Part]:
@@ -284,10 +293,10 @@ def _read_batches(folder: Path) -> dict[str, Part]:
 
 def _read_bin(folder: Path, files: Sequence[str]) -> Part:
     """Batches that are nothing but a label and `[C, H, W]` pixels, a byte each, for every image."""
-    with damage_reported(folder / files[0], "batches of 3,073 bytes an image, of which the first is a label 0 to 9"):
+    with damage_reported(folder / files[0], "batches of 3,073 bytes an image, of which the first is its label, with all of 0 to 9"):
         records = np.concatenate([np.fromfile(folder / file, np.uint8).reshape(-1, 3073) for file in files])
-        if records[:, 0].max() >= len(CLASSES):
-            raise ValueError(f"label {records[:, 0].max()}")
+        if (labels := np.unique(records[:, 0]).tolist()) != [*range(len(CLASSES))]:
+            raise ValueError(f"labels {labels}")
     return records[:, 1:].reshape(-1, 3, 32, 32), records[:, 0].tolist()
 
 

@@ -13,12 +13,12 @@ from torch import Tensor
 
 from resnotes.datasets.archives import damage_reported
 from resnotes.datasets.classification import Classification, fingerprinted
-from resnotes.datasets.layouts import FORMATS, IMAGES, listed, visible
+from resnotes.datasets.layouts import FORMATS, IMAGES, names_in, refusal, visible
 from resnotes.datasets.pixels import as_rgb
 from resnotes.errors import DatasetError
 
 _LARGEST = 256  # pixels a side
-_TESTS = ("test", "val", "valid", "validation")
+_TESTS = ("test", "testing", "val", "valid", "validation", "eval", "dev")
 _EXPECTED = "a folder of PNG, JPEG or BMP files for each class, or train/ and test/ (or val/) with these"
 
 
@@ -26,7 +26,7 @@ def load(folder: Path, *, train: int, test: int) -> Classification:
     """Images of ``<class>/*`` or of ``{train,test}/<class>/*``, evenly spaced over the classes; only these are read.
 
     Args:
-        folder: where the folders of the classes lie; for ``test`` it may have ``val``, ``valid`` or ``validation``.
+        folder: where the folders of the classes lie; for ``train`` and ``test`` it may have other usual names.
         train: at most so many training images; where there is but one set, they are others than the test images.
         test: at most so many test images.
 
@@ -36,7 +36,7 @@ def load(folder: Path, *, train: int, test: int) -> Classification:
     Raises:
         DatasetError: there are no such folders, or an image is damaged.
     """
-    parts = {path.name.lower(): path for path in visible(folder) if path.is_dir()}
+    parts = {path.name.lower().replace("training", "train"): path for path in visible(folder) if path.is_dir()}
     split = [parts[name] for name in _TESTS if name in parts and "train" in parts][:1]
     found = [_classes(part) for part in ([parts["train"], *split] if split else [folder])]
     classes = tuple(found[0])
@@ -62,15 +62,15 @@ def load(folder: Path, *, train: int, test: int) -> Classification:
 
 def _classes(folder: Path) -> dict[str, list[Path]]:
     """The images of each class, both by name."""
-    found: dict[str, list[Path]] = {}
-    for name in listed(folder):
+    found: dict[str, list[Path]] = {path.name: [] for path in visible(folder) if path.is_dir()}
+    for name in (names := names_in(folder)):
         label, _, file = name.partition("/")
         if file:
             found.setdefault(label, []).extend([folder / name] if name.lower().endswith(IMAGES) else [])
     if len(found) < 2 or not all(found.values()):
         lacking = ", ".join(label for label, images in found.items() if not images)
-        there = f"no images of {lacking}" if lacking else f"the folders {', '.join(found) or 'none'}"
-        raise DatasetError(f"{folder} has {there}; expected {_EXPECTED}, for two classes or more")
+        what = f"images of {lacking}" if lacking else "two folders of images"
+        raise refusal(what, folder, names, f"expected {_EXPECTED}, for two classes or more")
     return found
 
 

@@ -17,24 +17,27 @@ FORMATS = ("PNG", "JPEG", "BMP")
 
 _KNOWN = {  # what people have, by a pattern that one of the names matches; the first counts
     r"\.(part|crdownload|download)$": "a download that a browser has not finished",
-    r"\.(zip|tar|tgz|gz|bz2|xz|7z|rar)$": "an archive, which has to be unpacked",
+    r"\.(zip|tar|tgz|gz|bz2|xz|7z|rar|zst)$": "an archive, which has to be unpacked",
     r"\.(parquet|arrow)$": "tables of Hugging Face, which are not read",
-    r"\.(npz|npy|mat)$": "arrays of NumPy or MATLAB, which are not read",
+    r"\.(npz|npy|mat|h5|hdf5)$": "arrays of NumPy, MATLAB or HDF5, which are not read",
+    r"(?i)cifar[-_ ]?100(?!\d)": "CIFAR-100, which is another data set",
     r"(^|/)(trainLabels|sampleSubmission)\.csv$": "Kaggle's competition, whose test images have no labels",
     r"(^|/)train_labels/": "Kaggle's edition, painted in the colours of 32 classes, with other splits than the papers'",
     r"(^|/)codes\.txt$|_P\.png$": "fast.ai's edition, with 32 classes, and without the papers' splits",
     r"(^|/)LabeledApproved|_L\.png$": "the original, painted in the colours of 32 classes, without the papers' splits",
     r"_seg\.png$|index_ade20k": "the full release, with 3,000 classes, and not the benchmark's edition of 150",
+    r"\.(pkl|pickle|pt|pth|mdb|beton)$|\.tfrecord": "records of PyTorch, TensorFlow or others, which are not read",
 }
+_HIDDEN = re.compile(r"(^|/)(\.|__MACOSX|@eaDir)|\.partial(/|$)")
 _DEPTH = 6  # of folders in each other: links may lead back to a folder that they are in
 
 
 def hidden(name: str) -> bool:
-    """Whether a file or folder of this name is no part of any data set.
+    """Whether a file or folder of this name, or in a folder of such a name, is no part of any data set.
 
     These are `.ipynb_checkpoints`, `._*`, the extras of macOS and Synology, and a download that we did not finish.
     """
-    return name.startswith((".", "__MACOSX", "@eaDir")) or name.endswith(".partial")
+    return bool(_HIDDEN.search(name))
 
 
 def visible(folder: Path) -> list[Path]:
@@ -78,16 +81,26 @@ def listed(source: Path) -> list[str]:
     else:
         with tempfile.TemporaryDirectory() as scratch, unpacked(source, Path(scratch, "content")) as folder:
             names = listed(folder)
-    return sorted(name for name in names if name.count("/") <= _DEPTH and not any(map(hidden, name.split("/"))))
+    return sorted(name for name in names if name.count("/") <= _DEPTH and not hidden(name))
+
+
+def names_in(place: Path) -> list[str]:
+    """`listed`, but nothing where there is nothing, and of whatever is no folder, archives too, the name."""
+    return listed(place) if place.is_dir() else [place.name] * os.path.lexists(place)
 
 
 def refusal(name: str, place: Path, names: Sequence[str], advice: str) -> DatasetError:
-    """The error that a data set does not lie in this place, where these files are, of which there is one at least.
+    """The error that a data set does not lie in this place, where these files are.
 
     It says how many there are, of which kinds, and how people call the layout; `advice` has what was expected.
     """
+    if not names:
+        return DatasetError(f"found nothing in {place}; {advice}")
     kinds = Counter(PurePosixPath(name).suffix.lower() or "without suffix" for name in names)
     counts = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common(4))
-    known = [words for pattern, words in _KNOWN.items() if any(re.search(pattern, name) for name in names)]
-    there = f"{len(names)} files ({counts}), the first is {names[0]}" + "".join(f": {words}" for words in known[:1])
+    known = [] if place.exists() else ["a link that leads nowhere"]
+    known += ["an archive, which has to be unpacked"] if names == [place.name] and is_archive(place) else []
+    known += [words for pattern, words in _KNOWN.items() if any(map(re.compile(pattern).search, (place.name, *names)))]
+    files = "1 file" if len(names) == 1 else f"{len(names)} files"
+    there = f"{files} ({counts}), the first is {names[0]}" + "".join(f": {words}" for words in known[:1])
     return DatasetError(f"found no {name} in {place}, but {there}; {advice}")

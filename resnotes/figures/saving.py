@@ -18,6 +18,7 @@ import resnotes
 from resnotes import paths
 from resnotes.errors import ResnotesError, UsageError
 from resnotes.figures.style import file_settings
+from resnotes.figures.translation import chinese_font, translated
 from resnotes.files import read_json, write_atomic, write_json
 from resnotes.provenance import code_version
 from resnotes.typed import Rule, check_entry
@@ -36,8 +37,11 @@ def save(
     claims: Sequence[str],
     data: pd.DataFrame | Mapping[str, pd.DataFrame],
     parameters: Mapping[str, Any],
+    labels_zh: Mapping[str, str] | None = None,
 ) -> Path:
     """Write `fig` as PNG (300 dpi), PDF and SVG with a JSON beside them; the same figure gives the same bytes.
+
+    With `labels_zh`, `<name>.zh.png` as well: the figure in Chinese, where a font with Chinese is installed.
 
     Args:
         fig: the figure; its layout is fixed by this call.
@@ -47,6 +51,7 @@ def save(
         claims: ids of the claims that the figure supports.
         data: what is drawn: columns become lists; several frames, by name, where one does not do.
         parameters: what it was drawn from, such as profile, seeds and data set.
+        labels_zh: Chinese of the words in it, by these (see `resnotes.figures.translation.translate`).
 
     Returns:
         Path of the PNG.
@@ -59,12 +64,16 @@ def save(
     folder = paths.out_root() / "figures"
     # Constrained layout moves a little each time it runs: run it once and keep the result for every format.
     fig.draw_without_rendering()
+    layout = fig.get_layout_engine()
     fig.set_layout_engine("none")
-    for extension, metadata in FORMATS.items():
-        buffer = io.BytesIO()
-        with mpl.rc_context(file_settings()):
-            fig.savefig(buffer, format=extension, dpi=300, metadata=metadata)
-        write_atomic(folder / f"{name}.{extension}", buffer.getvalue())
+    for extension in FORMATS:
+        write_atomic(folder / f"{name}.{extension}", _drawn(fig, extension))
+    chinese = folder / f"{name}.zh.png"
+    if labels_zh and (font := chinese_font()):
+        with translated(fig, labels_zh, font, layout):
+            write_atomic(chinese, _drawn(fig, "png"))
+    else:
+        chinese.unlink(missing_ok=True)  # of an earlier figure
     columns = _columns(data) if isinstance(data, pd.DataFrame) else {key: _columns(data[key]) for key in data}
     write_json(
         folder / f"{name}.json",
@@ -79,6 +88,14 @@ def save(
         },
     )
     return folder / f"{name}.png"
+
+
+def _drawn(fig: Figure, extension: str) -> bytes:
+    """The file of a figure as it stands."""
+    buffer = io.BytesIO()
+    with mpl.rc_context(file_settings()):
+        fig.savefig(buffer, format=extension, dpi=300, metadata=FORMATS[extension])
+    return buffer.getvalue()
 
 
 _TEXTS = Rule("must be a text in each of en and zh", lambda texts: {"en", "zh"} <= texts.keys())

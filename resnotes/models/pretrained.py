@@ -37,7 +37,7 @@ def load_pretrained(network: nn.Module, file: str) -> str:
         UsageError: a path in place of a name, a network without an encoder, or one that the weights do not fit.
         DatasetError: see `resnotes.models.weights.read_weights`; a file with a checksum in its name must have that.
     """
-    if Path(file).name != file:
+    if not isinstance(file, str) or not file or "\0" in file or Path(file).name != file:
         raise UsageError(f"pretrained must be the name of a file in {weights_root()}, found {file!r}")
     if not isinstance(network, SegmentationNetwork):
         name = getattr(network, "name", type(network).__name__)

@@ -22,8 +22,9 @@ from resnotes.errors import DatasetError, unknown
 from resnotes.models.network import Network
 from resnotes.models.residual import residual_network
 from resnotes.models.weights import read_weights
-from resnotes.paths import published_root, weights_root
+from resnotes.paths import weights_root
 
+_FOLDER = Path(__file__).parent  # of what is known of them
 UPSTREAM = "https://raw.githubusercontent.com"
 _HOW = "get it with `resnotes data fetch published`, or set RESNOTES_DATA to the folder that has weights/"
 
@@ -146,9 +147,9 @@ def published(name: str) -> Published:
     normalization = Normalization.published((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
     split = frozenset[str]()
     if "split" in entry:
-        mean = torch.from_numpy(np.load(published_root() / entry["mean"]))
+        mean = torch.from_numpy(np.load(_FOLDER / entry["mean"]))
         normalization = Normalization(mean, torch.tensor(255.0))
-        split = frozenset((published_root() / entry["split"]).read_text("ascii").split())
+        split = frozenset((_FOLDER / entry["split"]).read_text("ascii").split())
     return Published(
         name=name,
         network=_network(entry["model"], state),

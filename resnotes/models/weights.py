@@ -14,6 +14,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from resnotes.datasets.archives import kind_of
 from resnotes.errors import DatasetError
 
 
@@ -26,7 +27,8 @@ def read_weights(path: Path, sha256: str, how: str) -> tuple[dict[str, Tensor], 
         how: what to do where the file is missing, damaged or another one, for the error.
 
     Raises:
-        DatasetError: it cannot be read, has another checksum, or holds a network rather than its weights, or none.
+        DatasetError: it cannot be read, has another checksum, or holds a network rather than its weights, or none, or
+            weights that are not finite.
     """
     try:
         content = path.read_bytes()
@@ -41,7 +43,7 @@ def read_weights(path: Path, sha256: str, how: str) -> tuple[dict[str, Tensor], 
             f" {expected} remove it, and {how}"
         )
     try:
-        if path.suffix == ".safetensors":
+        if content[8:9] == b"{":  # of safetensors, whatever it is called: the length of its header, and the header
             loaded: Any = safetensors.torch.load(content)
         else:
             loaded = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
@@ -52,8 +54,12 @@ def read_weights(path: Path, sha256: str, how: str) -> tuple[dict[str, Tensor], 
                 f"{path} holds more than weights: {code[1] or code[2]}, which is code that is not run here; load it"
                 f" where you trust it, and write its weights alone, torch.save(model.state_dict(), {path.name!r})"
             ) from error
-        raise DatasetError(f"{path} holds no state dict, or is damaged ({type(error).__name__}); {how}") from error
-    return _state_dict(path, loaded), digest
+        found = kind_of(path) or f"no file of weights, or damaged ({type(error).__name__})"
+        raise DatasetError(f"{path} is {found}; expected a state dict of PyTorch or safetensors; {how}") from error
+    state = _state_dict(path, loaded)
+    if odd := [name for name, value in state.items() if not _is_plain(value)]:
+        raise DatasetError(f"{path} holds NaN, or what are no plain finite numbers, first as {odd[0]}; {how}")
+    return state, digest
 
 
 def _state_dict(path: Path, loaded: Any) -> dict[str, Tensor]:
@@ -72,6 +78,11 @@ def _state_dict(path: Path, loaded: Any) -> dict[str, Tensor]:
 def _is_state(found: Any) -> bool:
     pairs = found.items() if isinstance(found, Mapping) else ()
     return bool(pairs) and all(isinstance(key, str) and isinstance(value, Tensor) for key, value in pairs)
+
+
+def _is_plain(value: Tensor) -> bool:
+    special = value.is_meta or value.is_quantized or value.is_complex() or value.layout != torch.strided
+    return not special and bool(value.isfinite().all())
 
 
 def without_prefix(state: Mapping[str, Tensor], names: Iterable[str]) -> dict[str, Tensor]:

@@ -148,10 +148,10 @@ def test_what_goes_wrong_around_a_notebook_fails_it_alone(root, monkeypatch):
     """Of the first no page can be made, the second is cut while it is written."""
     page, execute_in_child = rendering.notebook_page, execution.execute_in_child
 
-    def rendered(notebook, title):
-        if title == "01_a":
+    def rendered(notebook, stem, figures):
+        if stem == "01_a":
             raise ValueError("too much")
-        return page(notebook, title)
+        return page(notebook, stem, figures)
 
     def cut(held, environment, *, output_path, **arguments):
         done = execute_in_child(held, environment, output_path=output_path, **arguments)

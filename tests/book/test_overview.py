@@ -82,7 +82,9 @@ def test_figures_of_the_run_come_first(nothing_executed: Path) -> None:
     assert overview.figure(name, "en")[0].width == 700
     (nothing_executed / "figures").mkdir()
     Image.new("RGB", (90, 40)).save(nothing_executed / "figures" / f"{name}.png")
-    (nothing_executed / "figures" / f"{name}.json").write_text('{"caption": {"en": "<b>", "zh": "图"}}')
+    (nothing_executed / "figures" / f"{name}.json").write_text(
+        json.dumps({"name": name, "caption": {"en": "<b>", "zh": "图"}, "claims": []})
+    )
     image, caption = overview.figure(name, "en")
     assert (image.width, image.alt, caption.data) == (45, "<b>", "<p>&lt;b&gt;</p>")
     with pytest.raises(ResnotesError, match=r"no figure 09_no\.png in .*; `resnotes run` makes it"):

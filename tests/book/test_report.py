@@ -2,6 +2,7 @@
 
 import base64
 import re
+import shutil
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from kit.report import CHAPTERS, Markdown, Page, claim, executed, numbers, squeezed, tree
+from PIL import Image
 
 from resnotes import files
 from resnotes.book.claims import SCOPES, WORDS, load
@@ -113,6 +115,18 @@ def test_figures_are_numbered_cited_and_concluded(results, tmp_path):
         [row] = [row for row in document.rows if f"Claim {supported}." in row[1]][:1]
         assert row[1].endswith("Figure 1, Figure 2" + full * ", Figure 4")
         assert {f"#figure-{n}" for n in (1, 2)} <= set(page.values("href"))
+
+
+@IN_BOTH
+def test_figures_are_in_chinese_where_they_could_be_drawn(results, tmp_path, lang):
+    shutil.copytree(results.folder, tmp_path / "run")
+    Image.new("RGB", (1200, 200), "red").save(tmp_path / "run/figures/01_fit_identity.zh.png")
+    path = write_report(read_results(tmp_path / "run"), tmp_path / "r", lang=lang)
+    names = [f"{FIGURES[0]}{'.zh' * (lang == 'zh')}", *FIGURES[1:3]]
+    assert list(Markdown(path.read_text()).images) == [f"figures/{name}.png" for name in names]
+    assert sorted(p.stem for p in (path.parent / "figures").glob("*.png")) == sorted(names)
+    for page in (path, path.with_suffix(".html")):
+        assert ("fonts-noto-cjk" in page.read_text()) == (lang == "zh"), "the others are in English"
 
 
 @pytest.mark.parametrize("studies", [4, 5])

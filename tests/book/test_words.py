@@ -1,6 +1,7 @@
 """Words files: what is wrong in one is said with file, entry and name; those of the suite are whole and all in use."""
 
 import re
+from string import Formatter
 
 import pytest
 from kit.notebooks import write_notebook
@@ -28,6 +29,9 @@ changed = { en = "2026-11-28: the bound", zh = "2026-11-28：界" }
 caption = { en = "{deep} layers", zh = "{deep} 层" }
 claims = ["deeper-is-worse"]
 headline = "deeper-is-worse"
+
+[labels]
+"{n} layers" = "{n} 层"
 """
 CELLS = ('claims.decide(\n    "deeper-is-worse", live=x)', 'claims.figure(grid.figure, "01_depth", data)')
 
@@ -51,7 +55,9 @@ def test_texts_are_filled_and_typeset(tmp_path):
     caption = {"en": "56 layers", "zh": "56 层"}
     assert words(tmp_path).figure("01_depth", {"deep": 56}) == (caption, ["depth.deeper-is-worse"])
     assert words(tmp_path).headlines == {"01_depth": "depth.deeper-is-worse"}
-    assert Words("07_not_here", tmp_path).headlines == {}
+    assert Words("07_not_here", tmp_path).headlines == Words("07_not_here", tmp_path).labels("01_depth") == {}
+    assert words(tmp_path).labels("01_depth") == {"{n} layers": "{n} 层"}
+    assert words(tmp_path, GOOD.replace('headline = "deeper-is-worse"', "")).labels("01_depth") == {}, "of no report"
     words(tmp_path).check_uses()
 
 
@@ -66,6 +72,7 @@ def test_common_values_may_be_named_or_not_and_a_cell_has_its_own(tmp_path):
     assert captions == ["56 layers", "44 layers"]
 
 
+LABEL = r"01_a\.toml, \[labels\.{n} layers\]: .*"
 CLAIM, FIGURE = r"01_a\.toml, \[claims\.deeper-is-worse\]: .*", r"01_a\.toml, \[figures\.01_depth\]: .*"
 
 
@@ -83,9 +90,13 @@ CLAIM, FIGURE = r"01_a\.toml, \[claims\.deeper-is-worse\]: .*", r"01_a\.toml, \[
         (('["deeper-is-worse"]', '["deeper-is-better"]'), FIGURE + "'deeper-is-better', which has no entry"),
         (('headline = "deeper-is-worse"', 'headline = "x"'), FIGURE + "'x', which has no entry"),
         (('headline = "deeper-is-worse"', 'headline = ["x"]'), FIGURE + "found headline"),
-        (('study = "depth"', ""), r"01_a\.toml: found claims, figures; expected study"),
-        (("[figures.", "[figure."), r"01_a\.toml: found study, claims, figure;"),
+        (('study = "depth"', ""), r"01_a\.toml: found claims, figures, labels; expected study"),
+        (("[figures.", "[figure."), r"01_a\.toml: found study, claims, figure, labels;"),
         (("= {", "= "), r"01_a\.toml cannot be read"),
+        (('"{n} 层"', '"{all} 层"'), LABEL + r"expected a text with .*: KeyError\('all'\)"),
+        (('"{n} 层"', "1"), LABEL + "found 1, expected a text"),
+        (('"{n} layers"', '"{n layers"'), r"\[labels\.{n layers\]: .*ValueError"),
+        (('"{n} layers"', '"{n}"'), r"\[labels\.{n}\]: .*RecursionError"),
         *(
             (('{ above = 0, unit = "points", limits = [-100, 100] }', rule), CLAIM + "expected one of above = 0, below")
             for rule in (
@@ -161,6 +172,20 @@ def test_words_of_the_suite_are_whole_and_in_use(book):
                 assert [bool(re.search(CHINESE, texts[lang])) for lang in ("en", "zh")] == [False, True], (
                     f"{key}: {part}"
                 )
+
+
+@pytest.mark.parametrize("book", BOOKS, ids=lambda book: book.stem)
+def test_labels_of_the_suite_are_chinese_and_in_use(book):
+    found = Words(book.stem, book.path.parent)
+    labels = next(map(found.labels, found.headlines), {})
+    assert bool(labels) == bool(found.headlines)
+    root = book.path.parents[1]
+    sources = [book.path, *root.glob("resnotes/**/*.py"), *root.glob("data/papers/*.csv")]
+    code = "\n".join(source.read_text(encoding="utf-8") for source in sources)
+    for text, chinese in labels.items():
+        assert re.search(CHINESE, chinese) and "$" not in chinese, "mathematics is set without Chinese"
+        for piece, *_ in Formatter().parse(text):
+            assert all(words in code for words in re.findall(r"[\w' ]{3,}", piece)), text
 
 
 @pytest.mark.parametrize("book", BOOKS, ids=lambda book: book.stem)

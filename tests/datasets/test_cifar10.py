@@ -226,8 +226,8 @@ def test_a_download_that_fails_is_one_error_and_leaves_nothing(
 
 def test_a_data_folder_that_cannot_be_written_is_named(tmp_path: Path, published: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
-    with pytest.raises(DatasetError, match=r"cannot download .*file/cifar10.*RESNOTES_DATA"):
-        datasets.fetch("cifar10", tmp_path / "file")
+    with pytest.raises(DatasetError, match=r"cannot download .*file/data/cifar10.*RESNOTES_DATA"):
+        datasets.fetch("cifar10", tmp_path / "file" / "data")
 
 
 @pytest.mark.usefixtures("published")

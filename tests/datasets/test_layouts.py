@@ -59,6 +59,7 @@ TREES: dict[str, Tree] = {
         lambda split, label: f"{split}/{ {'airplane': 'plane', 'automobile': 'car'}.get(label, label) }"
     ),
     "capitals": renamed(lambda split, label: f"{split.title()}/{label.title()}"),
+    "number and name": renamed(lambda split, label: f"{split}ing/{CLASSES.index(label):02}_{label}"),
     "deep": renamed(lambda split, label: f"data/images/{split}/{label}"),
     "class in parts": renamed(lambda split, label: f"{split}/{label}/part1"),
     "hidden files": tree()
@@ -101,6 +102,25 @@ def test_batches_are_read_wherever_they_lie(tmp_path: Path, root: Path, original
         assert (found.fingerprint, found.variant) == (wanted.fingerprint, "cifar10, train 50, test 10"), place
 
 
+@pytest.mark.parametrize("pack", [as_zip, as_tar])
+def test_status_looks_into_archives(root: Path, pack: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    pack(dict.fromkeys(tree(), encoded(pixels(0, (64, 64)), "PNG")), root / "cifar10" / "images.zip")
+    assert "images.zip/train/airplane/0000.png is 64x64; expected" in refusal("cifar10", root, monkeypatch)
+
+
+def test_batches_that_were_only_reserved(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = [*(f"data_batch_{i}.bin" for i in range(1, 6)), "test_batch.bin"]
+    as_folder(dict.fromkeys(names, bytes(3073)), root / "cifar10")
+    assert "labels [0]); expected batches" in refusal("cifar10", root, monkeypatch)
+
+
+def test_a_link_that_leads_nowhere_is_called_so(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (root / "cifar10").rmdir()
+    for name, link in (("cifar10", "cifar10"), ("camvid", "CamVid"), ("ade20k", "ADE20K")):
+        (root / link).symlink_to(root / "nowhere")
+        assert "a link that leads nowhere" in refusal(name, root, monkeypatch)
+
+
 def test_a_class_may_be_a_link_whose_folder_is_watched(tmp_path: Path, root: Path) -> None:
     as_folder(tree(), root / "cifar10")
     cats = root / "cifar10/train/cat"
@@ -122,7 +142,7 @@ REFUSED: dict[str, tuple[Tree, str]] = {
     "arrays": ({"cifar10.npz": b"PK"}, "found no CIFAR-10 in .*cifar10.npz, but .*NumPy"),
     "MATLAB": ({"cifar10/cifar-10-batches-mat/data_batch_1.mat": b""}, "MATLAB"),
     "unfinished": ({"cifar10/cifar-10-python.tar.gz.crdownload": b"\x1f\x8b"}, "a browser has not finished"),
-    "anything": ({"cifar_10/some.thing": b""}, "but 1 files .1 .thing., the first is some.thing; expected .*; move it"),
+    "anything": ({"cifar_10/some.thing": b""}, "but 1 file .1 .thing., the first is some.thing; expected .*; move it"),
     "translated": (
         renamed(lambda split, label: f"cifar10/{split}/das {label}"),
         "train has images in the folders das airplane, .*; missing: airplane, .*; rename",
@@ -137,6 +157,13 @@ REFUSED: dict[str, tuple[Tree, str]] = {
     ),
     "other size": ({f"cifar10/{name}": encoded(pixels(0, (64, 64)), "PNG") for name in tree()}, "png is 64x64; exp"),
     "damaged": ({"cifar10/images.zip": b"PK\x03\x04"}, "images.zip is damaged"),
+    "PyTorch": ({"cifar10.pt": b"PK"}, "records of PyTorch"),
+    "of no year": ({"Cifar/train/1_cat.png": b""}, "in .*/Cifar, but 1 file .1 .png."),
+    "Hugging Face's cache": ({"datasets--uoft-cs--cifar10/a.parquet": b"PAR1"}, "tables of Hugging Face"),
+    "root is a split": ({f"{label}/1.png": b"" for label in CLASSES}, "10 files .10 .png., the first is airplane/1.png"),
+    "a page": ({"cifar-10-python.tar.gz": b"<!DOCTYPE html><p>404"}, "tar.gz is a web page; expected a complete"),
+    "a pointer": ({"cifar10.zip": b"version https://git-lfs.github.com/spec/v1"}, "zip is a pointer of Git LFS"),
+    "no split of ours": (renamed(lambda split, label: f"cifar10/{split.replace('st', 'xt')}/{label}"), "beside text, train;"),
     "root is the folder": ({"train/1.png": b"", "trainLabels.csv": b""}, "Kaggle's competition"),
 }
 
@@ -165,10 +192,10 @@ OTHERS = {
     "camvid/labels/a_P.png": ("camvid", "fast.ai's edition"),
     "CamVid/LabeledApproved_full/a_L.png": ("camvid", "the original, painted"),
     "camvid.tgz": ("camvid", "an archive, which has to be unpacked"),
-    "camvid/x": ("camvid", "but 1 files .1 without suffix., the first is .*x; expected SegNet's layout"),
+    "camvid/x": ("camvid", "but 1 file .1 without suffix., the first is .*x; expected SegNet's layout"),
     "ADEChallengeData2016.zip": ("ade20k", "an archive, which has to be unpacked"),
     "ADE20K_2021_17_01/images/ADE/training/a_seg.png": ("ade20k", "the full release"),
-    "ade20k/images/training/a.jpg": ("ade20k", "no whole ADE20K in .*but 1 files .* expected .*, sceneCategories"),
+    "ade20k/images/training/a.jpg": ("ade20k", "no whole ADE20K in .*but 1 file .* expected .*, sceneCategories"),
 }
 
 
@@ -217,9 +244,9 @@ def test_folders_of_classes(tmp_path: Path) -> None:
     found = folders.load(tmp_path / "mine", train=9, test=9)
     assert (found.classes, found.sizes, found.test_labels.tolist()) == (("a", "b"), (2, 2), [0, 1])
     assert torch.equal(found.test_images[0], torch.from_numpy(picture(0, 8, 8)).permute(2, 0, 1))
-    for place, message in (("mine/train/a", "a has the folders none; expected"), ("", "has the folders mine; exp")):
+    for place, message in (("mine/train/a", "no two folders .* .1 .bmp."), ("", "no two folders"), ("no", "found nothing")):
         with pytest.raises(DatasetError, match=message):
             folders.load(tmp_path / place, train=9, test=9)
     as_folder({"c/0.webp": b"x"}, tmp_path / "mine/train")
-    with pytest.raises(DatasetError, match="train has no images of c; expected a folder of PNG, JPEG or BMP"):
+    with pytest.raises(DatasetError, match="found no images of c in .*, but 3 files .2 .bmp, 1 .webp."):
         folders.load(tmp_path / "mine", train=9, test=9)

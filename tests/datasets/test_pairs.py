@@ -69,7 +69,7 @@ DAMAGES: dict[str, tuple[Callable[[Pair], object], str]] = {
         "is a picture of type I;16; expected one channel of 8 bits",
     ),
     "cut image": (lambda pair: pair.image.write_bytes(pair.image.read_bytes()[:300]), "is damaged or unreadable"),
-    "empty labels": (lambda pair: pair.annotation.write_bytes(b""), "is damaged or unreadable"),
+    "empty labels": (lambda pair: pair.annotation.write_bytes(b""), "is empty; expected a complete PNG"),
 }
 
 

@@ -17,7 +17,6 @@ from resnotes import cli, datasets, files
 from resnotes.datasets import Segmentation
 from resnotes.datasets.segmentation import Stacked
 from resnotes.runs import profiles, store, workers
-from resnotes.runs.profiles import Study
 from resnotes.runs.spec import RunSpec
 from resnotes.runs.store import RunStore
 from resnotes.runs.sweep import Outcomes
@@ -25,7 +24,7 @@ from resnotes.training import checkpoint, loop
 from resnotes.training.graphs import Pausing
 from resnotes.training.loop import Training
 
-PROFILE = """
+SMALL = """
 [small]
 dataset = "scenes"
 data = { train = 8, test = 4 }
@@ -33,7 +32,7 @@ models = [
   "pspnet-small width=4 depths=(1,1) head_width=4 dropout=0.0",
   "fcn-small width=4 depths=(1,1) head_width=4 dropout=0.0",
 ]
-seeds = [0, 1, 0]
+seeds = [0, 1]
 [small.recipe]
 iterations = 4
 batch_size = 8
@@ -42,6 +41,7 @@ snapshots = [3]
 [small.recipes."pspnet-small width=4 depths=(1,1) head_width=4 dropout=0.0"]
 frozen_bn = true
 """
+AGAIN = SMALL.replace("[small", "[again").replace("[0, 1]", "[0]")
 
 load = datasets.load
 
@@ -57,11 +57,12 @@ def unequal(name: str, root: Path | None = None, **options: Any) -> datasets.Dat
     return data
 
 
-def study(folder: Path) -> Study:
-    """The study that is trained, as `FOLDER/tiny.toml` has it."""
-    (folder / "tiny.toml").write_text(PROFILE)
+def specs(folder: Path) -> list[RunSpec]:
+    """The runs of two studies, as `FOLDER/tiny.toml` has them: the second asks for some of the first again."""
+    (folder / "tiny.toml").write_text(SMALL + AGAIN)
     profiles.FOLDER = folder
-    return profiles.load("tiny").study("small")
+    profile = profiles.load("tiny")
+    return [spec for study in profile.studies.values() for spec in study.all_specs()]
 
 
 def main(folder: Path) -> None:

@@ -29,6 +29,7 @@ def written(path: Path, content: Any) -> Path:
     [
         ("a.pth", WEIGHTS),
         ("a.safetensors", save(WEIGHTS)),
+        ("a.bin", save(WEIGHTS)),
         ("a.pth.tar", {"epoch": 3, "state_dict": WRAPPED, "optimizer": {"state": {}}, "best": torch.tensor(7.0)}),
         ("a.pt", {"model": {**OTHERS, **WRAPPED}, "step": 1}),
         ("a.bin", {"state_dict": WEIGHTS, "ema": OTHERS}),
@@ -50,11 +51,13 @@ MORE = "holds more than weights: .*{}.* trust it.* torch.save"
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        (b"", r"is damaged \(\w+\); get it again"),
-        (b"no file of PyTorch", r"holds no state dict, or is damaged \(\w+\); get it again"),
+        (b"", r"is empty; expected a state dict .*; get it again"),
+        (b"no file of PyTorch", r"is no file of weights, or damaged \(\w+\); expected a state dict .*; get it again"),
         (Runs(), MORE.format("system")),
         (nn.Linear(1, 1), MORE.format("Linear")),
         ({"state_dict": WEIGHTS, "args": Namespace()}, MORE.format("Namespace")),
+        ({"a": torch.tensor([1.0, float("nan")])}, "holds NaN, or .*, first as a; get it again"),
+        ({"a": torch.zeros(1, device="meta")}, "no plain finite numbers, first as a"),
         ([1, 2], "holds a list .*, expected a state dict"),
         ({"student": WEIGHTS, "teacher": WEIGHTS}, r"holds a dict \['student', 'teacher'\], expected"),
     ],

@@ -30,7 +30,7 @@ from resnotes.training.recipe import Recipe
 
 @dataclass
 class Pair:
-    """What two processes left, and the specifications they were asked for: PSPNet, FCN; seeds 0, 1, 0."""
+    """What two processes left, and the specifications they were asked for: PSPNet, FCN; seeds 0, 1, 0 (again)."""
 
     folder: Path
     specs: list[RunSpec]
@@ -53,7 +53,7 @@ class Pair:
 def _unequal() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(datasets, "load", together.unequal)
-        patch.setattr(profiles, "FOLDER", profiles.FOLDER)  # which `together.study` sets
+        patch.setattr(profiles, "FOLDER", profiles.FOLDER)  # which `together.specs` sets
         yield
 
 
@@ -61,7 +61,7 @@ def _unequal() -> Iterator[None]:
 def pair(_unequal: None, tmp_path_factory: pytest.TempPathFactory) -> Pair:
     """Two processes that ran `resnotes train`; PSPNet with seed 1 was begun before, by one."""
     folder = tmp_path_factory.mktemp("together")
-    specs = together.study(folder).all_specs()
+    specs = together.specs(folder)
     begun = specs[2]
     half = dataclasses.replace(begun.recipe, iterations=2)
     network: Any = initial_network(begun, {"classes": 25, "channels": 3})
