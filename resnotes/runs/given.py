@@ -179,7 +179,12 @@ def _elsewhere(kind: str, name: str, data: str, images: int, weights: str) -> Gi
 
 @torch.no_grad()
 def _adapted(found: Given, classes: int) -> Given:
-    """The network as stem, blocks and head; with its own answers, where it knows not so many classes of the labels."""
+    """The network as stem, blocks and head; its answers in place of the labels, unless it has a logit for each class.
+
+    Args:
+        found: with the model as its author wrote it for `network`.
+        classes: those of the labels that it was trained for, 0 for none.
+    """
     network, images = found.model.eval(), found.images
     if not all(hasattr(network, part) for part in ("stem", "blocks", "head")):
         network = adapt(network, images)
@@ -254,6 +259,4 @@ def _sample(images: Tensor) -> Tensor:
 
 
 def _resized(images: Tensor, side: int) -> Tensor:
-    if not len(images):
-        return images
     return F.interpolate(images.float(), (side, side), mode="bilinear", antialias=True).round().byte()
