@@ -23,6 +23,7 @@ class Rule(NamedTuple):
 
 POSITIVE = Rule("must be positive", lambda value: value > 0)
 NOT_NEGATIVE = Rule("must not be negative", lambda value: value >= 0)
+Count = Annotated[int, Rule("must be a whole number of at least 1", lambda value: value >= 1)]
 
 _WORDS = {int: "a whole number of at most 31 bits", float: "a finite number", bool: "True or False", str: "a text"}
 

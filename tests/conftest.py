@@ -38,6 +38,12 @@ def _written_elsewhere(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Non
         yield
 
 
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    """Every test draws the same numbers, whichever were before it."""
+    torch.manual_seed(0)
+
+
 @pytest.fixture(scope="session")
 def real_cifar10(_written_elsewhere: None) -> Classification:
     """CIFAR-10 from `RESNOTES_DATA`; decoded once a session."""

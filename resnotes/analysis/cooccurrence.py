@@ -16,7 +16,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from resnotes.analysis.intervals import Interval
+from resnotes.analysis.intervals import Interval, percentiles
 from resnotes.analysis.maps import as_map, as_table, check_classes
 from resnotes.errors import UsageError
 from resnotes.models.segmentation import IGNORED
@@ -227,7 +227,6 @@ def more_often_than_shifted(present: Tensor, classes: Sequence[str], *, draws: i
     Raises:
         UsageError: see `Cooccurrence.between_classes`.
     """
-
     present = as_table(present, "presence of classes in images", None, len(classes))
 
     def count(columns: Tensor) -> int:
@@ -239,13 +238,7 @@ def more_often_than_shifted(present: Tensor, classes: Sequence[str], *, draws: i
         for drawn in shifts
     ]
     beyond = count(present) - np.array(shifted)
-
-    def p(bound: float) -> float:
-        """Twice the smaller tail beyond the bound, never below what so many draws can tell."""
-        return float(min(1, 2 * (1 + min((beyond <= bound).sum(), (beyond >= bound).sum())) / (1 + draws)))
-
-    low, high = np.quantile(beyond, (0.025, 0.975)).tolist()
-    return Interval(float(beyond.mean()), low, high, len(present), of="images", p=p)
+    return percentiles(float(beyond.mean()), beyond, len(present))
 
 
 class Violations(NamedTuple):

@@ -289,13 +289,18 @@ def bootstrap(
         return Interval(measured, None, None, 1, unit, "images")
     generator = np.random.default_rng(seed)
     drawn = np.array([float(statistic(rows[generator.integers(len(rows), size=len(rows))])) for _ in range(draws)])
-    low, high = np.quantile(drawn, (0.025, 0.975))
+    return percentiles(measured, drawn, len(rows), unit)
+
+
+def percentiles(measured: float, drawn: np.ndarray[Any, Any], images: int, unit: str = "") -> Interval:
+    """An estimate from so many images, with the middle 95 % of what was drawn for it, ``[draws]``, as its interval."""
+    low, high = np.quantile(drawn, (0.025, 0.975)).tolist()
 
     def p(bound: float) -> float:
         """Twice the smaller tail beyond the bound, never below what so many draws can tell."""
-        return float(min(1, 2 * (1 + min((drawn <= bound).sum(), (drawn >= bound).sum())) / (1 + draws)))
+        return float(min(1, 2 * (1 + min((drawn <= bound).sum(), (drawn >= bound).sum())) / (1 + len(drawn))))
 
-    return Interval(measured, float(low), float(high), len(rows), unit, "images", p)
+    return Interval(measured, low, high, images, unit, "images", p)
 
 
 def verdict(measured: Interval, *, above: float | None = None, below: float | None = None) -> Verdict:

@@ -262,16 +262,15 @@ def unit_statistics(network: Network, inputs: Tensor, *, statistics: Statistics 
     rows: list[dict[str, float]] = []
 
     def through(block: Parts, x: Tensor) -> Tensor:
-        branch, shortcut = branches(block, x.clone())
-        total = branch if shortcut is None else shortcut + branch
+        unit = visit(block, x)
         rows.append(
             {
-                "branch": branch.square().mean().sqrt().item(),
-                "shortcut": 0.0 if shortcut is None else shortcut.square().mean().sqrt().item(),
-                "negative": (total < 0).float().mean().item(),
+                "branch": unit.residual.square().mean().sqrt().item(),
+                "shortcut": 0.0 if unit.shortcut is None else unit.shortcut.square().mean().sqrt().item(),
+                "negative": (unit.sum < 0).float().mean().item(),
             }
         )
-        return block.after(total.clone())
+        return unit.output
 
     with on_statistics(network, statistics):
         check_repeatable(network)

@@ -17,6 +17,7 @@ from resnotes.models.imagenet import Encoder
 from resnotes.models.segmentation import SegmentationNetwork
 
 _BATCH = 16  # images per backward pass
+SHARE = 0.95  # of the gradient, that the effective field holds
 
 
 class ReceptiveField(NamedTuple):
@@ -37,7 +38,7 @@ class EffectiveField(NamedTuple):
     Attributes:
         map: float64 ``[H, W]``, magnitude of their gradient with respect to each pixel, as a share of the sum.
         centre: row and column of the pixel.
-        radius: half the side, without the centre, of the smallest square around it that holds the share asked for.
+        radius: half the side, without the centre, of the smallest square around it that holds `SHARE` of the sum.
     """
 
     map: Tensor
@@ -53,11 +54,11 @@ class EffectiveField(NamedTuple):
         """`size` over that of a gradient which weighs all pixels within the theoretical field and the image alike.
 
         Args:
-            theory: side of the theoretical field, `ReceptiveField.size`; the share asked for is the usual 95 %.
+            theory: side of the theoretical field, `ReceptiveField.size`.
         """
         short, long = sorted(min(theory, side) for side in self.map.shape)
-        alike = math.sqrt(0.95 * short * long)
-        return self.size / (alike if alike <= short else 0.95 * long)
+        alike = math.sqrt(SHARE * short * long)
+        return self.size / (alike if alike <= short else SHARE * long)
 
 
 def theoretical_receptive_field(module: Encoder | SegmentationNetwork) -> ReceptiveField:
@@ -83,9 +84,7 @@ def theoretical_receptive_field(module: Encoder | SegmentationNetwork) -> Recept
     return ReceptiveField(math.inf if pooled else size, stride)
 
 
-def effective_receptive_field(
-    network: nn.Module, images: Tensor, *, share: float = 0.95, seed: int = 0
-) -> EffectiveField:
+def effective_receptive_field(network: nn.Module, images: Tensor, *, seed: int = 0) -> EffectiveField:
     """The gradient of the central pixel's logits with respect to the image, in eval mode.
 
     Its magnitude at a pixel is the root mean square over images, their channels and classes: each image's logits are
@@ -94,14 +93,11 @@ def effective_receptive_field(
     Args:
         network: ``[N, C, H, W]`` to logits ``[N, K, H, W]``.
         images: normalised, ``[N, C, H, W]``; noise (`torch.randn`) shows the field of the network alone.
-        share: of the summed magnitude that the square of `radius` holds.
         seed: of the signs.
 
     Raises:
-        UsageError: a share that is not above 0 and at most 1, or a gradient that is 0 everywhere.
+        UsageError: a gradient that is 0 everywhere.
     """
-    if not 0 < share <= 1:
-        raise UsageError(f"share must be above 0 and at most 1, found {share!r}")
     generator = torch.Generator().manual_seed(seed)
     height, width = images.shape[2:]
     centre = height // 2, width // 2
@@ -122,6 +118,5 @@ def effective_receptive_field(
     rows, columns = (torch.arange(n) - middle for n, middle in zip((height, width), centre, strict=True))
     distance = torch.maximum(rows.abs()[:, None], columns.abs()[None, :])
     within = torch.bincount(distance.flatten(), magnitude.flatten()).cumsum(0)
-    # Summed in another order, the whole may come out a rounding error short of 1.
-    radius = int((within >= share * within[-1]).nonzero()[0])
+    radius = int((within >= SHARE).nonzero()[0])
     return EffectiveField(magnitude, centre, radius)

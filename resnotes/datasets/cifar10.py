@@ -25,7 +25,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -40,6 +40,7 @@ from resnotes.datasets.download import download, has_checksum
 from resnotes.datasets.layouts import FORMATS, IMAGES, listed, refusal, visible
 from resnotes.datasets.pixels import as_rgb
 from resnotes.errors import DatasetError, UsageError
+from resnotes.typed import NOT_NEGATIVE
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 SIZES = {"train": 50_000, "test": 10_000}  # of the official split
@@ -62,7 +63,7 @@ _EXPECTED = (
 Part = tuple[NDArray[np.uint8], Sequence[int]]  # images `[N, 3, 32, 32]` and labels of a split
 
 
-def load(root: Path, holdout: int = 0) -> Classification:
+def load(root: Path, holdout: Annotated[int, NOT_NEGATIVE] = 0) -> Classification:
     """Training and test images, uint8 `[N, 3, 32, 32]`; decoded once, from then on mapped from the cache.
 
     Args:
@@ -72,12 +73,10 @@ def load(root: Path, holdout: int = 0) -> Classification:
             anyone with CIFAR-10 the very same ones. 0 keeps the official split.
 
     Raises:
-        UsageError: `holdout` is negative, or leaves a class without training images.
+        UsageError: `holdout` leaves a class without training images.
         DatasetError: the data is missing and cannot be downloaded, damaged, or not laid out as expected; or
             the cache cannot be written.
     """
-    if holdout < 0:
-        raise UsageError(f"cifar10: holdout must be 0 or a number of images a class, found {holdout}")
     source = _found(root) or _downloaded(root)
     official = partial(cached, _DECODED, source, _ARRAYS, partial(_decode, source))
     if holdout == 0:

@@ -63,6 +63,15 @@ class Normalization:
         return (images - self.mean.to(images.device)).div_(self.std.to(images.device))
 
 
+IMAGENET = Normalization.published((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # that of its 1.28 million images
+
+
+def spaced(total: int, count: int) -> Tensor:
+    """Which of `total` things to take for `count` that are evenly spaced, int64; all, where there are no more."""
+    count = min(count, total)
+    return torch.arange(count) * total // max(1, count)
+
+
 def _moments(images: Tensor) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Mean, and mean square, of every pixel of uint8 `[N, C, H, W]`."""
     # NumPy's sums run in one thread, which a busy machine cannot slow down a hundredfold as it does torch's.
@@ -156,8 +165,7 @@ class Classification:
         """
         if n < 1:
             raise UsageError(f"a sample of {n} test images is not possible; expected at least 1")
-        total = len(self.test_images)
-        chosen = torch.arange(min(n, total)) * total // min(n, total)
+        chosen = spaced(len(self.test_images), n)
         return self.test_images[chosen], self.test_labels[chosen]
 
 

@@ -12,7 +12,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from resnotes.datasets.archives import damage_reported
-from resnotes.datasets.classification import Classification, fingerprinted
+from resnotes.datasets.classification import Classification, fingerprinted, spaced
 from resnotes.datasets.layouts import FORMATS, IMAGES, names_in, refusal, visible
 from resnotes.datasets.pixels import as_rgb
 from resnotes.errors import DatasetError
@@ -75,8 +75,7 @@ def _classes(folder: Path) -> dict[str, list[Path]]:
 
 
 def _spaced(samples: Sequence[tuple[Path, int]], count: int) -> list[tuple[Path, int]]:
-    count = min(count, len(samples))
-    return [samples[i * len(samples) // count] for i in range(count)]
+    return [samples[i] for i in spaced(len(samples), count).tolist()]
 
 
 def _stacked(files: Sequence[Path]) -> Tensor:

@@ -11,7 +11,7 @@ from typing import Literal, NamedTuple, Self, overload
 import torch
 from torch import Tensor
 
-from resnotes.datasets.classification import Normalization
+from resnotes.datasets.classification import Normalization, spaced
 from resnotes.errors import UsageError
 
 IGNORED = 255  # the label of pixels that count neither in the loss nor in a score
@@ -225,7 +225,7 @@ class Segmentation:
         available = len(self.train)
         if not 1 <= n <= available:
             raise UsageError(f"a training subset of {n} images is not possible; allowed: 1 to {available} (all)")
-        return dataclasses.replace(self, train=self.train.subset([i * available // n for i in range(n)]))
+        return dataclasses.replace(self, train=self.train.subset(spaced(available, n).tolist()))
 
     @property
     def in_channels(self) -> int:

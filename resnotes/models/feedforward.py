@@ -14,8 +14,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from resnotes.models.network import Block, Network, check_options, initialize
+from resnotes.models.network import Block, Network, initialize
 from resnotes.models.residual import classifier, rectified
+from resnotes.typed import Count, check_arguments
 
 GRID = 4  # cells along a side of what AlexNet's first fully connected layer reads: all there is of 32x32 pixels
 
@@ -48,14 +49,13 @@ def _network(
     return network
 
 
-def _options(name: str, num_classes: int, in_channels: int, width: int, batch_norm: bool) -> dict[str, Any]:
+def _options(name: str, **options: Any) -> dict[str, Any]:
     """The options of a network, checked; without those that change nothing."""
-    options: dict[str, Any] = {"num_classes": num_classes, "in_channels": in_channels, "width": width}
-    check_options(name, options, batch_norm=batch_norm)
-    return options | ({"batch_norm": True} if batch_norm else {})
+    checked = check_arguments(FEEDFORWARD[name], options, name)
+    return {option: value for option, value in checked.items() if value is not False}
 
 
-def vgg(*, num_classes: int = 10, in_channels: int = 3, width: int = 128, batch_norm: bool = False) -> Network:
+def vgg(*, num_classes: Count = 10, in_channels: Count = 3, width: Count = 128, batch_norm: bool = False) -> Network:
     """Build ``vgg-15``: 14 convolutions of 3x3 and a classifier (Simonyan, Zisserman 2015; Veit et al. 2016).
 
     Veit et al. say little more of it than 15 layers and 128 channels throughout, so that any layer can go. Where
@@ -74,7 +74,7 @@ def vgg(*, num_classes: int = 10, in_channels: int = 3, width: int = 128, batch_
     Raises:
         UsageError: a count that is no whole number of at least 1.
     """
-    options = _options("vgg-15", num_classes, in_channels, width, batch_norm)
+    options = _options("vgg-15", **locals())
     stages = (4, 5, 4)  # the stem is the first stage's fifth convolution
     ends = [stage < 2 and i == count - 1 for stage, count in enumerate(stages) for i in range(count)]
     blocks = [
@@ -86,7 +86,7 @@ def vgg(*, num_classes: int = 10, in_channels: int = 3, width: int = 128, batch_
     return _network(stem, blocks, head, stages, "vgg-15", options)
 
 
-def alexnet(*, num_classes: int = 10, in_channels: int = 3, width: int = 64, batch_norm: bool = False) -> Network:
+def alexnet(*, num_classes: Count = 10, in_channels: Count = 3, width: Count = 64, batch_norm: bool = False) -> Network:
     """Build ``alexnet``, a form for small images of Krizhevsky et al. 2012: five convolutions, three linear layers.
 
     Pooling follows the first, second and fifth convolution, as in the paper; 32 pixels become 16, 8 and 4. Smaller
@@ -106,7 +106,7 @@ def alexnet(*, num_classes: int = 10, in_channels: int = 3, width: int = 64, bat
     Raises:
         UsageError: a count that is no whole number of at least 1.
     """
-    options = _options("alexnet", num_classes, in_channels, width, batch_norm)
+    options = _options("alexnet", **locals())
     stem = _layer(in_channels, width, 5, batch_norm=batch_norm)
     stem.add_module("pool", _pool())
     channels, hidden = [factor * width for factor in (1, 3, 6, 4, 4)], 16 * width

@@ -15,8 +15,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from resnotes.models.network import Block, check_options
+from resnotes.models.network import Block
 from resnotes.models.residual import EXPANSION
+from resnotes.typed import Count, check_arguments
 
 OUTPUT_STRIDES = (8, 16, 32)
 
@@ -178,9 +179,9 @@ class ImageNetResNet(Encoder):
         UsageError: a count that is no whole number of at least 1.
     """
 
-    def __init__(self, name: str, *, num_classes: int = 1000, in_channels: int = 3, width: int = 64) -> None:
+    def __init__(self, name: str, *, num_classes: Count = 1000, in_channels: Count = 3, width: Count = 64) -> None:
         options = {"num_classes": num_classes, "in_channels": in_channels, "width": width}
-        check_options(name, options)
+        check_arguments(ImageNetResNet.__init__, options, name)
         super().__init__(*LAYOUTS[name], in_channels=in_channels, width=width)
         self.name, self.options = name, options
         self.avgpool = nn.AdaptiveAvgPool2d(1)

@@ -19,13 +19,7 @@ def check_images(images: Tensor) -> None:
     """
     pixels = isinstance(images, Tensor) and images.ndim == 4 and images.is_floating_point()
     tokens = isinstance(images, Tensor) and images.ndim == 2 and images.dtype == torch.int64
-    if not pixels and not tokens:
-        raise UsageError(
-            f"expected normalised images, floating point [N, C, H, W], or tokens, int64 [N, T]; found"
-            f" {_described(images)}"
-        )
-    if not len(images):
-        raise UsageError("expected at least one image, found none")
+    _require(images, pixels or tokens, "normalised images, floating point [N, C, H, W], or tokens, int64 [N, T]")
 
 
 def beside(images: Tensor, weight: Tensor) -> Tensor:
@@ -39,8 +33,13 @@ def check_stored(images: Tensor) -> None:
     Raises:
         UsageError: says what was found.
     """
-    if not isinstance(images, Tensor) or images.ndim != 4 or images.dtype != torch.uint8:
-        raise UsageError(f"expected images of 0 to 255, uint8 [N, C, H, W]; found {_described(images)}")
+    pixels = isinstance(images, Tensor) and images.ndim == 4 and images.dtype == torch.uint8
+    _require(images, pixels, "images of 0 to 255, uint8 [N, C, H, W]")
+
+
+def _require(images: Tensor, fit: bool, expected: str) -> None:
+    if not fit:
+        raise UsageError(f"expected {expected}; found {_described(images)}")
     if not len(images):
         raise UsageError("expected at least one image, found none")
 

@@ -195,20 +195,6 @@ def count_parameters(network: nn.Module) -> int:
     return sum(parameter.numel() for parameter in network.parameters() if parameter.requires_grad)
 
 
-def check_options(name: str, counts: Mapping[str, int], **flags: bool) -> None:
-    """Refuse, for the network of that name, counts that are no whole numbers of at least 1, and flags that are none.
-
-    Raises:
-        UsageError: names the option and what was found.
-    """
-    for option, value in counts.items():
-        if type(value) is not int or value < 1:
-            raise UsageError(f"{name}: {option} must be a whole number of at least 1, found {value!r}")
-    for option, flag in flags.items():
-        if not isinstance(flag, bool):
-            raise UsageError(f"{name}: {option} must be True or False, found {flag!r}")
-
-
 @torch.no_grad()
 def initialize(network: nn.Module) -> None:
     """Draw convolutions from N(0, 2 / (k² n_out)) ("fan out"), set BN to the identity and the last bias to 0.

@@ -19,12 +19,13 @@ _DROP_BLOCKS = ("StochasticDepth", "DropPath")  # as torchvision and timm call t
 
 
 class Visit(NamedTuple):
-    """A block on a pass: its input, what its shortcut makes of it, the sum, and what follows the addition.
+    """A block on a pass: its input, what its two branches make of it, the sum, and what follows the addition.
 
     Without a shortcut, the sum is what the residual branch puts out.
     """
 
     x: Tensor
+    residual: Tensor
     shortcut: Tensor | None
     sum: Tensor
     output: Tensor
@@ -34,7 +35,7 @@ def visit(block: Parts, x: Tensor) -> Visit:
     """What the parts of a block make of `x`. They are given copies, over which they may write: a ReLU in place does."""
     residual, shortcut = branches(block, x.clone())
     total = residual if shortcut is None else shortcut + residual
-    return Visit(x, shortcut, total, block.after(total.clone()))
+    return Visit(x, residual, shortcut, total, block.after(total.clone()))
 
 
 def check(model: nn.Module, images: Tensor, labels: Tensor | None = None) -> list[Parts]:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from resnotes.datasets import Availability, Classification, Normalization, cifar10
+from resnotes.datasets.classification import IMAGENET, spaced
 from resnotes.datasets.download import download, has_checksum
 from resnotes.errors import DatasetError, unknown
 from resnotes.models.network import Network
@@ -106,7 +107,7 @@ class Published:
             held: of those it never trained on, or else of those it was trained on.
         """
         images, labels = self._part(data, held=held)
-        chosen = torch.arange(count) * len(images) // count
+        chosen = spaced(len(images), count)
         return self.normalization(images[chosen]), labels[chosen]
 
     def _part(self, data: Classification, *, held: bool) -> tuple[Tensor, Tensor]:
@@ -144,8 +145,7 @@ def published(name: str) -> Published:
         raise unknown("published network", name, _entries())
     entry = _entries()[name]
     state, digest = read_weights(_target(entry), entry["sha256"], _HOW)
-    normalization = Normalization.published((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-    split = frozenset[str]()
+    normalization, split = IMAGENET, frozenset[str]()
     if "split" in entry:
         mean = torch.from_numpy(np.load(_FOLDER / entry["mean"]))
         normalization = Normalization(mean, torch.tensor(255.0))

@@ -8,15 +8,15 @@ parameters with option A.
 
 from __future__ import annotations
 
-import math
 from collections import OrderedDict
 from typing import Any
 
 from torch import nn
 
 from resnotes.errors import UsageError, unknown
-from resnotes.models.network import Block, Network, check_options, initialize
+from resnotes.models.network import Block, Network, initialize
 from resnotes.models.shortcuts import ExclusiveGatingBlock, Gate, GatedResidual, SkipInit, build_shortcut
+from resnotes.typed import Count, check_arguments
 
 # Convolutions in a unit, and the order of its layers unless another is asked for.
 FAMILIES: dict[str, tuple[int, str]] = {
@@ -41,7 +41,7 @@ EXPANSION = 4  # a bottleneck puts out so many times the channels of its 3x3 con
 
 def _unit_layers(order: str, convolutions: int, batch_norm: bool) -> tuple[list[str], list[str]]:
     """The residual branch, and what follows the addition, as lists of ``"conv"``, ``"bn"`` and ``"relu"``."""
-    if order not in list(ORDERS):  # which compares, as not everything has a hash
+    if order not in ORDERS:
         raise unknown("order", order, ORDERS)
     branch, after = ORDERS[order] if batch_norm else (part.replace("bn", "") for part in ORDERS[order])
     opening, between, closing = branch.split("conv")
@@ -134,9 +134,9 @@ def residual_network(
     family: str,
     depth: int,
     *,
-    num_classes: int = 10,
-    in_channels: int = 3,
-    width: int = 16,
+    num_classes: Count = 10,
+    in_channels: Count = 3,
+    width: Count = 16,
     shortcut: str | None = None,
     order: str | None = None,
     batch_norm: bool = True,
@@ -168,14 +168,12 @@ def residual_network(
     for option, value in (("shortcut", shortcut), ("alpha", alpha)):
         if family == "plain" and value is not None:
             raise UsageError(f"{name} has no shortcuts, so it takes no option {option}={value!r}")
-    if alpha is not None and (type(alpha) not in (int, float) or not math.isfinite(alpha)):
-        raise UsageError(f"{name}: alpha must be a finite number or None, found {alpha!r}")
     options: dict[str, Any] = {"num_classes": num_classes, "in_channels": in_channels, "width": width}
-    check_options(name, options, batch_norm=batch_norm)
     options |= {} if shortcut is None else {"shortcut": shortcut}
     options |= {} if order is None else {"order": order}
     options |= {} if batch_norm else {"batch_norm": False}
     options |= {} if alpha is None else {"alpha": alpha}
+    check_arguments(residual_network, {**options, "batch_norm": batch_norm}, name)
 
     count, usual_order = FAMILIES[family]
     if shortcut is None and family != "plain":

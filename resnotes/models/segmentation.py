@@ -7,9 +7,8 @@ is the paper's baseline.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, cast
+from typing import Annotated, Any, Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -18,11 +17,15 @@ from torch.nn import functional as F
 from resnotes.datasets.segmentation import IGNORED as IGNORED
 from resnotes.errors import UsageError, unknown
 from resnotes.models.imagenet import LAYOUTS, OUTPUT_STRIDES, Encoder
-from resnotes.models.network import check_options, initialize
+from resnotes.models.network import initialize
+from resnotes.typed import NOT_NEGATIVE, Count, Rule, check_arguments
 
 BINS = (1, 2, 3, 6)
 POOLINGS = {"average": nn.AdaptiveAvgPool2d, "max": nn.AdaptiveMaxPool2d}
 SMALL, SMALL_DEPTHS = "small", (1, 1, 1, 1)  # the encoder for small images and 2 cores
+
+SHARE = Rule("must be at least 0 and below 1", lambda value: 0 <= value < 1)
+STAGES = Rule("must be of two stages or more", lambda values: len(values) > 1)
 
 NAMES = tuple(f"{family}-{encoder}" for family in ("fcn", "pspnet") for encoder in (SMALL, *LAYOUTS))
 
@@ -124,28 +127,13 @@ def _check(name: str, given: Mapping[str, Any]) -> None:
     absent = [*(["bins", "pooling", "reduction"] if family == "fcn" else []), *(["depths"] if encoder != SMALL else [])]
     if surplus := [option for option in absent if option in given]:
         raise UsageError(f"{name} takes no option {surplus[0]!r}")
-    counts = {
-        option: given[option] for option in ("num_classes", "in_channels", "width", "head_width") if option in given
-    }
-    for option, least in (("bins", 0), ("depths", 2), ("dilations", 3)):
-        values = given.get(option, SMALL_DEPTHS)
-        if not isinstance(values, list | tuple) or len(values) < least:
-            raise UsageError(f"{name}: {option} must be a list of {least} or more numbers, found {values!r}")
-        counts |= {f"{option}[{i}]": value for i, value in enumerate(values)}
     stages = len(given.get("depths", SMALL_DEPTHS))  # of ResNets, four as well
     if "dilations" in given and len(given["dilations"]) != stages + 1:
         found = len(given["dilations"])
         raise UsageError(f"{name}: dilations are one for each of {stages} stages and one for the head, found {found}")
-    check_options(name, counts, reduction=given.get("reduction", True))
     strides = (4, 8) if encoder == SMALL else OUTPUT_STRIDES
-    for option, allowed in (("pooling", list(POOLINGS)), ("output_stride", strides)):
-        if option in given and given[option] not in allowed:
-            raise unknown(option.replace("_", " "), given[option], allowed)
-    for option, below in (("auxiliary", math.inf), ("dropout", 1)):
-        value = given.get(option)
-        if not isinstance(value, int | float) or not 0 <= value < below:
-            bound = "" if below == math.inf else f" and below {below}"
-            raise UsageError(f"{name}: {option} must be a number of at least 0{bound}, found {value!r}")
+    if given.get("output_stride", 8) not in strides:
+        raise unknown("output stride", given["output_stride"], strides)
 
 
 class SegmentationNetwork(nn.Module):
@@ -193,20 +181,21 @@ class SegmentationNetwork(nn.Module):
         self,
         name: str,
         *,
-        num_classes: int = 150,
-        in_channels: int = 3,
-        width: int | None = None,
-        depths: Sequence[int] | None = None,
+        num_classes: Count = 150,
+        in_channels: Count = 3,
+        width: Count | None = None,
+        depths: Annotated[tuple[Count, ...], STAGES] | None = None,
         output_stride: int | None = None,
-        dilations: Sequence[int] | None = None,
-        bins: Sequence[int] | None = None,
-        pooling: str | None = None,
+        dilations: tuple[Count, ...] | None = None,
+        bins: tuple[Count, ...] | None = None,
+        pooling: Literal["average", "max"] | None = None,
         reduction: bool | None = None,
-        head_width: int | None = None,
-        auxiliary: float = 0.4,
-        dropout: float = 0.1,
+        head_width: Count | None = None,
+        auxiliary: Annotated[float, NOT_NEGATIVE] = 0.4,
+        dropout: Annotated[float, SHARE] = 0.1,
     ) -> None:
         given = {option: value for option, value in locals().items() if option not in ("self", "name", "__class__")}
+        check_arguments(SegmentationNetwork.__init__, given, name)
         options = {option: value for option, value in given.items() if value is not None}
         _check(name, options)
         super().__init__()

@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from resnotes.errors import UsageError, unknown
-from resnotes.models.network import Block, Network, check_options
+from resnotes.errors import UsageError
+from resnotes.models.network import Block, Network
+from resnotes.typed import Count, check_arguments
 
 Norm = Literal["pre", "post"]
 EPS = 1e-6  # of LayerNorm, as in the authors' code and torchvision's
@@ -96,15 +97,15 @@ def _block(norm: Norm, width: int, layers: OrderedDict[str, nn.Module]) -> Block
 
 
 def vision_transformer(
-    layers: int,
+    layers: Count,
     *,
-    num_classes: int = 10,
-    in_channels: int = 3,
-    size: int = 8,
-    patch: int = 2,
-    width: int = 64,
-    heads: int = 4,
-    mlp_ratio: int = 4,
+    num_classes: Count = 10,
+    in_channels: Count = 3,
+    size: Count = 8,
+    patch: Count = 2,
+    width: Count = 64,
+    heads: Count = 4,
+    mlp_ratio: Count = 4,
     norm: Norm = "pre",
     class_token: bool = True,
 ) -> Network:
@@ -128,17 +129,14 @@ def vision_transformer(
     Raises:
         UsageError: a count below 1, a patch or heads that do not divide, or an unknown norm.
     """
+    options = dict(locals())
     name = f"vit-{layers}"
-    counts = {"num_classes": num_classes, "in_channels": in_channels, "size": size, "patch": patch}
-    counts |= {"width": width, "heads": heads, "mlp_ratio": mlp_ratio}
-    check_options(name, {"layers": layers, **counts}, class_token=class_token)
-    if norm not in get_args(Norm):
-        raise unknown("norm", norm, get_args(Norm))
+    check_arguments(vision_transformer, options, name)
+    del options["layers"]
     for whole, part in (("size", "patch"), ("width", "heads")):
-        if counts[whole] % counts[part]:
-            raise UsageError(
-                f"{name}: {part} must divide {whole}, found {part}={counts[part]}, {whole}={counts[whole]}"
-            )
+        if options[whole] % options[part]:
+            found = f"{part}={options[part]}, {whole}={options[whole]}"
+            raise UsageError(f"{name}: {part} must divide {whole}, found {found}")
 
     blocks = []
     for _ in range(layers):
@@ -154,7 +152,6 @@ def vision_transformer(
     )
     head = OrderedDict[str, nn.Module](norm=nn.LayerNorm(width, EPS)) if norm == "pre" else OrderedDict()
     head.update(pool=Pool(0 if class_token else None), fc=nn.Linear(width, num_classes))
-    options = {**counts, "norm": norm, "class_token": class_token}
     network = Network(stem, blocks, nn.Sequential(head), name=name, options=options)
     _initialize(network)
     return network

@@ -6,8 +6,8 @@ import importlib
 import inspect
 import textwrap
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from resnotes import datasets, models, paths
 from resnotes.datasets import Classification, Normalization, folders
+from resnotes.datasets.classification import IMAGENET, spaced
 from resnotes.errors import UsageError, unknown
 from resnotes.models.adapters import adapt
 from resnotes.models.inputs import evaluating
@@ -25,7 +26,6 @@ from resnotes.runs.store import RunStore, load_data
 
 REPAIR = 256  # training images, on which BN is repaired
 _SIDE = 224  # pixels that torchvision's ResNets were trained on
-_IMAGENET = Normalization.published((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 _FORMS = "run:LABEL, published:AUTHOR/NAME, torchvision:NAME, module:function"
 
 
@@ -43,8 +43,8 @@ class Given:
         dataset: in words.
         iterations: how long it was trained, 0 for random weights, None where nobody knows.
         scope: of evidence, ``"live"`` or ``"published"``.
-        own_answers: whether its answers take the place of labels.
         remarks: what was done to get there.
+        own_answers: whether its answers take the place of labels.
     """
 
     name: str
@@ -56,23 +56,8 @@ class Given:
     dataset: str
     iterations: int | None
     scope: str
-    own_answers: bool
     remarks: tuple[str, ...]
-
-
-class _Found(NamedTuple):
-    """A network as its author wrote it, images and labels; and how many classes it knows of these, 0 for none."""
-
-    name: str
-    model: nn.Module
-    images: Tensor
-    labels: Tensor
-    repair: Tensor
-    classes: int
-    dataset: str
-    iterations: int | None
-    scope: str
-    remarks: tuple[str, ...]
+    own_answers: bool = False
 
 
 def given(network: str, data: str, *, images: int, weights: str = "", profile: str = "quick") -> Given:
@@ -100,12 +85,11 @@ def given(network: str, data: str, *, images: int, weights: str = "", profile: s
     if kind in ("run", "published"):
         if weights:
             raise UsageError(f"{network} has its own weights, found weights={weights!r}; leave them out")
-        found = _run(name, data, images, profile) if kind == "run" else _published(name, data, images)
-        return _adapted(found)
-    return _adapted(_elsewhere(kind, name, data, images, weights))
+        return _run(name, data, images, profile) if kind == "run" else _published(name, data, images)
+    return _elsewhere(kind, name, data, images, weights)
 
 
-def _run(label: str, data: str, images: int, profile: str) -> _Found:
+def _run(label: str, data: str, images: int, profile: str) -> Given:
     """A network that is trained here."""
     label = models.label(*models.from_label(label))
     studies = profiles.load(profile).studies
@@ -114,47 +98,46 @@ def _run(label: str, data: str, images: int, profile: str) -> _Found:
     _require(f"run:{label}", data, spec.dataset)
     if datasets.task(data) != "classification":
         raise UsageError(f"run:{label} is for segmentation; expected a classifier")
-    run = RunStore().get(spec)
-    known = load_data(spec)
+    model, known = RunStore().get(spec).model(), load_data(spec)
     assert isinstance(known, Classification)
     sample, labels = known.test_sample(images)
-    remark = f"trained for {spec.recipe.iterations:,} iterations on {known.variant}, seed {spec.seed}"
-    return _Found(
-        label,
-        run.model(),
-        known.normalization(sample),
-        labels,
-        known.normalization(_spaced(known.train_images, REPAIR)),
-        known.num_classes,
-        known.variant,
-        spec.recipe.iterations,
-        "live",
-        (remark,),
+    found = Given(
+        name=label,
+        model=model,
+        network=model,
+        images=known.normalization(sample),
+        labels=labels,
+        repair=known.normalization(_sample(known.train_images)),
+        dataset=known.variant,
+        iterations=spec.recipe.iterations,
+        scope="live",
+        remarks=(f"trained for {spec.recipe.iterations:,} iterations on {known.variant}, seed {spec.seed}",),
     )
+    return _adapted(found, known.num_classes)
 
 
-def _published(name: str, data: str, images: int) -> _Found:
+def _published(name: str, data: str, images: int) -> Given:
     """A network that others trained on CIFAR-10."""
     found = models.published(name)
     _require(f"published:{name}", data, "cifar10")
     known = datasets.load("cifar10")
     sample, labels = found.sample(known, images, held=True)
     repair, _ = found.sample(known, REPAIR, held=False)
-    remarks = f"from {found.source}", f"trained on {found.training}"
-    about = known.num_classes, known.variant, 64_000, "published", remarks
-    return _Found(name, found.network, sample, labels, repair, *about)
+    network, remarks = found.network, (f"from {found.source}", f"trained on {found.training}")
+    told = known.variant, 64_000, "published", remarks
+    return _adapted(Given(name, network, network, sample, labels, repair, *told), known.num_classes)
 
 
-def _elsewhere(kind: str, name: str, data: str, images: int, weights: str) -> _Found:
+def _elsewhere(kind: str, name: str, data: str, images: int, weights: str) -> Given:
     """A network of torchvision's, or of a function on Python's path."""
     known = _data(data, images)
     sample, labels = known.test_sample(images)
-    repair = _spaced(known.train_images, REPAIR if len(known.train_images) else 0)
+    repair = _sample(known.train_images)
     state: dict[str, Tensor] = {}
     if weights:
         state, _ = read_weights(paths.expanded(weights), "", "name another file as weights")
-    published, remarks = kind == "torchvision", list[str]()
-    if published:
+    theirs, remarks = kind == "torchvision", list[str]()
+    if theirs:
         heads = [len(value) for key, value in state.items() if key.endswith(("fc.bias", "heads.head.bias"))]
         model = _torchvision(name, heads[0] if heads else known.num_classes)
     else:
@@ -169,47 +152,57 @@ def _elsewhere(kind: str, name: str, data: str, images: int, weights: str) -> _F
     if known.in_channels == 1 < channels:
         sample, repair = (each.expand(-1, channels, -1, -1) for each in (sample, repair))
         remarks.append("grey images, the same in each channel")
-    side = getattr(model, "image_size", _SIDE if published and state else None)
+    published, random = theirs and bool(state), theirs and not state
+    side = getattr(model, "image_size", _SIDE if published else None)
     if isinstance(side, int) and tuple(sample.shape[2:]) != (side, side):
         sample, repair = (_resized(each, side) for each in (sample, repair))
         remarks.append(f"images resized to {side}x{side} pixels")
-    normalization = _IMAGENET if published and state else Normalization.by_channel(torch.cat([sample, repair]))
-    remarks.append("normalised as ImageNet is" if published and state else "normalised by the channels' mean and std")
-    random = published and not state
+    normalization = IMAGENET if published else Normalization.by_channel(torch.cat([sample, repair]))
+    remarks.append("normalised as ImageNet is" if published else "normalised by the channels' mean and std")
     if random:
         repair = repair[:0]
         remarks.append("random weights, with which BN has not gathered statistics that could be repaired")
-    pixels = [normalization(each) if len(each) else each.float() for each in (sample, repair)]
-    return _Found(
-        f"{name} (random weights)" if random else name,
-        model,
-        pixels[0],
-        labels,
-        pixels[1],
-        0 if random else known.num_classes,
-        known.variant,
-        0 if random else None,
-        "published" if published and state else "live",
-        tuple(remarks),
+    found = Given(
+        name=f"{name} (random weights)" if random else name,
+        model=model,
+        network=model,
+        images=normalization(sample),
+        labels=labels,
+        repair=normalization(repair),
+        dataset=known.variant,
+        iterations=0 if random else None,
+        scope="published" if published else "live",
+        remarks=tuple(remarks),
     )
+    return _adapted(found, 0 if random else known.num_classes)
 
 
 @torch.no_grad()
-def _adapted(found: _Found) -> Given:
-    """The network as stem, blocks and head, and its own answers, where it was not trained for the labels."""
-    name, model, images, labels, repair, classes, dataset, iterations, scope, remarks = found
-    model = model.eval()
-    shaped = all(hasattr(model, part) for part in ("stem", "blocks", "head"))
-    network = model if shaped else adapt(model, images)
+def _adapted(found: Given, classes: int) -> Given:
+    """The network as stem, blocks and head; its answers in place of the labels, unless it has a logit for each class.
+
+    Args:
+        found: with the model as its author wrote it for `network`.
+        classes: those of the labels that it was trained for, 0 for none.
+    """
+    network, images = found.model.eval(), found.images
+    if not all(hasattr(network, part) for part in ("stem", "blocks", "head")):
+        network = adapt(network, images)
     with evaluating(network, images):
         logits = in_a_row(network, images, lambda block, x: visit(block, x).output)[-1]
     if logits.isnan().any():
-        raise UsageError(f"{name} puts out NaN for some of {len(images)} images; look at its weights")
-    own = logits.shape[1] != classes
-    if own:
-        labels, dataset = logits.argmax(1), f"{dataset}, own answers"
-        remarks += ("not trained for the labels of this data, so that an error is an answer which a lesion changes",)
-    return Given(name, model, network, images, labels, repair, dataset, iterations, scope, own, remarks)
+        raise UsageError(f"{found.name} puts out NaN for some of {len(images)} images; look at its weights")
+    if logits.shape[1] == classes:
+        return replace(found, network=network)
+    remark = "not trained for the labels of this data, so that an error is an answer which a lesion changes"
+    return replace(
+        found,
+        network=network,
+        labels=logits.argmax(1),
+        dataset=f"{found.dataset}, own answers",
+        remarks=(*found.remarks, remark),
+        own_answers=True,
+    )
 
 
 def _require(network: str, data: str, own: str) -> None:
@@ -260,12 +253,10 @@ def _call(module: str, function: str, **options: int) -> nn.Module:
     return found
 
 
-def _spaced(images: Tensor, count: int) -> Tensor:
-    count = min(count, len(images))
-    return images[torch.arange(count) * len(images) // max(1, count)]
+def _sample(images: Tensor) -> Tensor:
+    """Those that BN is repaired on."""
+    return images[spaced(len(images), REPAIR)]
 
 
 def _resized(images: Tensor, side: int) -> Tensor:
-    if not len(images):
-        return images
     return F.interpolate(images.float(), (side, side), mode="bilinear", antialias=True).round().byte()

@@ -27,6 +27,7 @@ from resnotes.errors import UsageError
 from resnotes.models.adapters import Parts
 from resnotes.models.network import branches, copied, has_forward
 from resnotes.models.passes import check_repeatable, classify, measuring, visit
+from resnotes.unravel.lengths import shares
 
 # Elements of the gradients that go back through a branch at once. Few small ones are slow one by one; many large ones
 # leave the processor's cache.
@@ -210,10 +211,7 @@ def unit_shares(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
             whole = branch if shortcut is None else branch + shortcut(cotangents)
             through, gradient = torch.cat([whole[:-1], branch[-1:]]), whole[-1]
         _check_sum(model, units, last, gradient)
-        total = gradient.flatten().cpu().double()
-        if not total.isfinite().all() or not total.any():
-            raise UsageError("expected a gradient that is finite and not zero: any other has no shares")
-        return (through.flatten(1).cpu().double() @ total / (total @ total)).flip(0)
+        return shares(through, gradient).flip(0)
 
 
 def path_norms(model: nn.Module, images: Tensor, labels: Tensor, draws: int, generator: torch.Generator) -> Tensor:

@@ -13,6 +13,18 @@ from torch import Tensor
 from resnotes.errors import UsageError
 
 
+def shares(parts: Tensor, whole: Tensor) -> Tensor:
+    """⟨g_i, g⟩ / ‖g‖² of each part g_i ``[K, ...]`` of a gradient g: float64 ``[K]``, on the CPU.
+
+    Raises:
+        UsageError: g is zero, or not finite.
+    """
+    total = whole.flatten().cpu().double()  # which not every GPU has
+    if not total.isfinite().all() or not total.any():
+        raise UsageError("expected a gradient that is finite and not zero: any other has no shares")
+    return parts.flatten(1).cpu().double() @ total / (total @ total)
+
+
 def path_shares(gradients: Tensor) -> pd.DataFrame:
     """What each length contributes to the gradient.
 
@@ -27,11 +39,8 @@ def path_shares(gradients: Tensor) -> pd.DataFrame:
     Raises:
         UsageError: g is zero, or not finite.
     """
-    flat = gradients.flatten(1).cpu().double()  # which not every GPU has
-    total = flat.sum(0)
-    if not total.isfinite().all() or not total.any():
-        raise UsageError("expected a gradient that is finite and not zero: any other has no shares")
-    norms = flat.norm(dim=1).numpy()
+    flat = gradients.flatten(1).cpu().double()
+    of_gradient, norms = shares(flat, flat.sum(0)), flat.norm(dim=1).numpy()
     n = len(flat) - 1
     return pd.DataFrame(
         {
@@ -39,7 +48,7 @@ def path_shares(gradients: Tensor) -> pd.DataFrame:
             "paths": [math.comb(n, k) for k in range(n + 1)],
             "norm": norms,
             "norm_share": norms / norms.sum(),
-            "share": (flat @ total / (total @ total)).numpy(),
+            "share": of_gradient.numpy(),
         }
     )
 

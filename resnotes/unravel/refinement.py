@@ -9,7 +9,7 @@ and output, Gromov et al. 2024 (arXiv 2403.17887) predict which blocks can go.
 from __future__ import annotations
 
 import contextlib
-from typing import NamedTuple
+import math
 
 import pandas as pd
 import torch
@@ -20,13 +20,6 @@ from resnotes.models.adapters import Parts
 from resnotes.models.inputs import check_result
 from resnotes.models.network import copied
 from resnotes.models.passes import Visit, check_repeatable, classify, measuring, visit
-
-
-class _Lens(NamedTuple):
-    """What the head makes of a block's output, in percent and in nats; NaN where it cannot read it."""
-
-    error: float = float("nan")
-    loss: float = float("nan")
 
 
 def refinement(model: nn.Module, images: Tensor, labels: Tensor) -> pd.DataFrame:
@@ -80,13 +73,13 @@ def _row(network: nn.Module, found: Visit, gradient: Tensor, labels: Tensor) -> 
             cosine = _cosines(branch, -gradient)
     if found.output.shape == found.x.shape:
         angle = _cosines(found.x, found.output).clamp(-1, 1).acos().rad2deg()
-    lens = _lens(network, found.output, labels)
+    error, loss = _lens(network, found.output, labels)
     return {
         "cosine": cosine.nanmean().item(),
         "norm_ratio": ratio.mean().item(),
         "angle": angle.nanmean().item(),
-        "lens_error": lens.error,
-        "lens_loss": lens.loss,
+        "lens_error": error,
+        "lens_loss": loss,
     }
 
 
@@ -102,10 +95,10 @@ def _cosines(first: Tensor, second: Tensor) -> Tensor:
     return products / (_norms(first) * _norms(second))
 
 
-def _lens(network: nn.Module, maps: Tensor, labels: Tensor) -> _Lens:
-    """What the head makes of a block's output."""
+def _lens(network: nn.Module, maps: Tensor, labels: Tensor) -> tuple[float, float]:
+    """Error in percent, and loss in nats, of the head on a block's output; NaN where it cannot read that."""
     with contextlib.suppress(RuntimeError):  # of layers that are made for other shapes
         logits = check_result(network.head(maps.clone()), "the head")  # type: ignore[operator]
         wrong = ((logits.argmax(1) != labels) | logits.isnan().any(1)).cpu().double().mean()
-        return _Lens(100 * wrong.item(), F.cross_entropy(logits, labels).item())
-    return _Lens()
+        return 100 * wrong.item(), F.cross_entropy(logits, labels).item()
+    return math.nan, math.nan

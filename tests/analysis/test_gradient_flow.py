@@ -7,11 +7,11 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
-from kit.networks import option_a, small
+from kit.networks import build, option_a
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from resnotes import models
+from resnotes import models, unravel
 from resnotes.analysis.propagation import (
     gradient_flow,
     gradient_norms,
@@ -33,12 +33,6 @@ MEASURES: list[Callable[[Network, Tensor, Tensor], object]] = [
     gradient_correlation,
     lambda network, images, _: unit_statistics(network, images),
 ]
-
-
-def build(name: str, **options: object) -> Network:
-    """Narrow, in float64, with BN of its own in every layer."""
-    torch.manual_seed(0)
-    return small(name, in_channels=1, **options)
 
 
 def signals_of(network: Network) -> list[Tensor]:
@@ -305,15 +299,21 @@ def test_an_image_without_gradient_counts_as_zero() -> None:
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize(
     "measure",
-    [*MEASURES, gradient_norms, gradient_step_gain, lambda network, images, _: layer_responses(network, images)],
+    [
+        *(*MEASURES, gradient_norms, gradient_step_gain, lambda network, images, _: layer_responses(network, images)),
+        *(unravel.path_gradients, unravel.unit_shares, unravel.refinement),
+        lambda *data: unravel.path_norms(*data, 1, torch.Generator()),
+    ],
 )
 def test_measuring_changes_nothing(measure: Callable[[Network, Tensor, Tensor], object], training: bool) -> None:
     network = build("resnet-8").train(training)
+    frozen = network.head.fc.weight.requires_grad_(False)
     before = copy.deepcopy(network.state_dict())
     measure(network, images := IMAGES.clone(), LABELS)
     torch.testing.assert_close(network.state_dict(), before, rtol=0, atol=0)
     assert all(module.training == training for module in network.modules())
-    assert all(parameter.grad is None and parameter.requires_grad for parameter in network.parameters())
+    assert all(parameter.grad is None for parameter in network.parameters())
+    assert all(parameter.requires_grad == (parameter is not frozen) for parameter in network.parameters())
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in network.modules())
     assert images.equal(IMAGES)
     assert not images.requires_grad
@@ -327,9 +327,9 @@ def test_what_is_measured_does_not_depend_on_the_mode(measure: Callable[[Network
     np.testing.assert_array_equal(first, second)
 
 
-@pytest.mark.parametrize("measure", [gradient_flow, gradient_correlation, gradient_step_gain])
+@pytest.mark.parametrize("measure", [gradient_flow, gradient_correlation, gradient_step_gain, unravel.refinement])
 def test_dropout_is_refused(measure: Callable[..., object]) -> None:
-    network = build("resnet-8", shortcut="dropout:0.5")
+    network = build("resnet-8", shortcut="dropout:0.5").train()
     with pytest.raises(UsageError, match="expected no active dropout"):
         measure(network, IMAGES, LABELS)
 

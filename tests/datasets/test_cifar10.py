@@ -109,7 +109,7 @@ def test_the_holdout_of_uneven_classes(root: Path) -> None:
 def test_a_holdout_that_cannot_be_is_one_clear_error(root: Path, holdout: object) -> None:
     if holdout != -1:  # which needs no data to be refused
         as_folder(tree(train=5), root / "cifar10")
-    with pytest.raises(UsageError, match=rf"cifar10: holdout must be .*found {re.escape(repr(holdout))}"):
+    with pytest.raises(UsageError, match=rf"cifar10: holdout must .*found {re.escape(repr(holdout))}"):
         load(root, holdout=holdout)
 
 

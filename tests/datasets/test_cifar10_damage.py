@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import struct
 import tarfile
-import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,6 +19,7 @@ from kit.cifar10 import (
     pixels,
     tree,
 )
+from kit.pairs import png
 
 from resnotes.errors import DatasetError
 
@@ -28,16 +27,6 @@ from resnotes.errors import DatasetError
 def packed(files: Tree, path: Path) -> Path:
     kind = path.name.partition(".")[2]
     return as_zip(files, path) if kind == "zip" else as_tar(files, path, "w:" + kind.partition(".")[2])
-
-
-def claims_to_be(width: int, height: int) -> bytes:
-    """A PNG of a few bytes whose header claims a huge image."""
-    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(bytes(100))), (b"IEND", b""))
-    body = b"".join(
-        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in chunks
-    )
-    return b"\x89PNG\r\n\x1a\n" + body
 
 
 def without(part: str, files: Tree) -> Tree:
@@ -50,8 +39,8 @@ DAMAGES: dict[str, tuple[Callable[[Tree], Tree], str]] = {
     "empty file": (lambda f: f | {IMAGE: b""}, f"{IMAGE} is empty; expected a complete 32x32"),
     "cut image": (lambda f: f | {IMAGE: f[IMAGE][:900]}, f"{IMAGE} is damaged .*copy or download it again"),
     "gif": (lambda f: f | {IMAGE: encoded(pixels(0), "GIF")}, f"{IMAGE} is a GIF image; expected"),
-    "bomb": (lambda f: f | {IMAGE: claims_to_be(9000, 9000)}, "is 9000x9000; expected"),
-    "big bomb": (lambda f: f | {IMAGE: claims_to_be(2**31 - 1, 2**31 - 1)}, "is damaged .*DecompressionBomb"),
+    "bomb": (lambda f: f | {IMAGE: png(9000, 9000, bytes(100))}, "is 9000x9000; expected"),
+    "big bomb": (lambda f: f | {IMAGE: png(2**31 - 1, 2**31 - 1, bytes(100))}, "is damaged .*DecompressionBomb"),
     "no images": (
         lambda f: {"README": b""},
         "no CIFAR-10 in .*, but 1 file .1 without suffix., the first is README; ",

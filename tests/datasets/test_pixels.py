@@ -1,14 +1,13 @@
 """Pixels as they look: references are files of 8 bits, upright and grey, written by Pillow."""
 
 import struct
-import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from kit.pairs import labels, picture, save
+from kit.pairs import labels, picture, png, save
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
@@ -58,22 +57,15 @@ def save_turned(path: Path, array: np.ndarray, orientation: int) -> None:
 
 
 def grey_png(array: np.ndarray, bits: int, transparent: int | None = None) -> bytes:
-    """A grey PNG with so many bits a pixel, by the standard: header, rows without filter, end."""
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
+    """A grey PNG with so many bits a pixel, of rows without filter."""
     height, width = array.shape
     per_byte = max(1, 8 // bits)
     shifts = np.arange(per_byte)[::-1] * bits
     packed = (array.reshape(height, width // per_byte, per_byte).astype(int) << shifts).sum(2)
     packed = packed.astype(">u2" if bits == 16 else np.uint8)
     rows = b"".join(b"\0" + row.tobytes() for row in packed)
-    header = struct.pack(">IIBBBBB", width, height, bits, 0, 0, 0, 0)
-    parts = [(b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b"")]
-    if transparent is not None:
-        parts.insert(1, (b"tRNS", struct.pack(">H", transparent)))
-    return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*part) for part in parts)
+    more = {} if transparent is None else {b"tRNS": struct.pack(">H", transparent)}
+    return png(width, height, rows, bits=bits, colours=0, more=more)
 
 
 # Images

@@ -1,6 +1,7 @@
 """Small networks whose BN layers all differ, and layers written out by hand."""
 
 import copy
+import linecache
 import math
 from collections.abc import Iterable
 from typing import Any
@@ -46,6 +47,12 @@ def small(name: str, **options: object) -> Network:
     return network.double().eval()
 
 
+def build(name: str, **options: object) -> Network:
+    """`small` for grey images, and the same each time."""
+    torch.manual_seed(0)
+    return small(name, in_channels=1, **options)
+
+
 def conv(x: Tensor, layer: nn.Conv2d, stride: int = 1) -> Tensor:
     return F.conv2d(x, layer.weight, stride=stride, padding=layer.kernel_size[0] // 2)
 
@@ -64,6 +71,26 @@ def option_a(x: Tensor) -> Tensor:
             for j in range(0, width, 2):
                 y[:, channels // 2 + c, i // 2, j // 2] = x[:, c, i, j]
     return y
+
+
+def first_gradient(network: Any, images: Tensor, labels: Tensor) -> Tensor:
+    """Of the summed cross-entropy at the first block's input, by autograd."""
+    network = copy.deepcopy(network)
+    first = network.stem(images.clone()).detach().requires_grad_()
+    x = first.clone()
+    for block in network.blocks:
+        x = block(x.clone())  # what a block writes over may be needed to go back
+    (found,) = torch.autograd.grad(F.cross_entropy(network.head(x), labels, reduction="sum"), first)
+    return found
+
+
+def in_a_cell(body: str, **names: Any) -> Any:
+    """What executing a cell of a notebook defines as `build`: its source is kept, its module is `__main__`."""
+    code, cell = f"def build(num_classes, in_channels):\n    {body}\n", f"<cell {body}>"
+    linecache.cache[cell] = len(code), None, code.splitlines(keepends=True), cell
+    defined: dict[str, Any] = {"__name__": "__main__", **names}
+    exec(compile(code, cell, "exec"), defined)
+    return defined["build"]
 
 
 @torch.no_grad()

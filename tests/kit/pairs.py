@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +21,18 @@ def labels(seed: int, highest: int, height: int = 12, width: int = 16) -> np.nda
 def save(path: Path, array: np.ndarray) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(array).save(path)
+
+
+def png(
+    width: int, height: int, rows: bytes, *, bits: int = 8, colours: int = 2, more: dict[bytes, bytes] | None = None
+) -> bytes:
+    """A PNG by the standard, whatever its rows: 8 bits of RGB, or 0 for grey; with more chunks after the header."""
+    header = struct.pack(">IIBBBBB", width, height, bits, colours, 0, 0, 0)
+    chunks = {b"IHDR": header, **(more or {}), b"IDAT": zlib.compress(rows), b"IEND": b""}
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        for kind, data in chunks.items()
+    )
 
 
 SIZES = {0: (12, 16), 1: (20, 9), 2: (8, 8)}

@@ -18,11 +18,6 @@ CASES = [
 ]
 
 
-@pytest.fixture(autouse=True)
-def _seed() -> None:
-    torch.manual_seed(0)
-
-
 def images(seed: int, channels: int = 3, scale: float = 1.0) -> torch.Tensor:
     generator = torch.Generator().manual_seed(seed)
     return scale * torch.randn(16, channels, 12, 12, generator=generator, dtype=torch.float64)

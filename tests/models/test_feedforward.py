@@ -9,17 +9,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from resnotes import models, unravel
-from resnotes.errors import UsageError
 from resnotes.models import Network
 
 VGG_BLOCKS, VGG_POOLED = 13, (3, 8)  # the fifth and the tenth convolution; the first one is the stem
 ALEXNET_CHANNELS = (1, 3, 6, 4, 4)
-NAMES = ["vgg-15", "alexnet"]
-
-
-@pytest.fixture(autouse=True)
-def _seed() -> None:
-    torch.manual_seed(0)
 
 
 def small(name: str, **options: object) -> Network:
@@ -103,27 +96,3 @@ def test_weights_are_drawn_with_fan_in() -> None:
     assert len(weights) == len(fans) + 1
     assert weights[-1].abs().max() <= 1 / math.sqrt(16 * 64)
     assert all((m.bias == 0).all() for m in network.modules() if isinstance(m, nn.Conv2d | nn.Linear))
-
-
-# Options
-
-
-@pytest.mark.parametrize(
-    ("name", "options", "message"),
-    [
-        ("vgg-16", {}, r"unknown network 'vgg-16'; allowed: plain-N .*, vgg-15, alexnet, fcn-E, .*"),
-        ("vgg-15", {"shortcut": "A"}, "vgg-15 takes no option 'shortcut'; allowed: num_classes, in_channels, width"),
-        *(
-            (name, {"width": value}, f"{name}: width must be a whole number of at least 1, found {value!r}")
-            for name in NAMES
-            for value in (0, 1.5, True, "8")
-        ),
-        *((name, {"batch_norm": 1}, f"{name}: batch_norm must be True or False, found 1") for name in NAMES),
-    ],
-)
-def test_what_cannot_be_built_is_refused(name: str, options: dict[str, object], message: str) -> None:
-    with pytest.raises(UsageError, match=message):
-        models.build(name, **options)
-
-
-# Training

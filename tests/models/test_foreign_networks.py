@@ -10,9 +10,8 @@ import torch
 import torchvision.models as vision
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from kit.networks import plain_loop, randomise_bn
+from kit.networks import first_gradient, plain_loop, randomise_bn
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torchvision.models.resnet import BasicBlock, ResNet
 from torchvision.ops import StochasticDepth
 
@@ -24,11 +23,6 @@ from resnotes.models import Network
 IMAGES = torch.randn(6, 3, 8, 8, generator=torch.Generator().manual_seed(1))
 LABELS = torch.arange(6)
 CHANNELS = 8
-
-
-@pytest.fixture(autouse=True)
-def _seed() -> None:
-    torch.manual_seed(0)
 
 
 # Networks as they are found
@@ -492,23 +486,12 @@ def test_logits_that_are_no_numbers_are_wrong() -> None:
 # Paths and gradients
 
 
-def gradient(network: Any, images: Tensor) -> Tensor:
-    """Of the summed cross-entropy at the first block's input, by autograd."""
-    network = copy.deepcopy(network)
-    first = network.stem(images.clone()).detach().requires_grad_()
-    x = first.clone()
-    for block in network.blocks:
-        x = block(x.clone())  # what a block writes over may be needed to go back
-    (found,) = torch.autograd.grad(F.cross_entropy(network.head(x), LABELS, reduction="sum"), first)
-    return found
-
-
 @pytest.mark.parametrize(("residual", "after"), KINDS)
 def test_paths_add_up_to_the_gradient(residual: str, after: str) -> None:
     network = build([residual] * 3, after).double()
     images = IMAGES.double()
     found = unravel.path_gradients(network, images, LABELS)
-    torch.testing.assert_close(found.sum(0), gradient(network, images), rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(found.sum(0), first_gradient(network, images, LABELS), rtol=1e-9, atol=1e-12)
     paths = torch.tensor(list(itertools.product([False, True], repeat=3)))
     along = unravel.gradients_along(network, images, LABELS, paths)
     for length in range(4):
@@ -580,7 +563,7 @@ def test_paths_of_networks_of_torchvision(make: Callable[..., nn.Module], traini
     found = unravel.path_gradients(network, images, LABELS).sum(0)
     flow = gradient_flow(network, images, LABELS)
     torch.testing.assert_close(model.state_dict(), state, rtol=0, atol=0)
-    expected = gradient(network, images)
+    expected = first_gradient(network, images, LABELS)
     assert (found - expected).norm() < 1e-9 * expected.norm()
     if training:  # whose gradient is of the mean
         assert flow.gradient[0] == pytest.approx(expected.norm().item() / len(images), rel=1e-9)

@@ -10,11 +10,6 @@ from resnotes import models
 from resnotes.models.imagenet import LAYOUTS, Encoder, ImageNetResNet
 
 
-@pytest.fixture(autouse=True)
-def _seed() -> None:
-    torch.manual_seed(0)
-
-
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_state_dicts_are_torchvisions(name: str) -> None:
     with torch.device("meta"):

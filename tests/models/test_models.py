@@ -4,21 +4,13 @@ import math
 
 import pytest
 import torch
-from kit.networks import option_a
-from torch import nn
 
 from resnotes import models
 from resnotes.book import papers
 from resnotes.errors import UsageError
-from resnotes.models import Block, count_parameters
-from resnotes.models.shortcuts import ZeroPadShortcut
+from resnotes.models import count_parameters
 
 TABLE_6 = papers.numbers("he2015").query("where == 'Table 6' and metric == 'parameters'")
-
-
-@pytest.fixture(autouse=True)
-def _seed() -> None:
-    torch.manual_seed(0)
 
 
 # Counts and composition
@@ -36,15 +28,6 @@ def test_shortcuts_cost_no_parameters_with_option_a() -> None:
     assert plain == residual
     # Two 1x1 convolutions and their BN: 16 to 32 and 32 to 64 channels.
     assert projected - residual == 16 * 32 + 2 * 32 + 32 * 64 + 2 * 64
-
-
-# Blocks and heads against a few lines of arithmetic
-
-
-@pytest.mark.parametrize("size", [(8, 8), (7, 9), (1, 2)])
-def test_zero_padding_equals_a_loop(size: tuple[int, int]) -> None:
-    x = torch.randn(2, 6, *size)
-    assert torch.equal(ZeroPadShortcut(6, 12, 2)(x), option_a(x))
 
 
 # Initialisation and options
@@ -73,22 +56,36 @@ def test_any_channels_classes_width_and_image_size(name: str, size: tuple[int, i
     ("name", "options", "message"),
     [
         ("vgg-20", {}, r"'vgg-20'; allowed: plain-N \(N = 6n \+ 2\), .*, prebottleneck-N \(N = 9n \+ 2\), resnet18"),
+        ("pspnet-vgg", {}, r"unknown network .pspnet-vgg.; allowed: .*pspnet-E \(E = small, resnet18, .*resnet152\)"),
         ("resnet-20b", {}, "unknown network"),
         ("resnet-21", {}, "resnet-21: depth must be 6n .* nearest: 20, 26"),
         ("plain-2", {}, "nearest: 8, 14"),
         ("resnet-20", {"depth": 3}, "takes no option 'depth'; allowed: num_classes, in_channels, width, shortcut"),
         ("resnet-20", {"shortcut": "D"}, "unknown shortcut 'D'; allowed: A, B, C, scaling:λ"),
-        ("resnet-20", {"order": ["original"]}, r"order \['original'\]; allowed: original, .*, pre-activation"),
+        ("resnet-20", {"order": ["original"]}, r"order must be a text, found \['original'\]"),
         ("plain-20", {"shortcut": "A"}, "plain-20 has no shortcuts"),
-        ("plain-20", {"width": 0}, "width must be a whole number of at least 1, found 0"),
+        ("plain-20", {"alpha": 0.0}, "plain-20 has no shortcuts, so it takes no option alpha"),
+        *(("resnet-8", {"alpha": value}, "alpha must be a finite number") for value in (True, "0", math.nan, math.inf)),
+        *(("vgg-15", {"width": value}, "vgg-15: width must be a whole number") for value in (0, 1.5, True, "8")),
+        *((name, {"width": 0}, f"{name}: width must be .* at least 1, found 0") for name in ("plain-20", "alexnet")),
+        ("alexnet", {"batch_norm": 1}, "alexnet: batch_norm must be True or False, found 1"),
+        ("resnet18", {"width": "a"}, "resnet18: width must be a whole number of at most 31 bits, found 'a'"),
+        ("vit-0", {}, "vit-0: layers must be a whole number of at least 1, found 0"),
+        ("vit-2", {"norm": "both"}, "norm must be one of pre, post, found 'both'"),
+        ("vit-2", {"patch": 3}, "vit-2: patch must divide size, found patch=3, size=8"),
+        ("vit-2", {"heads": 5}, "vit-2: heads must divide width, found heads=5, width=64"),
+        ("fcn-small", {"bins": (1,)}, "fcn-small takes no option 'bins'"),
+        ("fcn-resnet50", {"depths": (1, 1, 1)}, "fcn-resnet50 takes no option 'depths'"),
+        ("fcn-small", {"depths": (1,)}, r"depths must be of two stages or more, found \(1,\)"),
+        ("fcn-small", {"dilations": (1, 2)}, "one for each of 4 stages and one for the head, found 2"),
+        ("fcn-resnet18", {"dilations": (1, 1, 2)}, "one for each of 4 stages and one for the head, found 3"),
+        ("fcn-small", {"auxiliary": None}, "auxiliary must be a finite number, found None"),
+        ("fcn-small", {"dropout": 1}, "dropout must be at least 0 and below 1, found 1"),
+        ("pspnet-small", {"bins": (1, 0)}, r"bins must be a whole number of at least 1, found \(1, 0\)"),
+        ("pspnet-small", {"pooling": ["max"]}, r"pooling must be one of average, max, found \['max'\]"),
+        ("pspnet-small", {"output_stride": 16}, "unknown output stride 16; allowed: 4, 8"),
     ],
 )
 def test_what_cannot_be_built_is_refused(name: str, options: dict[str, object], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         models.build(name, **options)
-
-
-def test_a_block_without_shortcut_adds_nothing() -> None:
-    x = torch.randn(1, 2, 3, 3)
-    assert torch.equal(Block(nn.Identity(), None, nn.Identity())(x), x)
-    assert torch.equal(Block(nn.Identity(), nn.Identity(), nn.Identity())(x), 2 * x)

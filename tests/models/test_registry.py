@@ -2,12 +2,12 @@
 
 import hashlib
 import inspect
-from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
 import pytest
 import torch
+from kit.networks import in_a_cell
 from torch import nn
 
 from resnotes import models, unravel
@@ -16,10 +16,8 @@ from resnotes.models import Block, Network, registry
 
 
 @pytest.fixture(autouse=True)
-def _clean(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    torch.manual_seed(0)
+def _clean(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(registry, "_registered", {})
-    yield
 
 
 def mine(num_classes: int, in_channels: int, width: int = 4) -> Network:
@@ -62,22 +60,10 @@ def test_its_source_is_that_of_the_function_or_class(builder: Any) -> None:
     assert models.source("resnet-20") is models.source("nobody's") is None
 
 
-def cell(body: str) -> Any:
-    """What a cell of a notebook defines, with the source that IPython keeps of it."""
-    import linecache
-
-    text, file = f"def build(num_classes, in_channels):\n    {body}\n", f"<cell {body}>"
-    linecache.cache[file] = (len(text), None, text.splitlines(keepends=True), file)
-    scope: dict[str, Any] = {"__name__": "__main__", "mine": mine}
-    exec(compile(text, file, "exec"), scope)
-    return scope["build"]
-
-
 def test_a_cell_that_is_executed_again_replaces_what_it_registered() -> None:
-    first, again, edited = (cell(f"return mine(num_classes, in_channels, {width})") for width in (2, 2, 3))
     sources = []
-    for builder in (first, again, edited):
-        models.register("mine", builder)
+    for width in (2, 2, 3):
+        models.register("mine", in_a_cell(f"return mine(num_classes, in_channels, {width})", mine=mine))
         sources.append(models.source("mine"))
     assert sources[0] == sources[1] != sources[2]
     assert models.build("mine", num_classes=2, in_channels=3).stem.out_channels == 3

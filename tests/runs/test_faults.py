@@ -8,8 +8,6 @@ import os
 import random
 import signal
 import time
-from collections.abc import Callable
-from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
 import pandas as pd
@@ -17,6 +15,7 @@ import pytest
 from filelock import FileLock
 from kit import crashes
 from kit import runs as kit_runs
+from kit.calls import until
 from kit.cifar10 import IMAGE, as_folder, encoded, pixels, tree
 from kit.runs import SPEC, assert_same_run, content
 
@@ -53,14 +52,6 @@ def epochs(folder: Path) -> int:
     return len(pd.read_csv(path)) if path.exists() else 0
 
 
-def wait_until(reached: Callable[[], object], process: ForkServerProcess) -> None:
-    """Wait for what `process` does, as long as it runs."""
-    limit = time.monotonic() + 120
-    while not reached() and process.exitcode is None:
-        assert time.monotonic() < limit
-        time.sleep(0.005)
-
-
 # Killed
 
 
@@ -73,7 +64,7 @@ def test_ten_kills_at_random_moments_change_nothing(tmp_path: Path, whole: dict[
         folder = tmp_path / str(len(finished)) / LONG.name
         process = crashes.start(LONG, folder.parent)
         goal = epochs(folder) + draw.choice([0, 0, 1, 2, 4])
-        wait_until(lambda folder=folder, goal=goal: epochs(folder) >= goal, process)
+        until(lambda: epochs(folder) >= goal or process.exitcode is not None)  # noqa: B023 - called at once
         time.sleep(draw.uniform(0, 0.3))
         process.kill()
         process.join(120)
@@ -112,7 +103,7 @@ def test_where_the_process_that_trains_is_killed_one_that_waits_takes_over(
 ) -> None:
     folder = tmp_path / "runs" / LONG.name
     first = crashes.start(LONG, folder.parent)
-    wait_until(lambda: epochs(folder) >= 2, first)
+    until(lambda: epochs(folder) >= 2 or first.exitcode is not None)
     os.kill(first.pid, signal.SIGSTOP)  # or it might have finished by now
     others = [crashes.start(LONG, folder.parent) for _ in range(2)]
     time.sleep(0.5)

@@ -1,17 +1,17 @@
 """Networks and data sets that somebody registered: runs of their own, which an edited builder never finds."""
 
 import dataclasses
-import linecache
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 from kit import runs as kit_runs
+from kit.networks import in_a_cell
 from kit.runs import SHORT
 
 from resnotes import datasets, models
 from resnotes.errors import RunError
-from resnotes.models import Network, registry
+from resnotes.models import registry
 from resnotes.runs import RunSpec, RunStore
 from resnotes.runs.workers import Workers
 
@@ -20,15 +20,9 @@ MINE = {"model": "mine", "dataset": "digits", "seed": 0, "recipe": SHORT.recipe,
 store = kit_runs.store
 
 
-def in_a_cell(width: int) -> Callable[..., Network]:
-    """What executing a cell of a notebook defines: its source is kept, its module is `__main__`."""
-    code = f"def build(**options):\n    return models.build('plain-8', width={width}, **options)\n"
-    name = f"<cell with width {width}>"
-    linecache.cache[name] = len(code), None, code.splitlines(keepends=True), name
-    defined: dict[str, Any] = {"models": models, "__name__": "__main__"}
-    exec(compile(code, name, "exec"), defined)
-    built: Callable[..., Network] = defined["build"]
-    return built
+def mine(width: int) -> Any:
+    options = "num_classes=num_classes, in_channels=in_channels"
+    return in_a_cell(f"return models.build('plain-8', width={width}, {options})", models=models)
 
 
 @pytest.fixture(autouse=True)
@@ -38,22 +32,22 @@ def _registries(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_source_is_part_of_the_address(store: RunStore) -> None:
-    models.register("mine", in_a_cell(4))
+    models.register("mine", mine(4))
     spec = RunSpec(**MINE)
     run = store.get(spec, device="cpu")
     assert run.spec == spec and spec.source == models.source("mine") is not None
     assert RunSpec.from_json(spec.to_json()) == spec
-    models.register("mine", in_a_cell(6))
+    models.register("mine", mine(6))
     edited = RunSpec(**MINE)
     assert edited.name != spec.name and store.find(edited) is None
     assert RunSpec(**(MINE | {"model": "plain-8"})).source is None
 
 
 def test_runs_of_networks_that_are_not_registered_still_list(store: RunStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    models.register("mine", in_a_cell(4))
+    models.register("mine", mine(4))
     spec = RunSpec(**MINE)
     store.get(spec, device="cpu")
-    models.register("mine", in_a_cell(6))
+    models.register("mine", mine(6))
     [run] = store.finished()
     assert (run.spec, len(run.history)) == (spec, 1)
     with pytest.raises(RunError, match=rf"registered with another source.*register.* with source {spec.source}"):
@@ -74,7 +68,7 @@ def test_what_is_registered_is_trained_in_this_process(store: RunStore) -> None:
         def submit(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
             raise AssertionError("sent to another process")
 
-    models.register("mine", in_a_cell(4))
+    models.register("mine", mine(4))
     datasets.register("own", lambda: datasets.load("digits"), task="classification")
     specs = [RunSpec(**MINE), dataclasses.replace(SHORT, dataset="own")]
     found = [run for _, run in store.sweep(specs, device="cpu", executor=Refusing(1))]

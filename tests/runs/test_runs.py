@@ -280,33 +280,6 @@ def test_finished_ones_start_nothing(store: RunStore, stored: Run, monkeypatch: 
     assert list(store.start([SPEC])) == [stored]
 
 
-def test_what_a_killed_writer_left_is_cleaned_up(store: RunStore, finished: Run) -> None:
-    folder = store.root / SPEC.name
-    folder.mkdir(parents=True)
-    (folder / ".history.csv.x1y2z3a4").write_text("half")
-    (folder / "spec.json").write_text("half")
-    (folder / "history.csv").write_text("epoch\n1\n")
-    run = store.get(SPEC, device="cpu")
-    assert sorted(content(folder)) == FILES
-    assert_same_run(run, finished)
-
-
-def test_a_run_that_was_stopped_goes_on(store: RunStore, finished: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    def stopped(*arguments: Any, **options: Any) -> Pausing[Training]:
-        yield from pausing(*arguments, **options)
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("resnotes.runs.store.pausing", stopped)
-        store.get(SPEC, device="cpu")
-    assert (store.root / SPEC.name / "checkpoint.pt").exists()
-    assert store.find(SPEC) is None
-    run = store.get(SPEC, device="cpu")
-    assert run.facts["resumed"] == 1
-    assert sorted(content(run.folder)) == FILES
-    assert_same_run(run, finished)
-
-
 def test_a_deepened_run_starts_from_what_the_shallow_one_learned(store: RunStore, trained: dict[str, Any]) -> None:
     data = datasets.load("digits").train_subset(128)
     run = store.get(DEEPENED, device="cpu")

@@ -5,10 +5,10 @@ from functools import partial
 
 import pytest
 import torch
+from kit.runs import assert_same
 
 from resnotes import datasets, models
 from resnotes.training import graphs
-from resnotes.training.checkpoint import Training
 from resnotes.training.loop import pausing, train
 from resnotes.training.recipe import Recipe
 
@@ -23,14 +23,6 @@ def network(name: str = "resnet-8") -> models.Network:
     return models.build(name, in_channels=1)
 
 
-def timeless(training: Training) -> list[object]:
-    return [dataclasses.replace(row, seconds=0.0) for row in training.history]
-
-
-def assert_same(one: models.Network, other: models.Network) -> None:
-    torch.testing.assert_close(one.state_dict(), other.state_dict(), rtol=0, atol=0)
-
-
 @pytest.mark.parametrize(("name", "recipe"), [("resnet-8", RECIPE), ("plain-8", RECIPE), ("resnet-8", ADAMW)])
 def test_steps_on_fixed_tensors_are_the_loop_bit_by_bit(
     name: str, recipe: Recipe, monkeypatch: pytest.MonkeyPatch
@@ -39,8 +31,7 @@ def test_steps_on_fixed_tensors_are_the_loop_bit_by_bit(
     usual, fixed = network(name), network(name)
     expected = train(usual, DIGITS, recipe, seed=3, device="cpu")
     monkeypatch.setattr(graphs, "can_capture", lambda *_: True)
-    assert timeless(train(fixed, DIGITS, recipe, seed=3, device="cpu")) == timeless(expected)
-    assert_same(fixed, usual)
+    assert_same((fixed, train(fixed, DIGITS, recipe, seed=3, device="cpu")), (usual, expected))
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
@@ -51,8 +42,7 @@ def test_a_captured_step_is_the_step(recipe: Recipe, monkeypatch: pytest.MonkeyP
     captured, usual = network(), network()
     found = train(captured, DIGITS, recipe, seed=3, device="cuda")
     monkeypatch.setattr(graphs, "can_capture", lambda *_: False)
-    assert timeless(found) == timeless(train(usual, DIGITS, recipe, seed=3, device="cuda"))
-    assert_same(captured, usual)
+    assert_same((captured, found), (usual, train(usual, DIGITS, recipe, seed=3, device="cuda")))
 
 
 def test_trainings_that_take_turns_are_trained_as_one_after_the_other() -> None:
@@ -64,8 +54,7 @@ def test_trainings_that_take_turns_are_trained_as_one_after_the_other() -> None:
     found = dict(graphs.taking_turns(begin, 2))
     assert torch.equal(torch.get_rng_state(), random)
     for seed in seeds:
-        assert timeless(found[seed]) == timeless(expected[seed])
-        assert_same(taking[seed], alone[seed])
+        assert_same((taking[seed], found[seed]), (alone[seed], expected[seed]))
 
 
 def test_who_is_left_is_closed() -> None:

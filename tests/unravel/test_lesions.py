@@ -9,7 +9,7 @@ import torch
 import torchvision
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kit.networks import plain_loop, small, warmed_up
+from kit.networks import build, plain_loop, warmed_up
 from torch import Tensor, nn
 
 from resnotes import models
@@ -48,12 +48,6 @@ NETWORKS: list[tuple[str, dict[str, object]]] = [
     ("preresnet-20", {}),
     ("bottleneck-29", {}),
 ]
-
-
-def build(name: str, **options: object) -> Network:
-    """Narrow, in float64, with BN of its own in every layer."""
-    torch.manual_seed(0)
-    return small(name, in_channels=1, **options)
 
 
 def assert_same(network: Network, given: Sequence[Lesion], images: Tensor = IMAGES) -> None:

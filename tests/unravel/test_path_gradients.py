@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from kit.networks import small
+from kit.networks import build, first_gradient
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -45,22 +45,6 @@ NETWORKS: list[tuple[str, dict[str, object]]] = [
     ("plain-14", {}),
 ]
 IDS = [models.label(*network) for network in NETWORKS]
-
-
-def build(name: str, **options: object) -> Network:
-    """Narrow, in float64, with BN of its own in every layer."""
-    torch.manual_seed(0)
-    return small(name, in_channels=1, **options)
-
-
-def whole_gradient(network: Network, images: Tensor) -> Tensor:
-    """Autograd's gradient of the summed cross-entropy at the first unit's input."""
-    network = copy.deepcopy(network)
-    x = start = network.stem(images).detach().requires_grad_()
-    for block in network.blocks:
-        x = block(x)
-    (found,) = torch.autograd.grad(F.cross_entropy(network.head(x), LABELS, reduction="sum"), start)
-    return found
 
 
 def one_path(network: Network, branches: tuple[bool, ...]) -> Tensor:
@@ -125,7 +109,7 @@ def test_how_many_go_back_at_once_does_not_matter(at_once: int, monkeypatch: pyt
 def test_all_lengths_together_are_the_gradient(name: str, dtype: torch.dtype, within: float, training: bool) -> None:
     network = build(name).to(dtype).train(training)
     images = IMAGES.to(dtype)
-    expected = whole_gradient(network, images)
+    expected = first_gradient(network, images, LABELS)
     found = path_gradients(network, images, LABELS)
     assert found.dtype == dtype
     if training:
@@ -229,28 +213,6 @@ def test_shares_of_lengths_in_the_paper() -> None:
     assert f"{float(share_of_lengths(54, 5, 17)):.6f}" == "0.004537"
     assert share_of_lengths(54, 0, 54) == 1
     assert share_of_lengths(3, 1, 1) == Fraction(3, 8)
-
-
-# What is left alone
-
-
-@pytest.mark.parametrize("training", [True, False])
-@pytest.mark.parametrize(
-    "measure", [path_gradients, unit_shares, lambda *data: path_norms(*data, 1, torch.Generator())]
-)
-def test_measuring_changes_nothing(measure: Callable[..., object], training: bool) -> None:
-    network = build("resnet-8").train(training)
-    frozen = network.head.fc.weight.requires_grad_(False)
-    before = copy.deepcopy(network.state_dict())
-    with torch.no_grad():  # the caller's choice, for his own tensors
-        measure(network, images := IMAGES.clone(), LABELS)
-        assert not torch.is_grad_enabled()
-    torch.testing.assert_close(network.state_dict(), before, rtol=0, atol=0)
-    assert all(module.training == training for module in network.modules())
-    assert all(parameter.grad is None for parameter in network.parameters())
-    assert all(parameter.requires_grad == (parameter is not frozen) for parameter in network.parameters())
-    assert images.equal(IMAGES)
-    assert not images.requires_grad
 
 
 # What is refused
