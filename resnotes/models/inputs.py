@@ -26,6 +26,8 @@ def check_images(images: Tensor) -> None:
         )
     if not len(images):
         raise UsageError("expected at least one image, found none")
+    if not images.is_meta and images.isnan().any():
+        raise UsageError("expected normalised images, found NaN among their numbers")
 
 
 def beside(images: Tensor, weight: Tensor) -> Tensor:
