@@ -180,7 +180,7 @@ def figures(
     """Copy the figures of a run to a folder and print Markdown that shows them."""
     from resnotes.book.exports import export
 
-    targets = [paths.expanded(each) for each in (out, to) if each is not None]
+    targets = [paths.folder(each) for each in (out, to) if each is not None]
     if len(targets) != 1:  # with both, --out is what --results is now
         raise UsageError("expected --out, the folder that receives the figures, alone; that of the run is --results")
     kinds = [kind.strip() for kind in formats.split(",")]
@@ -205,7 +205,7 @@ def report(
     from resnotes.book.results import read_results
 
     folder = _folder(results)
-    to = folder / "report" if out is None else paths.expanded(out)
+    to = folder / "report" if out is None else paths.folder(out)
     stems = [book.stem for book in select(notebooks)] if notebooks else []
     path = write_report(read_results(folder), to, lang=lang, week=week, notebooks=stems, full=full)
     typer.echo(path)
@@ -249,7 +249,7 @@ def verify(
     from resnotes.runs import recording
 
     failed = False
-    for run in _matching(names or [""], recorded):
+    for run in _matching(names or [], recorded):
         try:
             stored, measured = recording.verify(run)
         except ResnotesError as error:  # such as data that is not at hand: other runs may be on other data
@@ -309,8 +309,10 @@ def fetch(
 
     if name == "published":
         fetch_published()
-    else:
+    elif name in datasets.names():
         datasets.fetch(name)
+    else:
+        raise unknown("data set", name, [*datasets.names(), "published"])
 
 
 def main() -> None:
@@ -355,12 +357,12 @@ def _finished(recorded: bool) -> list[Run]:
 
 
 def _matching(names: list[str], recorded: bool) -> list[Run]:
-    """Finished runs whose names begin with one of `names`."""
+    """Finished runs whose names begin with one of `names`; all for none."""
     finished = _finished(recorded)
     for name in names:
-        if not any(run.name.startswith(name) for run in finished):
+        if not name or not any(run.name.startswith(name) for run in finished):
             raise unknown("run", name, [run.name for run in finished], most=3)
-    return [run for run in finished if run.name.startswith(tuple(names))]
+    return [run for run in finished if not names or run.name.startswith(tuple(names))]
 
 
 def _list(notebooks: Sequence[Notebook], folder: Path) -> int:
@@ -378,4 +380,4 @@ def _list(notebooks: Sequence[Notebook], folder: Path) -> int:
 
 
 def _folder(of_run: str | None) -> Path:
-    return paths.out_root() if of_run is None else paths.expanded(of_run)
+    return paths.out_root() if of_run is None else paths.folder(of_run)

@@ -6,7 +6,7 @@ import re
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from difflib import get_close_matches
+from difflib import SequenceMatcher, get_close_matches
 
 _ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")  # in Python's `<function f at 0x7f3a...>`: it helps nobody
 
@@ -41,7 +41,9 @@ def unknown(kind: str, found: object, allowed: Iterable[object], *, most: int = 
     """
     names = [str(name) for name in allowed]
     if len(names) > most:
-        near = get_close_matches(str(found), names, cutoff=0)
+        letters = str(found).lower()  # which may be a name's beginning
+        alike = {name: SequenceMatcher(None, letters, name.lower()[: len(letters)]).ratio() for name in names}
+        near = sorted(names, key=lambda name: -alike[name])[:3]
         return UsageError(f"unknown {kind} {found!r}; of {len(names)}, the most alike are {', '.join(near)}")
     return UsageError(f"unknown {kind} {found!r}; allowed: {', '.join(names)}{did_you_mean(found, names)}")
 

@@ -59,14 +59,27 @@ def expanded(path: str | Path) -> Path:
         raise UsageError(f"{str(path)!r} is no path: {error}") from error
 
 
+def folder(path: str | Path) -> Path:
+    """`expanded`, of a folder that is there or can be made.
+
+    Raises:
+        UsageError: it, or what it should lie in, is a file.
+    """
+    found = expanded(path)
+    there = next(place for place in (found, *found.parents) if place.exists())
+    if not there.is_dir():
+        raise UsageError(f"{there} is a file; expected a folder")
+    return found
+
+
 def _located(variable: str, default: str) -> Path:
     value = os.environ.get(variable)
-    return expanded(value) if value else project_root() / default
+    return folder(value) if value else project_root() / default
 
 
 def data_root() -> Path:
-    """Folder that holds the data sets."""
-    return _located("RESNOTES_DATA", "data/cache")
+    """Folder that holds the data sets, or an archive of one."""
+    return expanded(os.environ.get("RESNOTES_DATA") or project_root() / "data" / "cache")
 
 
 def weights_root() -> Path:

@@ -273,6 +273,15 @@ def test_runs_of_nearly_the_same_name_are_told_apart():
     assert "quick/degradation" in catalogue.studies()[spec.name]
 
 
+def test_what_is_no_run_names_those_that_begin_alike(trained, resnotes, tmp_path, monkeypatch):
+    for name in ("", "PLAIN-8", "plain-9"):
+        status, stdout, stderr = resnotes("runs", "show", name)
+        assert (status, stdout, f"unknown run {name!r}; allowed: {trained[0].name}" in stderr) == (2, "", True)
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("RESNOTES_RUNS", str(tmp_path / "file" / "runs"))
+    assert resnotes("runs", "list") == (2, "", f"resnotes: {tmp_path / 'file'} is a file; expected a folder\n")
+
+
 def test_a_run_is_shown(trained, resnotes):
     status, stdout, _ = resnotes("runs", "show", "plain-8")
     assert status == 0
@@ -292,7 +301,7 @@ def test_verification_names_the_runs_that_fail_and_goes_on(trained, resnotes):
 @pytest.mark.skipif(sys.platform == "win32", reason="a shell's pipe")
 def test_whoever_reads_the_output_may_have_seen_enough(trained):
     """Then nothing is said about it."""
-    command = f"{sys.executable} -m resnotes runs show '' | true; echo ${{PIPESTATUS[0]}}"
+    command = f"{sys.executable} -m resnotes runs show plain | true; echo ${{PIPESTATUS[0]}}"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
     assert done.stderr == ""
     assert done.stdout.strip() in {"0", "1"}
@@ -364,5 +373,7 @@ def test_data_sets_are_listed_and_fetched(root, resnotes, monkeypatch):
     assert stdout.startswith("digits     found\n")
     assert "cifar10    missing\n" in stdout
     assert "resnotes data fetch cifar10" in stdout
-    assert f"published  missing\n{'':<10} 0 of 13 networks in {root / 'data' / 'weights'}; missing" in stdout
+    assert (
+        f"published  missing\n{'':<10} 0 of 13 networks in {root / 'data' / 'weights'}; missing or damaged: " in stdout
+    )
     assert resnotes("data", "fetch", "digits") == (0, "", "digits: there is nothing to download\n")

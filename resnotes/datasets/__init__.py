@@ -201,7 +201,7 @@ def fetch(name: str, root: Path | str | None = None) -> None:
 
 
 def _loader(name: str) -> _Loader:
-    if name not in _LOADERS:
+    if name not in [*_LOADERS]:  # which may be no name at all
         raise unknown("data set", name, _LOADERS)
     return _LOADERS[name]
 

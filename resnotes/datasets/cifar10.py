@@ -52,10 +52,14 @@ _ARRAYS = ("train_images", "train_labels", "test_images", "test_labels")
 _ARCHIVE = "cifar-10-python.tar.gz"
 _BATCHES = {"train": tuple(f"data_batch_{i}" for i in range(1, 6)), "test": ("test_batch",)}
 _FIRST = ("data_batch_1", "data_batch_1.bin")  # for Python, and of nothing but labels and pixels
-_IN_TREE = re.compile(rf"(?:(.*)/)?(train|test)(?:ing)?/([^/]+)/.*(?:{'|'.join(map(re.escape, IMAGES))})", re.IGNORECASE)
+_IN_TREE = re.compile(
+    rf"(?:(.*)/)?(train|test)(?:ing)?/([^/]+)/.*(?:{'|'.join(map(re.escape, IMAGES))})", re.IGNORECASE
+)
 _USUAL = re.compile(r"cifar-?10(-python.*|-binary.*|-images.*)?\.", re.IGNORECASE)
 _NAMED = re.compile(r"cifar(?![-_ ]?100)", re.IGNORECASE)
-_OTHER_NAMES = {"plane": "airplane", "aeroplane": "airplane", "car": "automobile"} | {str(label): name for label, name in enumerate(CLASSES)}
+_OTHER_NAMES = {"plane": "airplane", "aeroplane": "airplane", "car": "automobile"} | {
+    str(label): name for label, name in enumerate(CLASSES)
+}
 _EXPECTED = (
     "cifar-10-batches-py/, cifar-10-batches-bin/, cifar-10-python.tar.gz, or an image tree {train,test}/<class>/ with"
     f" the classes {', '.join(CLASSES)}, as a folder or an archive"
@@ -132,9 +136,9 @@ def find(root: Path) -> Path:
     layout = _layout(source, listed(source))
     if layout.kind == "tree":  # of which another size is another data set
         layout = layout._replace(files={split: dict([*files.items()][:1]) for split, files in layout.files.items()})
-    with tempfile.TemporaryDirectory() as scratch:
-        with unpacked(source, Path(scratch, "content"), [*chain(*layout.files.values())]) as folder:
-            _read(folder, layout)
+    chosen = [*chain(*layout.files.values())]
+    with tempfile.TemporaryDirectory() as scratch, unpacked(source, Path(scratch, "content"), chosen) as folder:
+        _read(folder, layout)
     return source / layout.top if source.is_dir() else source
 
 
@@ -222,8 +226,8 @@ def _layout(source: Path, names: Sequence[str]) -> _Layout:
     images = [(name, *match.groups("")) for name in names if (match := _IN_TREE.fullmatch(name))]
     if not images:
         advice = (
-            f"expected {_EXPECTED}; move it elsewhere, or set RESNOTES_DATA to another folder, and get the original with"
-            " `resnotes data fetch cifar10`"
+            f"expected {_EXPECTED}; move it elsewhere, or set RESNOTES_DATA to another folder, and get the original"
+            " with `resnotes data fetch cifar10`"
         )
         raise refusal("CIFAR-10", source, names, advice)
     top = min((top for _, top, _, _ in images), key=_depth)
@@ -292,7 +296,9 @@ def _read_batches(folder: Path) -> dict[str, Part]:
 
 def _read_bin(folder: Path, files: Sequence[str]) -> Part:
     """Batches that are nothing but a label and `[C, H, W]` pixels, a byte each, for every image."""
-    with damage_reported(folder / files[0], "batches of 3,073 bytes an image, of which the first is its label, with all of 0 to 9"):
+    with damage_reported(
+        folder / files[0], "batches of 3,073 bytes an image, of which the first is its label, with all of 0 to 9"
+    ):
         records = np.concatenate([np.fromfile(folder / file, np.uint8).reshape(-1, 3073) for file in files])
         if (labels := np.unique(records[:, 0]).tolist()) != [*range(len(CLASSES))]:
             raise ValueError(f"labels {labels}")

@@ -188,6 +188,6 @@ def fingerprinted(
     classes: tuple[str, ...],
     variant: str,
 ) -> Classification:
-    """A `Classification` that carries the fingerprint of its own images and labels."""
-    tensors = (train_images, train_labels, test_images, test_labels)
-    return Classification(*tensors, classes, variant, fingerprint(*tensors))
+    """A `Classification` that carries the fingerprint of its own images and labels, tensors or what becomes one."""
+    parts = [torch.as_tensor(part) for part in (train_images, train_labels, test_images, test_labels)]
+    return Classification(parts[0], parts[1], parts[2], parts[3], classes, variant, fingerprint(*parts))

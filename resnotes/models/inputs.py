@@ -20,6 +20,8 @@ def check_images(images: Tensor) -> None:
     pixels = isinstance(images, Tensor) and images.ndim == 4 and images.is_floating_point()
     tokens = isinstance(images, Tensor) and images.ndim == 2 and images.dtype == torch.int64
     _require(images, pixels or tokens, "normalised images, floating point [N, C, H, W], or tokens, int64 [N, T]")
+    if not images.is_meta and images.isnan().any():
+        raise UsageError("expected normalised images, found NaN among their numbers")
 
 
 def beside(images: Tensor, weight: Tensor) -> Tensor:

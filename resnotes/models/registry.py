@@ -117,7 +117,7 @@ def build(name: str, **options: Any) -> Any:
         UsageError: an unknown name or option, a value that the network cannot take, or a registered builder that
             returns something else than a `Network`.
     """
-    builder = registered(name) or _ours(name)
+    builder = (registered(name) or _ours(name)) if isinstance(name, str) else None
     if builder is None:
         raise unknown("network", name, [*_NAMES, *_registered])
     try:

@@ -50,7 +50,10 @@ DAMAGES: dict[str, tuple[Callable[[Tree], Tree], str]] = {
         "train has images in the folders airplane, .*; expected .*, frog, .*; missing: frog;",
     ),
     "missing split": (lambda f: without("test", f), "test has no images in folders of classes, beside train; expected"),
-    "empty class": (lambda f: without("train/frog", f) | {"train/frog/x": b""}, r"missing: frog \(frog: a file.* or a folder without"),
+    "empty class": (
+        lambda f: without("train/frog", f) | {"train/frog/x": b""},
+        r"missing: frog \(frog: a file.* or a folder without",
+    ),
     "unknown class": (lambda f: f | {"train/lion/1.png": f[IMAGE]}, "train has .*, lion, .*; missing: none; rename"),
     "link as text": (
         lambda f: without("train/frog", f) | {"train/frog": b"../frogs"},

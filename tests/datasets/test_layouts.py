@@ -160,10 +160,16 @@ REFUSED: dict[str, tuple[Tree, str]] = {
     "PyTorch": ({"cifar10.pt": b"PK"}, "records of PyTorch"),
     "of no year": ({"Cifar/train/1_cat.png": b""}, "in .*/Cifar, but 1 file .1 .png."),
     "Hugging Face's cache": ({"datasets--uoft-cs--cifar10/a.parquet": b"PAR1"}, "tables of Hugging Face"),
-    "root is a split": ({f"{label}/1.png": b"" for label in CLASSES}, "10 files .10 .png., the first is airplane/1.png"),
+    "root is a split": (
+        {f"{label}/1.png": b"" for label in CLASSES},
+        "10 files .10 .png., the first is airplane/1.png",
+    ),
     "a page": ({"cifar-10-python.tar.gz": b"<!DOCTYPE html><p>404"}, "tar.gz is a web page; expected a complete"),
     "a pointer": ({"cifar10.zip": b"version https://git-lfs.github.com/spec/v1"}, "zip is a pointer of Git LFS"),
-    "no split of ours": (renamed(lambda split, label: f"cifar10/{split.replace('st', 'xt')}/{label}"), "beside text, train;"),
+    "no split of ours": (
+        renamed(lambda split, label: f"cifar10/{split.replace('st', 'xt')}/{label}"),
+        "beside text, train;",
+    ),
     "root is the folder": ({"train/1.png": b"", "trainLabels.csv": b""}, "Kaggle's competition"),
 }
 
@@ -244,9 +250,13 @@ def test_folders_of_classes(tmp_path: Path) -> None:
     found = folders.load(tmp_path / "mine", train=9, test=9)
     assert (found.classes, found.sizes, found.test_labels.tolist()) == (("a", "b"), (2, 2), [0, 1])
     assert torch.equal(found.test_images[0], torch.from_numpy(picture(0, 8, 8)).permute(2, 0, 1))
-    for place, message in (("mine/train/a", "no two folders .* .1 .bmp."), ("", "no two folders"), ("no", "found nothing")):
+    for place, message in (
+        ("mine/train/a", "no two folders .* .1 .bmp."),
+        ("", "no two folders"),
+        ("no", "found nothing"),
+    ):
         with pytest.raises(DatasetError, match=message):
             folders.load(tmp_path / place, train=9, test=9)
     as_folder({"c/0.webp": b"x"}, tmp_path / "mine/train")
-    with pytest.raises(DatasetError, match="found no images of c in .*, but 3 files .2 .bmp, 1 .webp."):
+    with pytest.raises(DatasetError, match=r"found no images of c in .*, but 3 files .2 .bmp, 1 .webp."):
         folders.load(tmp_path / "mine", train=9, test=9)
