@@ -57,7 +57,7 @@ _ARRAYS = tuple(f"{split}_{kind}" for split in _SPLITS for kind in ("images", "l
 
 SIZE = Rule(
     f"must be a height and a width of 1 to {_LARGEST}",
-    lambda size: len(size) == 2 and 0 < min(size) and max(size) <= _LARGEST,
+    lambda size: len(size) == 2 and min(size) > 0 and max(size) <= _LARGEST,
 )
 
 
