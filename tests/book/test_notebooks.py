@@ -41,7 +41,7 @@ def book(tmp_path_factory):
 
 
 def test_without_a_checkout_there_are_none(root):
-    with pytest.raises(ResnotesError, match="they come with a checkout"):
+    with pytest.raises(ResnotesError, match="such files come with a checkout"):
         select([])
 
 
