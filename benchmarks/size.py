@@ -15,7 +15,7 @@ from collections import Counter
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-MOST = {"package": 9700, "tests": 15600, "module": 400, "function": 60}  # lines; of modules and tests all, else code
+MOST = {"package": 10_550, "tests": 16_400, "module": 400, "function": 60}  # lines; of modules and tests all, else code
 
 _LAYOUT = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER}
 _DOCUMENTED = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
