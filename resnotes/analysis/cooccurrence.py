@@ -1,15 +1,14 @@
 """Which classes images show together, and predictions that break with it (Zhao et al. 2017, Sec. 3.1).
 
 "There exist co-occurrent visual patterns. For example, an airplane is likely to be in runway or fly in sky while not
-over a road." Counted in the images of a training set, with tests of what is no chance; a predicted region of a class
-that is not seen beside the rest of the prediction is a violation.
+over a road." Counted in the images of a training set, with tests of what is no chance.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
 import numpy as np
 import pandas as pd
@@ -39,10 +38,13 @@ def presence(labels: Iterable[Any], num_classes: int, *, ignore_index: int = IGN
     Raises:
         UsageError: no image, or labels outside the range.
     """
-    pixels = [_pixels(as_map(each, "labels"), num_classes, ignore_index) for each in labels]
-    if not pixels:
+    shown = []
+    for each in (as_map(each, "labels") for each in labels):
+        check_classes(each, "classes", num_classes, ignore_index)
+        shown.append(torch.bincount(each[each != ignore_index], minlength=num_classes) > 0)
+    if not shown:
         raise UsageError("expected at least one map of labels, found none")
-    return torch.stack(pixels) > 0
+    return torch.stack(shown)
 
 
 @dataclass(frozen=True, eq=False)
@@ -239,69 +241,3 @@ def more_often_than_shifted(present: Tensor, classes: Sequence[str], *, draws: i
     ]
     beyond = count(present) - np.array(shifted)
     return percentiles(float(beyond.mean()), beyond, len(present))
-
-
-class Violations(NamedTuple):
-    """Of each image, int64 ``[N]``; a rate is a ratio of sums over images, see `intervals.bootstrap`.
-
-    Attributes:
-        regions: predicted regions.
-        violating: those that contradict the prediction they are part of.
-        pixels: of the regions.
-        violating_pixels: of the violating ones.
-    """
-
-    regions: Tensor
-    violating: Tensor
-    pixels: Tensor
-    violating_pixels: Tensor
-
-
-def violations(
-    predictions: Iterable[Any],
-    cooccurrence: Cooccurrence,
-    *,
-    min_pixels: int = 16,
-    ignore_index: int = IGNORED,
-) -> Violations:
-    """Regions of one predicted class that contradict the rest of the predicted image; no labels are needed.
-
-    A region is what is connected through the sides of its pixels. The classes of a prediction are heard in order of
-    their pixels, most first: one that contradicts a class accepted before it is not accepted, and its regions violate.
-    For contradiction is mutual more often than not, and a car on a lake is to be held against the car; not against the
-    lake, nor against a jetty that is smaller than the car.
-
-    Args:
-        predictions: integers ``[N, H, W]``, or maps ``[H, W]`` of any sizes.
-        cooccurrence: of classes, in a training set.
-        min_pixels: regions with fewer are speckle, and not counted.
-        ignore_index: what is in no region, such as the unlabelled pixels where labels are examined.
-
-    Raises:
-        UsageError: contexts that are not the classes, no image, or predictions outside the range.
-    """
-    from scipy.ndimage import label
-
-    if not cooccurrence.among_classes:
-        raise UsageError(f"expected co-occurrence of classes with classes, found contexts {cooccurrence.contexts[:3]}")
-    contradictions = cooccurrence.contradictions()
-    rows = []
-    for prediction in (as_map(each, "predictions") for each in predictions):
-        pixels = _pixels(prediction, len(cooccurrence.classes), ignore_index)
-        accepted = torch.zeros_like(pixels, dtype=torch.bool)
-        image, row = prediction.numpy(), np.zeros((2, 2), dtype=np.int64)
-        for index in pixels.argsort(descending=True, stable=True)[: pixels.count_nonzero()].tolist():
-            accepted[index] = not (contradictions[index] & accepted).any()
-            sizes = np.bincount(label(image == index)[0].ravel())[1:]
-            counted = sizes[sizes >= min_pixels]
-            row += np.outer([len(counted), counted.sum()], [1, not accepted[index]])
-        rows.append(row.ravel())
-    if not rows:
-        raise UsageError("expected at least one prediction, found none")
-    return Violations(*torch.from_numpy(np.stack(rows)).T)
-
-
-def _pixels(labels: Tensor, num_classes: int, ignore_index: int) -> Tensor:
-    """How many pixels each class has in one map ``[H, W]``, int64 ``[C]``."""
-    check_classes(labels, "classes", num_classes, ignore_index)
-    return torch.bincount(labels[labels != ignore_index], minlength=num_classes)

@@ -1,8 +1,8 @@
-"""Co-occurrence of classes, contradictions and violations of predictions."""
+"""Co-occurrence of classes, and contradictions."""
 
 import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pytest
@@ -12,12 +12,7 @@ from hypothesis import strategies as st
 from scipy import stats
 from torch import Tensor
 
-from resnotes.analysis.cooccurrence import (
-    Cooccurrence,
-    more_often_than_shifted,
-    presence,
-    violations,
-)
+from resnotes.analysis.cooccurrence import Cooccurrence, more_often_than_shifted, presence
 from resnotes.datasets import Segmentation, scenes
 from resnotes.datasets.scenes import CLASSES
 from resnotes.datasets.segmentation import Stacked
@@ -204,12 +199,6 @@ def test_rarity_and_significance_are_both_needed() -> None:
             lambda among: among.contradicts(torch.ones(2, 7).bool()),
             r"as bool \[N, 25\], not empty; found torch.bool \[2, 7\]",
         ),
-        (lambda among: violations(torch.full((1, 4, 4), 25), among), "expected classes of 0 to 24"),
-        (lambda among: violations([], among), "at least one prediction"),
-        (
-            lambda _: violations([], Cooccurrence.with_contexts(torch.ones(1, 3).bool(), ["sea"], ABC)),
-            r"classes with classes, found contexts .*sea",
-        ),
     ],
 )
 def test_what_does_not_fit_is_refused(
@@ -217,68 +206,6 @@ def test_what_does_not_fit_is_refused(
 ) -> None:
     with pytest.raises(UsageError, match=message):
         make(among)
-
-
-# Violations
-
-
-def flooded(image: list[list[int]]) -> Iterator[tuple[int, int]]:
-    """Class and size of each region."""
-    left = {(y, x): value for y, row in enumerate(image) for x, value in enumerate(row)}
-    while left:
-        at, value = next(iter(left.items()))
-        size, border = 0, [at]
-        while border:
-            y, x = border.pop()
-            if left.get((y, x)) == value:
-                del left[y, x]
-                size += 1
-                border += [(y - 1, x), (y + 1, x), (y, x - 1), (y, x + 1)]
-        yield value, size
-
-
-def apart(*pairs: tuple[int, int], classes: int = 4) -> Cooccurrence:
-    """Classes of which these pairs are never together, and all others often."""
-    together = [(a, b) for a, b in itertools.combinations(range(classes), 2) if (a, b) not in pairs]
-    present = torch.zeros(50 * len(together), classes, dtype=torch.bool)
-    for i, pair in enumerate(together):
-        present[50 * i : 50 * (i + 1), list(pair)] = True
-    return Cooccurrence.between_classes(present, [f"class {i}" for i in range(classes)])
-
-
-@settings(max_examples=60)
-@given(seeds, st.sampled_from([1, 3, 6]))
-def test_violations_by_flooding(seed: int, min_pixels: int) -> None:
-    contrary = apart((0, 1), (1, 2))
-    contradictions = contrary.contradictions()
-    assert contradictions[0, 1] and contradictions[2, 1]
-    rng = np.random.default_rng(seed)
-    predictions = torch.from_numpy(rng.choice(5, (3, 6, 7), p=rng.dirichlet(np.ones(5))))
-    found = violations(predictions, contrary, min_pixels=min_pixels, ignore_index=4)
-    for n, image in enumerate(predictions.tolist()):
-        areas = [sum(row.count(c) for row in image) for c in range(4)]
-        wrong: dict[int, bool] = {}
-        for c in sorted(range(4), key=lambda c: -areas[c]):
-            wrong[c] = any(contradictions[c, k] and not wrong[k] for k in wrong if areas[k])
-        expected = [0, 0, 0, 0]
-        for c, size in flooded(image):
-            if c == 4 or size < min_pixels:
-                continue
-            expected = [a + b for a, b in zip(expected, [1, wrong[c], size, size * wrong[c]], strict=True)]
-        assert [int(each[n]) for each in found] == expected
-        assert all(each.dtype == torch.int64 for each in found)
-
-
-def test_the_car_is_accused_and_not_the_lake() -> None:
-    contrary = apart((0, 1))
-    lake = torch.zeros(1, 8, 8, dtype=torch.int64)
-    lake[0, 2:4, 2:6] = 1
-    lake[0, 7, 7] = 1  # speckle, which no one counts
-    found = violations(lake, contrary, min_pixels=4)
-    assert [each.tolist() for each in found] == [[2], [1], [63], [8]]
-    half = lake.clone()
-    half[0, :4], half[0, 4:] = 0, 1
-    assert violations(half, contrary).violating.tolist() == [1]  # nothing tells which; not both
 
 
 # Films
