@@ -7,7 +7,7 @@ languages come from the same entries.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -95,7 +95,7 @@ class Ledger:
         for scope, evidence in given.items():
             if evidence is not None:
                 evidence = evidence if isinstance(evidence, Evidence) else Evidence(evidence)
-                scopes[scope] = _decided(words.id, evidence.on(self.settings[scope]), words.rule)
+                scopes[scope] = _decided(words.id, evidence.on(self.settings[scope]), words.rule, self.words.chinese)
         if not scopes:
             raise UsageError(f"claim {words.id}: expected a measurement at one scope at least, found none")
         scope, holds = strongest(scopes)
@@ -154,11 +154,11 @@ class Ledger:
         write_json(paths.out_root() / "claims" / f"{self.notebook}.json", entries)
 
 
-def _decided(id: str, evidence: Evidence, rule: Rule) -> dict[str, Any]:
-    """The JSON form of a scope: what was measured, and what the rule says of it."""
+def _decided(id: str, evidence: Evidence, rule: Rule, chinese: Callable[[str], str] = str) -> dict[str, Any]:
+    """The JSON form of a scope: what was measured, and what the rule says of it; `chinese` translates names."""
     measured = evidence.measured
     if isinstance(measured, Mapping):
-        return {**_setting(evidence), **_all_decided(id, measured, rule)}
+        return {**_setting(evidence), **_all_decided(id, measured, rule, chinese)}
     if isinstance(measured, list | tuple | np.ndarray | pd.Series):
         measured = interval(list(measured), rule.unit)
     if isinstance(measured, Interval):
@@ -184,7 +184,7 @@ def _ruled(id: str, measured: Any, rule: Rule) -> tuple[Verdict, float | None]:
     raise UsageError(f"claim {id}: found {measured!r:.200}, which its rule ({rule.text['en']}) cannot decide")
 
 
-def _all_decided(id: str, measured: Mapping[str, Any], rule: Rule) -> dict[str, Any]:
+def _all_decided(id: str, measured: Mapping[str, Any], rule: Rule, chinese: Callable[[str], str]) -> dict[str, Any]:
     """Several measurements, each of which has to keep the rule.
 
     That all do is tested by the largest p-value of all; that one does not, by the smallest of those that do not, times
@@ -192,26 +192,26 @@ def _all_decided(id: str, measured: Mapping[str, Any], rule: Rule) -> dict[str, 
     """
     if not measured:
         raise UsageError(f"claim {id}: expected measurements by name, found none")
-    each = {name: _decided(id, Evidence(value), rule) for name, value in measured.items()}
+    each = {name: _decided(id, Evidence(value), rule, chinese) for name, value in measured.items()}
     holds = all_of(*(found["holds"] for found in each.values()))
     ps = [found["p"] for found in each.values() if holds is not False or found["holds"] is False]
     p = None if None in ps else min(1.0, len(each) * min(ps)) if holds is False else max(ps)
     if holds is False and p is not None and p >= 0.05:
         holds = None
-    text, text_zh = (_listed if len(each) <= _FEW else _counted)(each)
+    text, text_zh = (_listed if len(each) <= _FEW else _counted)(each, chinese)
     value = {name: found["measured"] for name, found in each.items()}
     return {"holds": holds, "p": p, "measured": {"value": value, "text": text, "text_zh": text_zh}}
 
 
-def _listed(each: Mapping[str, dict[str, Any]]) -> tuple[str, str]:
+def _listed(each: Mapping[str, dict[str, Any]], chinese: Callable[[str], str]) -> tuple[str, str]:
     """Several measurements, one by one, in both languages."""
     said = {True: ("", ""), False: (", not so", "，不成立"), None: (", undecided", "，未定")}
     en = [f"{name}: {found['measured']['text']}{said[found['holds']][0]}" for name, found in each.items()]
-    zh = [f"{name}：{found['measured']['text_zh']}{said[found['holds']][1]}" for name, found in each.items()]
+    zh = [f"{chinese(name)}：{found['measured']['text_zh']}{said[found['holds']][1]}" for name, found in each.items()]
     return "; ".join(en), "；".join(zh)
 
 
-def _counted(each: Mapping[str, dict[str, Any]]) -> tuple[str, str]:
+def _counted(each: Mapping[str, dict[str, Any]], chinese: Callable[[str], str]) -> tuple[str, str]:
     """How many of several measurements keep the rule, and which do not."""
     kept, broken, open_ = (
         [name for name, found in each.items() if found["holds"] is verdict] for verdict in (True, False, None)
@@ -220,7 +220,7 @@ def _counted(each: Mapping[str, dict[str, Any]]) -> tuple[str, str]:
     for names, word, word_zh in ((broken, "not", "不成立"), (open_, "undecided", "未定")):
         if names:
             text += f"; {word}: {', '.join(names)}"
-            text_zh += f"；{word_zh}：{'、'.join(names)}"
+            text_zh += f"；{word_zh}：{'、'.join(map(chinese, names))}"
     return text, text_zh
 
 

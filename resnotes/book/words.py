@@ -16,7 +16,7 @@
     claims = ["plain-deeper-trains-worse"]
     headline = "plain-deeper-trains-worse"           # of those in reports: with what its caption concludes
 
-    [labels]                                         # what stands in those, in Chinese; other words stay as they are
+    [labels]                                         # what stands in those, and names of measurements, in Chinese
     "learning rate" = "..."
     "{n} layers" = "{n} ..."
 
@@ -159,7 +159,15 @@ class Words:
         Raises:
             ResnotesError: the file is damaged.
         """
-        return dict(self._all.get("labels", {})) if name in self.headlines else {}
+        return self._labels if name in self.headlines else {}
+
+    def chinese(self, label: str) -> str:
+        """What stands in a figure, or the name of one of several measurements, in Chinese; as it is without an entry.
+
+        Raises:
+            ResnotesError: the file is damaged.
+        """
+        return translate(label, self._labels)
 
     def check_uses(self) -> None:
         """See that the notebook beside it names every entry, and uses none that is not there.
@@ -175,6 +183,10 @@ class Words:
             for name in self._all.get(kind, {}):
                 if f'"{name}"' not in code:  # a cell may go through several
                     raise self._wrong(kind, name, f"no cell of {self.path.stem}.ipynb names it; take it out or use it")
+
+    @property
+    def _labels(self) -> dict[str, str]:
+        return dict(self._all.get("labels", {})) if self.path.exists() else {}
 
     @cached_property
     def _all(self) -> dict[str, Any]:

@@ -56,8 +56,9 @@ def ledger(out):
     """A ledger with an entry for each rule, and a figure."""
     (out / "notebooks").mkdir()
     figure = '[figures.01_a]\ncaption = { en = "A figure", zh = "图" }\nclaims = ["worse"]'
+    labels = '[labels]\nplain = "普通"\ngated = "门控"'
     text = "".join(ENTRY.format(key=key, rule=rule) for key, rule in RULES.items())
-    (out / "notebooks/01_a.toml").write_text(f'study = "a"\n{text}\n{figure}', encoding="utf-8")
+    (out / "notebooks/01_a.toml").write_text(f'study = "a"\n{text}\n{figure}\n{labels}', encoding="utf-8")
     return Ledger(
         "01_a", "quick", Evidence(None, "digits", 132), Evidence(None, "cifar10", 8000), Evidence(None, "x", 9)
     )
@@ -140,14 +141,14 @@ def test_of_several_those_that_do_not_are_named(ledger):
     found = decided(ledger, "worse", live={"plain": WORSE, "residual": [-3.0, -3.1, -3.0], "gated": UNCLEAR})
     measured = found["scopes"]["live"]["measured"]
     assert (found["holds"], measured["text"]) == (False, "1 of 3; not: residual; undecided: gated")
-    assert measured["text_zh"] == "3 项中 1 项；不成立：residual；未定：gated"
+    assert measured["text_zh"] == "3 项中 1 项；不成立：residual；未定：门控"
     measured = decided(ledger, "worse", live={"plain": WORSE, "gated": UNCLEAR})["scopes"]["live"]["measured"]
     each = {
         name: decided(ledger, "worse", live=sample)["scopes"]["live"]["measured"]
         for name, sample in (("plain", WORSE), ("gated", UNCLEAR))
     }
     assert measured["text"] == f"plain: {each['plain']['text']}; gated: {each['gated']['text']}, undecided"
-    assert measured["text_zh"] == f"plain：{each['plain']['text_zh']}；gated：{each['gated']['text_zh']}，未定"
+    assert measured["text_zh"] == f"普通：{each['plain']['text_zh']}；门控：{each['gated']['text_zh']}，未定"
 
 
 @pytest.mark.parametrize(
