@@ -264,7 +264,7 @@ def test_a_report_on_some_notebooks(out, tmp_path, resnotes):
         (["01", "02"], 1, "no results of 02_identity_mappings"),
         (["--results", "{}/nowhere"], 1, "no results of any chapter"),
         (["--out", "{}/there"], 2, "there holds something"),
-        (["--out", "{}/there/report.md"], 1, "Not a directory"),
+        (["--out", "{}/there/report.md"], 2, "there/report.md is a file; expected a folder"),
         (["--out", "{}/run"], 2, "run holds something"),
     ],
 )
