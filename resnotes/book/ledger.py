@@ -138,7 +138,7 @@ class Ledger:
             claims=claims,
             data=data,
             parameters=self.conditions,
-            labels_zh=self.words.labels(name),
+            labels_zh=self.words.labels,
         )
 
     def table(self) -> cards.Shown:

@@ -164,7 +164,8 @@ def _as_type_of(default: Any, value: Any) -> Any:
     """`value`, checked against the type of `default`; whole numbers become floats where those are meant.
 
     Raises:
-        TypeError: it is of another type, or a list that is empty or names something twice.
+        TypeError: it is of another type, negative where the default is not, or a list that is empty or names something
+            twice.
         OverflowError: no float is as large.
     """
     if default is None:
@@ -178,6 +179,8 @@ def _as_type_of(default: Any, value: Any) -> Any:
         return fitted
     if type(value) is not type(default):
         raise TypeError(f"expects {type(default).__name__} like {default!r}, found {value!r}")
+    if type(value) is int and value < 0 <= default:  # seeds, depths, counts
+        raise TypeError(f"expects a whole number from 0 on, like {default!r}, found {value!r}")
     return value
 
 

@@ -29,6 +29,7 @@ from resnotes.files import to_json, write_folder
 # So that a report keeps to six pages of A4: the claims and figures of a study, and the items of each list of the
 # summary, in a report on up to `_STUDIES` studies and in one on more.
 _FEW, _MANY, _STUDIES = {"claims": 5, "figures": 2, "items": 3}, {"claims": 3, "figures": 1, "items": 2}, 4
+_UNBROKEN = re.compile(r"(?<=\d) (?=±)|(?<=±) (?=\d)|(?<=\bn) (?== \d)|(?<=\bn =) (?=\d)")  # 2 ± 1 (n = 3)
 _DPI = 300  # of the figures that `resnotes.figures.saving` writes
 
 
@@ -132,7 +133,7 @@ def write_report(
         "title": words["title"] if week is None else words["week"].format(week),
         "sections": sections,
         "figures": figures,
-        "english_figures": lang == "zh" and any(each["concludes"] and ".zh." not in each["file"] for each in figures),
+        "english_figures": lang == "zh" and any(".zh." not in each["file"] for each in figures),
         "cited": {claim["id"]: [each for each in figures if claim["id"] in each["claims"]] for claim in claims},
         "tally": _tally(claims, words),
         "surprises": [section["surprise"] for section in sections if section["surprise"]][: most["items"]],
@@ -270,7 +271,7 @@ def finding(claim: Mapping[str, Any], lang: str) -> Finding:
         scope="" if claim["holds"] is None else words[claim["scope"]],
         ground=cards.ground(claim, lang),
         survives=claim["survives"],
-        **{name: full_width(text, lang) for name, text in texts.items()},
+        **{name: _UNBROKEN.sub("\N{NO-BREAK SPACE}", full_width(text, lang)) for name, text in texts.items()},
     )
 
 

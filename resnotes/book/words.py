@@ -153,13 +153,14 @@ class Words:
         figures = self._all.get("figures", {}) if self.path.exists() else {}
         return {name: self._id(entry["headline"]) for name, entry in figures.items() if "headline" in entry}
 
-    def labels(self, name: str) -> dict[str, str]:
-        """The words in a figure that a report shows, with their Chinese; none of another.
+    @property
+    def labels(self) -> dict[str, str]:
+        """The words in its figures, with their Chinese; none where the file is not there.
 
         Raises:
             ResnotesError: the file is damaged.
         """
-        return self._labels if name in self.headlines else {}
+        return dict(self._all.get("labels", {})) if self.path.exists() else {}
 
     def chinese(self, label: str) -> str:
         """What stands in a figure, or the name of one of several measurements, in Chinese; as it is without an entry.
@@ -167,7 +168,7 @@ class Words:
         Raises:
             ResnotesError: the file is damaged.
         """
-        return translate(label, self._labels)
+        return translate(label, self.labels)
 
     def check_uses(self) -> None:
         """See that the notebook beside it names every entry, and uses none that is not there.
@@ -183,10 +184,6 @@ class Words:
             for name in self._all.get(kind, {}):
                 if f'"{name}"' not in code:  # a cell may go through several
                     raise self._wrong(kind, name, f"no cell of {self.path.stem}.ipynb names it; take it out or use it")
-
-    @property
-    def _labels(self) -> dict[str, str]:
-        return dict(self._all.get("labels", {})) if self.path.exists() else {}
 
     @cached_property
     def _all(self) -> dict[str, Any]:

@@ -149,7 +149,7 @@ def published(name: str) -> Published:
     if "split" in entry:
         mean = torch.from_numpy(np.load(_FOLDER / entry["mean"]))
         normalization = Normalization(mean, torch.tensor(255.0))
-        split = frozenset((_FOLDER / entry["split"]).read_text("ascii").split())
+        split = frozenset(digest.tobytes().hex() for digest in np.load(_FOLDER / entry["split"]))
     return Published(
         name=name,
         network=_network(entry["model"], state),

@@ -21,9 +21,9 @@ from resnotes.models.transformer import vision_transformer
 Builder = Callable[..., Any]
 
 _NAMES = [
-    *(f"{family}-N (N = {3 * count}n + 2)" for family, (count, _) in FAMILIES.items()),
+    *(f"{family}-N (N = {3 * count}n + 2 < 10000)" for family, (count, _) in FAMILIES.items()),
     *LAYOUTS,
-    "vit-L (L >= 1)",
+    "vit-L (L = 1 to 9999)",
     *FEEDFORWARD,
     f"fcn-E, pspnet-E (E = {SMALL}, {', '.join(LAYOUTS)})",
 ]
@@ -33,7 +33,8 @@ _registered: dict[str, tuple[Builder, str]] = {}  # with what `source` says of i
 
 def _ours(name: str) -> Builder | None:
     """The builder of a network of the package."""
-    if (match := re.fullmatch(r"([a-z]+)-(\d+)", name)) and match[1] in FAMILIES:
+    # More than 9,999 layers fit no memory.
+    if (match := re.fullmatch(r"([a-z]+)-(\d{1,4})", name)) and match[1] in FAMILIES:
         return partial(residual_network, match[1], int(match[2]))
     if match and match[1] == "vit":
         return partial(vision_transformer, int(match[2]))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import re
 import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future
@@ -68,11 +69,13 @@ def connected(address: str, folder: Path) -> Iterator[Cluster]:
         raise UsageError(f"a cluster needs Dask, but {error}; pip install 'resnotes[cluster]'") from error
     logging.getLogger("distributed.client").setLevel(logging.CRITICAL)  # the errors raised here say it in a line
     try:
+        if not re.fullmatch(r"(\w+://)?[^\s/]+:\d+", address):
+            raise ValueError(address)  # with which Dask would try for long, and end in a traceback
         client = Client(address, timeout=TIMEOUT, set_as_default=False)
     except (OSError, ValueError) as error:
         raise UsageError(
-            f"no Dask scheduler answers at {address!r} within {TIMEOUT:g} s; start one with `dask scheduler`, and take"
-            " the address that it prints, such as tcp://10.0.0.1:8786"
+            f"no Dask scheduler answers at {address!r} (in {TIMEOUT:g} s at most); start one with `dask scheduler`,"
+            " and take the address that it prints, such as tcp://10.0.0.1:8786"
         ) from error
     folder.mkdir(parents=True, exist_ok=True)
     with client, tempfile.NamedTemporaryFile(dir=folder.absolute(), prefix=".shared-") as token:

@@ -83,6 +83,8 @@ def test_overrides_round_trip(book, note):
         ("sed=3", "unknown parameter 'sed'; allowed: 01_a takes profile='quick', seed=0"),
         ("seed=1.5", "'seed' expects int like 0, found 1.5"),
         ("seed=True", "'seed' expects int"),
+        ("seed=-1", "'seed' expects a whole number from 0 on, like 0, found -1"),
+        ("depths=[-20]", "'depths' expects a whole number from 0 on, like 20, found -20"),
         ("depths=20", "'depths' expects list"),
         ("depths=[20, 'x']", "'depths' expects int"),
         ("depths=[20, 56, 20]", "'depths' expects values, each once, like [20, 56], found [20, 56, 20]"),

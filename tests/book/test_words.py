@@ -55,9 +55,8 @@ def test_texts_are_filled_and_typeset(tmp_path):
     caption = {"en": "56 layers", "zh": "56 层"}
     assert words(tmp_path).figure("01_depth", {"deep": 56}) == (caption, ["depth.deeper-is-worse"])
     assert words(tmp_path).headlines == {"01_depth": "depth.deeper-is-worse"}
-    assert Words("07_not_here", tmp_path).headlines == Words("07_not_here", tmp_path).labels("01_depth") == {}
-    assert words(tmp_path).labels("01_depth") == {"{n} layers": "{n} 层"}
-    assert words(tmp_path, GOOD.replace('headline = "deeper-is-worse"', "")).labels("01_depth") == {}, "of no report"
+    assert Words("07_not_here", tmp_path).headlines == Words("07_not_here", tmp_path).labels == {}
+    assert words(tmp_path).labels == {"{n} layers": "{n} 层"}
     words(tmp_path).check_uses()
 
 
@@ -177,12 +176,11 @@ def test_words_of_the_suite_are_whole_and_in_use(book):
 @pytest.mark.parametrize("book", BOOKS, ids=lambda book: book.stem)
 def test_labels_of_the_suite_are_chinese_and_in_use(book):
     found = Words(book.stem, book.path.parent)
-    labels = next(map(found.labels, found.headlines), {})
-    assert bool(labels) == bool(found.headlines)
+    assert bool(found.labels) == bool(found.headlines)
     root = book.path.parents[1]
     sources = [book.path, *root.glob("resnotes/**/*.py"), *root.glob("data/papers/*.csv")]
     code = "\n".join(source.read_text(encoding="utf-8") for source in sources)
-    for text, chinese in labels.items():
+    for text, chinese in found.labels.items():
         assert re.search(CHINESE, chinese) and "$" not in chinese, "mathematics is set without Chinese"
         for piece, *_ in Formatter().parse(text):
             assert all(words in code for words in re.findall(r"[\w' ]{3,}", piece)), text

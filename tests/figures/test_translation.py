@@ -1,5 +1,6 @@
 """Figures in Chinese: drawn beside the English ones, which stay as they are, and only where a font has it."""
 
+import re
 import shutil
 from pathlib import Path
 
@@ -7,11 +8,15 @@ import matplotlib as mpl
 import matplotlib.pyplot as plt
 import pandas as pd
 import pytest
+import torch
 from matplotlib import font_manager
 from matplotlib.text import Text
 
-from resnotes import figures
-from resnotes.figures import translation
+from resnotes import figures, models
+from resnotes.book.words import Words
+from resnotes.figures import drawings, translation
+from resnotes.figures.pspnet import pyramid_pooling
+from resnotes.figures.unraveled import lesioned_view, unraveled_view
 
 LABELS = {"{n} layers, {scope}": "{scope}, χ {n}", "live": "λ", "error": "ε" * 12, "plain": "π", "20": "κ"}
 
@@ -77,3 +82,25 @@ def test_a_font_is_found_that_was_installed_after_matplotlib_first_ran(tmp_path,
     monkeypatch.setattr(font_manager, "findSystemFonts", lambda: [str(tmp_path / "NotoSansCJK-Regular.ttc")])
     shutil.copy(Path(mpl.get_data_path(), "fonts/ttf/DejaVuSans.ttf"), tmp_path / "NotoSansCJK-Regular.ttc")
     assert translation.chinese_font() == "DejaVu Sans"
+
+
+KEPT = re.compile(r"(ReLU|BN|sigmoid|dropout [\d.]+|\W*)|.*\$.*")  # names and mathematics
+
+
+@pytest.mark.parametrize(
+    ("notebook", "draw"),
+    [
+        ("02_identity_mappings", drawings.building_block),
+        ("02_identity_mappings", drawings.activation_orders),
+        ("02_identity_mappings", drawings.shortcut_variants),
+        ("03_unraveled_paths", lambda: unraveled_view(models.build("preresnet-8"), weights=torch.ones(8))),
+        ("03_unraveled_paths", lambda: lesioned_view(models.build("preresnet-8"), deleted=1)),
+        ("04_pspnet_failure_cases", lambda: pyramid_pooling(models.build("pspnet-small"))),
+    ],
+)
+def test_drawings_of_the_package_have_chinese_for_all_their_words(notebook, draw):
+    labels, fig = Words(notebook).labels, draw()
+    for text in {found.get_text() for found in fig.findobj(Text)}:
+        in_chinese = translation.translate(text, labels)
+        assert re.search(r"[\u4e00-\u9fff]", in_chinese) or KEPT.fullmatch(text), text
+    plt.close(fig)

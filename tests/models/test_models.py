@@ -55,9 +55,15 @@ def test_any_channels_classes_width_and_image_size(name: str, size: tuple[int, i
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("vgg-20", {}, r"'vgg-20'; allowed: plain-N \(N = 6n \+ 2\), .*, prebottleneck-N \(N = 9n \+ 2\), resnet18"),
+        (
+            "vgg-20",
+            {},
+            r"'vgg-20'; allowed: plain-N \(N = 6n \+ 2 < 10000\), .*, prebottleneck-N \(N = 9n .*, resnet18",
+        ),
         ("pspnet-vgg", {}, r"unknown network .pspnet-vgg.; allowed: .*pspnet-E \(E = small, resnet18, .*resnet152\)"),
         ("resnet-20b", {}, "unknown network"),
+        ("resnet-9999999998", {}, "unknown network"),
+        ("vit-10000", {}, r"unknown network 'vit-10000'; allowed: .*vit-L \(L = 1 to 9999\)"),
         ("resnet-21", {}, "resnet-21: depth must be 6n .* nearest: 20, 26"),
         ("plain-2", {}, "nearest: 8, 14"),
         ("resnet-20", {"depth": 3}, "takes no option 'depth'; allowed: num_classes, in_channels, width, shortcut"),

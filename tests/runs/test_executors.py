@@ -336,7 +336,9 @@ def test_the_command_trains_on_a_cluster(two: Any, train: Any, tmp_path: Path) -
         assert b"Dask" in page.read()
 
 
-@pytest.mark.parametrize("address", ["tcp://127.0.0.1:{}", "tcp://", "http://127.0.0.1:8786", "tcp://h:99999"])
+@pytest.mark.parametrize(
+    "address", ["tcp://127.0.0.1:{}", "tcp://", "nonsense", "http://127.0.0.1:8786", "tcp://h:99999"]
+)
 def test_a_scheduler_that_does_not_answer_is_named(
     train: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, address: str
 ) -> None:
@@ -346,7 +348,8 @@ def test_a_scheduler_that_does_not_answer_is_named(
         asked = address.format(taken.getsockname()[1])
         status, stdout, stderr = train("--cluster", asked)
     assert (status, stdout) == (2, "")
-    assert stderr.splitlines()[-1].startswith(f"resnotes: no Dask scheduler answers at {asked!r} ")
+    [line] = stderr.splitlines()
+    assert line.startswith(f"resnotes: no Dask scheduler answers at {asked!r} ")
     assert not (tmp_path / "runs").exists()
 
 
