@@ -93,11 +93,11 @@ def run(
     selected = select(notebooks or [])
     if listed:
         raise typer.Exit(_list(selected, folder))
-    from resnotes.book.execution import execute
-    from resnotes.book.pages import write_index
-
     settings = ([] if profile is None else [f"profile={profile}"]) + (parameter or [])
     overrides = parse_overrides(settings, selected)
+    from resnotes.book.execution import execute  # seconds, which a wrong parameter need not wait for
+    from resnotes.book.pages import write_index
+
     done = execute(selected, overrides, folder, jobs=jobs, report=typer.echo)
     failures = [execution.failure for execution in done if execution.failure]
     for failure in failures:  # before an index that may fail itself

@@ -10,8 +10,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import nbformat
-
 from resnotes import paths
 from resnotes.errors import ResnotesError, UsageError, did_you_mean, unknown
 
@@ -76,6 +74,8 @@ def read(path: Path) -> Any:
     Raises:
         ResnotesError: it is missing or no notebook.
     """
+    import nbformat  # half a second or more, which a wrong name need not wait for
+
     flaws: dict[str, Exception] = {}
     try:
         notebook = nbformat.read(path, as_version=4, capture_validation_error=flaws)
