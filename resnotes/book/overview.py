@@ -127,7 +127,8 @@ def study(notebook: str, entries: Ledger, lang: str) -> None:
     display(cards.answer(chapter, chapter.otherwise(entries), lang))
     display(*figure(chapter.figure, lang))
     display(cards.table([claim for claim in claims if claim["id"] in chapter.key], lang, counted=False))
-    display(cards.others([claim for claim in claims if claim["id"] not in chapter.key], lang))
+    if rest := [claim for claim in claims if claim["id"] not in chapter.key]:
+        display(cards.others(rest, lang))
 
 
 def figure(name: str, lang: str) -> tuple[Image, cards.Shown]:

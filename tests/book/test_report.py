@@ -137,6 +137,13 @@ def test_a_report_has_two_figures_a_study_or_one_of_many(tmp_path, studies):
     assert len(Markdown(path.read_text()).images) == {4: 6, 5: 5}[studies]
 
 
+@IN_BOTH
+def test_a_number_is_not_broken_across_lines(lang):
+    measured = finding(claim("degradation.x"), lang).measured
+    assert measured.count("\xa0±\xa0") == measured.count("n\xa0=\xa02") == 2
+    assert not re.search(r" [±=]|[±=] ", measured)
+
+
 def test_chinese_has_its_own_parentheses():
     before, after = (
         "1 % (n = 3)，周报 (O(2^n) 条路径)，损失 (a) (b)",
