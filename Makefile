@@ -42,8 +42,8 @@ notebooks: $(STAMP)  ## refresh the committed outputs of the notebooks
 	"$(BIN)/python" -m resnotes.book.tidy
 
 figures: $(STAMP)  ## refresh the committed figures and claims
-	"$(BIN)/python" -m resnotes run --out "$(OUT)"
-	"$(BIN)/python" -m resnotes figures --results "$(OUT)" --out figures
+	"$(BIN)/python" -m resnotes run --format png,pdf --out "$(OUT)"
+	"$(BIN)/python" -m resnotes figures --format png,pdf --results "$(OUT)" --out figures
 	cp "$(OUT)/claims.json" data/recorded/claims.json
 
 benchmarks: $(STAMP)  ## measure against references and refresh the committed report: a quarter of an hour

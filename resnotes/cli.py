@@ -84,6 +84,9 @@ def run(
         Many, typer.Option("-p", "--parameter", metavar="NAME=VALUE", help="Set a notebook's parameter.")
     ] = None,
     jobs: Annotated[int | None, typer.Option(min=1, help="Notebooks side by side, by default one per core.")] = None,
+    formats: Annotated[
+        str, typer.Option("--format", envvar="RESNOTES_FIGURES", help="Of figures: png, and by commas pdf and svg.")
+    ] = "png",
     listed: Annotated[bool, typer.Option("--list", help="Only list notebooks, their parameters and last run.")] = False,
 ) -> None:
     """Execute notebooks and write what they found to a folder, with an index."""
@@ -97,8 +100,10 @@ def run(
     overrides = parse_overrides(settings, selected)
     from resnotes.book.execution import execute  # seconds, which a wrong parameter need not wait for
     from resnotes.book.pages import write_index
+    from resnotes.figures import saving
 
-    done = execute(selected, overrides, folder, jobs=jobs, report=typer.echo)
+    kinds = saving.formats(formats)
+    done = execute(selected, overrides, folder, jobs=jobs, formats=kinds, report=typer.echo)
     failures = [execution.failure for execution in done if execution.failure]
     for failure in failures:  # before an index that may fail itself
         typer.echo(failure, err=True)
@@ -174,17 +179,19 @@ def claims(
 def figures(
     out: Annotated[str | None, typer.Option(metavar="FOLDER", help="Receives the figures.")] = None,
     to: Annotated[str | None, typer.Option(hidden=True, help="The former name of --out.")] = None,
-    formats: Annotated[str, typer.Option("--format", help="Any of png, pdf and svg, by commas.")] = "png,pdf",
+    formats: Annotated[
+        str, typer.Option("--format", help="Any of png, pdf and svg that `run` drew, by commas.")
+    ] = "png",
     results: Results = None,
 ) -> None:
     """Copy the figures of a run to a folder and print Markdown that shows them."""
     from resnotes.book.exports import export
+    from resnotes.figures import saving
 
     targets = [paths.folder(each) for each in (out, to) if each is not None]
     if len(targets) != 1:  # with both, --out is what --results is now
         raise UsageError("expected --out, the folder that receives the figures, alone; that of the run is --results")
-    kinds = [kind.strip() for kind in formats.split(",")]
-    for snippet in export(targets[0], _folder(results), formats=kinds):
+    for snippet in export(targets[0], _folder(results), formats=saving.formats(formats)):
         typer.echo(snippet)
 
 

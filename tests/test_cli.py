@@ -18,7 +18,6 @@ from kit.runs import TINY
 from resnotes import __version__, cli, paths
 from resnotes.book import execution, notebooks
 from resnotes.book.claims import load
-from resnotes.figures.saving import FORMATS
 from resnotes.files import write_atomic
 from resnotes.runs import catalogue, profiles, recording
 from resnotes.runs.store import RunStore
@@ -58,7 +57,7 @@ def test_run_writes_notebooks_claims_figures_and_index(root, resnotes):
     )
     write_notebook(root / "notebooks", "02_b", "1 / 0")
     out = root / "elsewhere"
-    status, stdout, stderr = resnotes("run", "--profile", "quick", "--out", out, "-p", "seed=4")
+    status, stdout, stderr = resnotes("run", "--profile", "quick", "--out", out, "-p", "seed=4", "--format", "svg")
     assert status == 1
     assert stdout.splitlines()[-1] == str(out / "index.html")
     assert "02_b: " in stderr
@@ -66,9 +65,9 @@ def test_run_writes_notebooks_claims_figures_and_index(root, resnotes):
     assert str(out / "notebooks/02_b.ipynb") in stderr
     [claim] = load(out / "claims.json")
     assert claim["scopes"]["live"]["measured"]["value"] == 4
-    assert {path.name for path in (out / "figures").iterdir()} == {f"empty.{kind}" for kind in ("json", *FORMATS)}
+    assert {path.name for path in (out / "figures").iterdir()} == {f"empty.{kind}" for kind in ("json", "png", "svg")}
     page = (out / "index.html").read_text()
-    assert 'src="figures/empty.png"' in page
+    assert [file in page for file in ('src="figures/empty.png"', "empty.svg", "empty.pdf")] == [True, True, False]
     assert "1 claim:" in page
     assert (page.count("<td>done</td>"), page.count('<td class="failed">failed</td>')) == (1, 1)
 

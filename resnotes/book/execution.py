@@ -48,6 +48,7 @@ def execute(
     *,
     jobs: int | None = None,
     cell_timeout: int = CELL_TIMEOUT,
+    formats: Sequence[str] = ("png",),
     report: Callable[[str], None] = print,
 ) -> list[Execution]:
     """Execute notebooks, each in its own processes, into `out/notebooks`, with an HTML rendering beside each.
@@ -62,6 +63,7 @@ def execute(
         out: folder of the run; notebooks find it in `RESNOTES_OUT`.
         jobs: how many run side by side, sharing the cores evenly; by default as many as there are cores.
         cell_timeout: longest time for one cell, in seconds.
+        formats: of `resnotes.figures.saving.FORMATS`, in which figures are drawn beside PNG.
         report: receives a line at each start and finish.
 
     Returns:
@@ -85,7 +87,7 @@ def execute(
         call = functools.partial(
             execute_in_child,
             held,
-            _environment(out, Path(kernels), threads=max(1, cores // jobs), workers=cores),
+            _environment(out, Path(kernels), formats, threads=max(1, cores // jobs), workers=cores),
             kernel_name="python3",
             cwd=str(paths.project_root()),
             execution_timeout=cell_timeout,
@@ -118,7 +120,7 @@ def _merge(out: Path) -> None:
         merge(out)
 
 
-def _environment(out: Path, kernels: Path, threads: int, workers: int) -> dict[str, str]:
+def _environment(out: Path, kernels: Path, formats: Sequence[str], *, threads: int, workers: int) -> dict[str, str]:
     """Environment of a kernel: this very package, absolute locations, its share of the cores.
 
     For training it has all cores: while one notebook measures, or is the last, another may train.
@@ -136,6 +138,7 @@ def _environment(out: Path, kernels: Path, threads: int, workers: int) -> dict[s
         "PYTHONPATH": prepended("PYTHONPATH", package),
         "JUPYTER_PATH": prepended("JUPYTER_PATH", str(kernels)),
         "RESNOTES_OUT": str(out),
+        "RESNOTES_FIGURES": ",".join(formats),
         # Notebooks start in the project's root, where a relative location would mean another folder.
         "RESNOTES_DATA": str(paths.data_root()),
         "RESNOTES_CACHE": str(paths.cache_root()),

@@ -7,32 +7,31 @@ from pathlib import Path
 
 from resnotes.book.results import read_results
 from resnotes.book.templating import escape
-from resnotes.errors import ResnotesError, unknown
-from resnotes.figures.saving import FORMATS
+from resnotes.errors import ResnotesError
 from resnotes.files import write_folder
 
 
-def export(to: Path, out: Path, *, formats: Sequence[str] = ("png", "pdf")) -> list[str]:
+def export(to: Path, out: Path, *, formats: Sequence[str] = ("png",)) -> list[str]:
     """Copy the figures of a run, with their sidecars, into the folder `to`; returns a Markdown snippet for each.
 
     Args:
         to: folder that receives `<name>.<format>` and `<name>.json`, replacing what has these names.
         out: folder of the run.
-        formats: of `FORMATS`; the snippet shows the first that a browser can show as an image.
+        formats: of `resnotes.figures.saving.FORMATS`; the snippet shows the first that a browser can show as an image.
 
     Raises:
-        UsageError: there is no such format.
-        ResnotesError: there are no figures, or a sidecar is damaged.
-        OSError: a figure is not there in one of the formats.
+        ResnotesError: there are no figures, one was not drawn in one of the formats, or a sidecar is damaged.
+        OSError: the folder cannot be written.
     """
-    for kind in formats:
-        if kind not in FORMATS:
-            raise unknown("format", kind, FORMATS)
     source = out / "figures"
     captions = {str(figure["name"]): figure["caption"] for figure in read_results(out).figures}
     if not captions:
         raise ResnotesError(f"no figures in {source}; `resnotes run` makes them")
     files = [f"{name}.{extension}" for name in captions for extension in (*formats, "json")]
+    if missing := [file for file in files if not (source / file).exists()]:
+        raise ResnotesError(
+            f"{source} has no {', '.join(missing)}; `resnotes run --format {','.join(formats)}` draws these formats"
+        )
     write_folder(to, {file: (source / file).read_bytes() for file in files})
     return [_snippet(name, caption, formats) for name, caption in captions.items()]
 

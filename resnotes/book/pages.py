@@ -54,6 +54,7 @@ def write_index(out: Path) -> Path:
             chance={lang: cards.chance(results.claims, lang) for lang in LANGUAGES},
             datasets=sorted({s["dataset"] for c in results.claims for s in c["scopes"].values() if s["dataset"]}),
             versions=versions(),
+            drawn=lambda file: (out / "figures" / file).exists(),
         )
     )
     return write_atomic(out / "index.html", page)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from matplotlib.figure import Figure
 
 import resnotes
 from resnotes import paths
-from resnotes.errors import ResnotesError, UsageError
+from resnotes.errors import ResnotesError, UsageError, unknown
 from resnotes.figures.style import file_settings
 from resnotes.figures.translation import chinese_font, translated
 from resnotes.files import read_json, write_atomic, write_json
@@ -25,7 +26,21 @@ from resnotes.typed import Rule, check_entry
 
 # What a figure is saved as, and what keeps the date out of the file.
 FORMATS: dict[str, dict[str, Any]] = {"png": {}, "pdf": {"CreationDate": None}, "svg": {"Date": None}}
+VARIABLE = "RESNOTES_FIGURES"  # what figures are saved as beside PNG, which is enough while one works
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
+
+
+def formats(named: str) -> list[str]:
+    """The formats that a list by commas names, such as ``png, svg``.
+
+    Raises:
+        UsageError: there is no such format.
+    """
+    kinds = [kind.strip() for kind in named.split(",")]
+    for kind in kinds:
+        if kind not in FORMATS:
+            raise unknown("format", kind, FORMATS)
+    return kinds
 
 
 def save(
@@ -39,9 +54,10 @@ def save(
     parameters: Mapping[str, Any],
     labels_zh: Mapping[str, str] | None = None,
 ) -> Path:
-    """Write `fig` as PNG (300 dpi), PDF and SVG with a JSON beside them; the same figure gives the same bytes.
+    """Write `fig` as PNG (300 dpi) with a JSON beside it; the same figure gives the same bytes.
 
-    With `labels_zh`, `<name>.zh.png` as well: the figure in Chinese, where a font with Chinese is installed.
+    As PDF and SVG as well where `RESNOTES_FIGURES` names them, as ``pdf,svg``. With `labels_zh`, `<name>.zh.png` as
+    well: the figure in Chinese, where a font with Chinese is installed.
 
     Args:
         fig: the figure; its layout is fixed by this call.
@@ -57,8 +73,9 @@ def save(
         Path of the PNG.
 
     Raises:
-        UsageError: the name is malformed.
+        UsageError: the name is malformed, or there is no such format.
     """
+    wanted = ["png", *formats(os.environ.get(VARIABLE) or "png")]
     if not _NAME.fullmatch(name):
         raise UsageError(f"figure name {name!r} is not of the form [a-z0-9_-]+")
     folder = paths.out_root() / "figures"
@@ -67,13 +84,17 @@ def save(
     layout = fig.get_layout_engine()
     fig.set_layout_engine("none")
     for extension in FORMATS:
-        write_atomic(folder / f"{name}.{extension}", _drawn(fig, extension))
+        path = folder / f"{name}.{extension}"
+        if extension in wanted:
+            write_atomic(path, _drawn(fig, extension))
+        else:
+            path.unlink(missing_ok=True)  # of an earlier figure
     chinese = folder / f"{name}.zh.png"
     if labels_zh and (font := chinese_font()):
         with translated(fig, labels_zh, font, layout):
             write_atomic(chinese, _drawn(fig, "png"))
     else:
-        chinese.unlink(missing_ok=True)  # of an earlier figure
+        chinese.unlink(missing_ok=True)
     columns = _columns(data) if isinstance(data, pd.DataFrame) else {key: _columns(data[key]) for key in data}
     write_json(
         folder / f"{name}.json",

@@ -12,6 +12,7 @@ from matplotlib.colors import to_rgb
 
 from resnotes import figures
 from resnotes.errors import UsageError
+from resnotes.figures.saving import VARIABLE
 
 
 @pytest.fixture(autouse=True)
@@ -39,7 +40,22 @@ def save(fig, name="degradation", **changes):
     return figures.save(fig, name, **{**fields, **changes})
 
 
-def test_the_same_figure_gives_the_same_bytes(out):
+def test_what_is_not_asked_for_is_not_drawn(out, monkeypatch):
+    for asked, kinds in (
+        ("pdf,svg", ["json", "pdf", "png", "svg"]),
+        (" svg ", ["json", "png", "svg"]),
+        ("", ["json", "png"]),
+    ):
+        monkeypatch.setenv(VARIABLE, asked)
+        save(curve())
+        assert sorted(path.suffix[1:] for path in (out / "figures").iterdir()) == kinds
+    monkeypatch.setenv(VARIABLE, "png,jpg")
+    with pytest.raises(UsageError, match="unknown format 'jpg'; allowed: png, pdf, svg"):
+        save(curve())
+
+
+def test_the_same_figure_gives_the_same_bytes(out, monkeypatch):
+    monkeypatch.setenv(VARIABLE, "pdf,svg")
     first, again = curve(), curve()
     written = []
     for fig in (first, first, again):
@@ -48,7 +64,8 @@ def test_the_same_figure_gives_the_same_bytes(out):
     assert written[0] == written[1] == written[2]
 
 
-def test_another_users_process_draws_the_same_bytes(out, tmp_path):
+def test_another_users_process_draws_the_same_bytes(out, tmp_path, monkeypatch):
+    monkeypatch.setenv(VARIABLE, "svg")
     save(curve())
     here = Path(__file__)
     theirs = tmp_path / "matplotlibrc"
