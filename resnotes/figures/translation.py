@@ -21,17 +21,18 @@ _MACOS, _WINDOWS = ("pingfang", "hiragino sans gb"), ("msyh", "simhei")
 
 
 def translate(text: str, labels: Mapping[str, str]) -> str:
-    """`text` by the first entry of `labels` that it fits, or as it is.
+    """`text` by the entry of `labels` that it fits, or as it is; of several that which leaves least to be filled in.
 
     Args:
         text: as it stands in a figure.
         labels: its translation, by the text. Names in braces stand for any words, which are translated likewise:
             `{"recorded": "存档", "{n} layers, {scope}": "{scope}，{n} 层"}`.
     """
-    for known, translation in labels.items():
-        if found := re.fullmatch(_pattern(known), text):
-            return translation.format(**{name: translate(part, labels) for name, part in found.groupdict().items()})
-    return text
+    fits = {known: found.groupdict() for known in labels if (found := re.fullmatch(_pattern(known), text))}
+    if not fits:
+        return text
+    known = min(fits, key=lambda each: sum(map(len, fits[each].values())))
+    return labels[known].format(**{name: translate(part, labels) for name, part in fits[known].items()})
 
 
 @cache

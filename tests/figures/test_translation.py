@@ -84,6 +84,19 @@ def test_a_font_is_found_that_was_installed_after_matplotlib_first_ran(tmp_path,
     assert translation.chinese_font() == "DejaVu Sans"
 
 
+def test_of_several_entries_that_fit_the_closest_counts():
+    labels = {
+        "{what}, {when}": "{when}：{what}",
+        "{name}, first stage": "{name} α",
+        "gradient, of all": "γ",
+        "plain": "π",
+    }
+    found = [
+        translation.translate(text, labels) for text in ("plain, first stage", "gradient, of all", "plain, trained")
+    ]
+    assert found == ["π α", "γ", "trained：π"]
+
+
 KEPT = re.compile(r"ReLU|BN|sigmoid|dropout [\d.]+|[^A-Za-z]*|.*\$.*")  # names, numbers and mathematics
 
 
