@@ -175,7 +175,7 @@ def claims(
     typer.echo(listing.FORMATS[form](found), nl=False, color=False if os.environ.get("NO_COLOR") else None)
 
 
-@app.command(epilog=_example("figures --out slides --format png,svg"))
+@app.command(epilog=_example("figures --out slides"))
 def figures(
     out: Annotated[str | None, typer.Option(metavar="FOLDER", help="Receives the figures.")] = None,
     to: Annotated[str | None, typer.Option(hidden=True, help="The former name of --out.")] = None,
