@@ -19,10 +19,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from benchmarks.lesions import settled
-from benchmarks.timing import Peak, Row, Settings, operations, turns
-from resnotes import models
+from benchmarks.timing import Peak, Row, Settings, built, operations, turns
 from resnotes.models import Network
 from resnotes.unravel import path_gradients
+
+VIT = "size=32 patch=4"
+LARGE, QUICK = ("preresnet-56", "preresnet-110", f"vit-12 {VIT}"), ("preresnet-20", f"vit-2 {VIT}")
 
 
 def gradient(network: Network, start: Tensor, labels: Tensor, branch: Callable[[int, Tensor, Any], Tensor]) -> Tensor:
@@ -84,7 +86,7 @@ def interpolated(network: Network, images: Tensor, labels: Tensor) -> Tensor:
 
 def random_network(name: str, images: Tensor) -> Network:
     """With random weights that need no gradients, in eval mode, as both sides take it."""
-    return settled(models.build(name), images).requires_grad_(False)
+    return settled(built(name), images).requires_grad_(False)
 
 
 def apart(ours: Tensor, reference: Tensor) -> float:
@@ -94,12 +96,12 @@ def apart(ours: Tensor, reference: Tensor) -> float:
 
 
 def measure(settings: Settings) -> list[Row]:
-    """One network with few units, two with many."""
+    """One network with few units, three with many, of which one is a transformer."""
     images = torch.randn(2 if settings.quick else 8, 3, 32, 32)
     labels = torch.arange(len(images)) % 10
     cases = [
         ("preresnet-14" if settings.quick else "preresnet-20", brute_force),
-        *((name, interpolated) for name in (["preresnet-20"] if settings.quick else ["preresnet-56", "preresnet-110"])),
+        *((name, interpolated) for name in (QUICK if settings.quick else LARGE)),
     ]
     peak = Peak("float32", size=settings.matrix)
     rows = []
@@ -129,6 +131,7 @@ def measure(settings: Settings) -> list[Row]:
                 reference=times["reference"],
                 operations=counted,
                 ceiling=peak.rate(times["peak"]),
+                headline=name in ("preresnet-56", f"vit-12 {VIT}"),
                 remark=f"differ by {single:.0e} of the largest length's norm, in float64 by {double:.0e}",
             )
         )

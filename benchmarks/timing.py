@@ -17,7 +17,7 @@ import torch
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from resnotes import provenance
+from resnotes import models, provenance
 
 Work = Callable[[], object]
 Clock = Callable[[], float]
@@ -50,6 +50,7 @@ class Row:
         per_image: the row shows images a second.
         operations: additions and multiplications that ours does in that time; None where they are not what takes it.
         ceiling: operations a second of `Peak`, in the same rounds and in the precision of ours.
+        headline: one of the few that the documentation shows.
         remark: what else was found, such as that both sides agree.
     """
 
@@ -59,6 +60,7 @@ class Row:
     per_image: bool = False
     operations: float | None = None
     ceiling: float | None = None
+    headline: bool = False
     remark: str = ""
 
     @property
@@ -109,6 +111,12 @@ def seconds(work: Work, clock: Clock = time.process_time) -> float:
     work()
     synchronize()
     return clock() - start
+
+
+def built(label: str) -> Any:
+    """The network of a label such as ``vit-6 size=32``, with random weights."""
+    name, options = models.from_label(label)
+    return models.build(name, **options)
 
 
 def synchronize() -> None:

@@ -25,8 +25,8 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
-from benchmarks.timing import Peak, Row, Settings, Work, operations, turns
-from resnotes import models
+from benchmarks.gradients import VIT
+from benchmarks.timing import Peak, Row, Settings, Work, built, operations, turns
 from resnotes.datasets import Normalization
 from resnotes.devices import resolve_device, resolve_precision
 from resnotes.training.classification import batches
@@ -34,6 +34,8 @@ from resnotes.training.loop import optimizer_step
 from resnotes.training.recipe import Recipe
 
 RECIPE = Recipe(iterations=1)
+
+HEADLINES = (("resnet-56", "ours", "public"), (f"vit-6 {VIT}", "ours", "eager"))
 
 
 class Images(Dataset[tuple[Tensor, int]]):
@@ -106,12 +108,12 @@ def advance(steps: Iterator[None], count: int) -> None:
 
 
 def measure(settings: Settings) -> list[Row]:
-    """Images a second of resnet-20 and resnet-56."""
+    """Images a second of resnet-20, resnet-56 and vit-6."""
     device = resolve_device("auto")
     count = 256 if settings.quick else 50_000
     # Throughput does not depend on what is in the images, so any will do.
     images, labels = torch.randint(256, (count, 3, 32, 32), dtype=torch.uint8), torch.randint(10, (count,))
-    names = ("resnet-8",) if settings.quick else ("resnet-20", "resnet-56")
+    names = ("resnet-8", f"vit-2 {VIT}") if settings.quick else ("resnet-20", "resnet-56", f"vit-6 {VIT}")
     return [row for name in names for row in compare(name, images, labels, device, settings)]
 
 
@@ -123,7 +125,7 @@ def compare(name: str, images: Tensor, labels: Tensor, device: torch.device, set
     at_a_time, clock = (settings.at_a_time, process_time) if device.type == "cpu" else (0, perf_counter)
 
     def network() -> nn.Module:
-        network: nn.Module = models.build(name).to(device)
+        network: nn.Module = built(name).to(device)
         return network
 
     ours, *others = (our_steps(network(), our_batches(*there), precision) for _ in range(1 + at_a_time))
@@ -153,6 +155,7 @@ def compare(name: str, images: Tensor, labels: Tensor, device: torch.device, set
             per_image=True,
             operations=counted,
             ceiling=peak.rate(times["peak"]),
+            headline=(name, side, reference) in HEADLINES,
         )
 
     rows = [row("; the same step, eager float32", "ours", "eager")]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -64,7 +65,12 @@ class Notebook:
 
     @cached_property
     def _parameters_source(self) -> str:
-        cells = read(self.path).cells
+        try:  # as JSON: nbformat takes a second to import, for which a wrong parameter need not wait
+            cells = json.loads(self.path.read_bytes())["cells"]
+            tagged = [cell for cell in cells if PARAMETERS_TAG in cell["metadata"].get("tags", [])]
+            return "\n".join("".join(cell["source"]) for cell in tagged)
+        except (OSError, ValueError, LookupError, TypeError, AttributeError):  # of an older format, or no notebook
+            cells = read(self.path).cells
         return "\n".join(cell.source for cell in cells if PARAMETERS_TAG in cell.metadata.get("tags", []))
 
 

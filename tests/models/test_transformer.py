@@ -14,6 +14,7 @@ from resnotes import models, unravel
 from resnotes.analysis.propagation import gradient_flow, identity_errors
 from resnotes.errors import UsageError
 from resnotes.models import Network
+from resnotes.models.transformer import Attention
 
 LABELS = torch.arange(6)
 
@@ -87,6 +88,30 @@ def test_ours_is_torchvisions_with_its_weights() -> None:
     images = torch.randn(5, 3, 8, 8)
     torch.testing.assert_close(ours(images), theirs(images))
     torch.testing.assert_close(ours.double()(images.double()), theirs.double()(images.double()), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("mixed", [True, False])
+def test_attention_in_bfloat16_rounds_no_more_than_torchs(mixed: bool) -> None:
+    """Whether autocast makes it bfloat16 or the weights are: what it gives, and the gradient of what it was given."""
+    exact = drawn(Attention(16, 2).double())
+    theirs = nn.MultiheadAttention(16, 2, batch_first=True).double()
+    theirs.in_proj_weight, theirs.in_proj_bias = exact.qkv.weight, exact.qkv.bias
+    theirs.out_proj.weight, theirs.out_proj.bias = exact.out.weight, exact.out.bias
+    inputs, weights = torch.randn(2, 8, 17, 16).double()
+
+    def found(module: nn.Module, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        low = mixed and dtype is torch.bfloat16
+        module = copy.deepcopy(module).to(torch.float32 if low else dtype)
+        x = inputs.to(next(module.parameters()).dtype).requires_grad_()
+        with torch.autocast("cpu", enabled=low):
+            out = module(x) if isinstance(module, Attention) else module(x, x, x, need_weights=False)[0]
+        assert out.dtype is dtype
+        return out.double(), torch.autograd.grad((out * weights.to(out.dtype)).sum(), x)[0].double()
+
+    wanted = found(exact, torch.float64)
+    torch.testing.assert_close(wanted, found(theirs, torch.float64))
+    for ours, other, right in zip(found(exact, torch.bfloat16), found(theirs, torch.bfloat16), wanted, strict=True):
+        assert (ours - right).norm() < 1.1 * (other - right).norm() < 0.05 * right.norm()
 
 
 def test_weights_are_drawn_as_said() -> None:
