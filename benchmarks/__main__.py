@@ -21,7 +21,8 @@ import torch
 
 from benchmarks import cost, gradients, growth, lesions, loading, report, segmentation, training
 from benchmarks.growth import Curve
-from benchmarks.timing import Row, Settings, machine, one_thread
+from benchmarks.timing import Row, Settings, machine
+from resnotes.devices import one_thread
 from resnotes.errors import UsageError, reporting_errors, unknown
 from resnotes.paths import expanded
 

@@ -48,7 +48,7 @@ UNFAVOURABLE = (0.1, 20e-6)
 TEXT = """\
 The {profile} profile; `python -m benchmarks cost` measures it anew, in half an hour. The hours on 2 cores are
 from CPU time of steps of every network on one core, measured {date} on {machine}. Those on GPUs are
-*estimates*: none was at hand.
+*estimates*, from before one was at hand.
 
 | study | runs | images, 10^6 | operations, 10^18 | 2 cores, h | one H100, h, estimate | eight, h, estimate |
 |---|---|---|---|---|---|---|

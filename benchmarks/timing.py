@@ -8,7 +8,7 @@ import math
 import os
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -91,17 +91,6 @@ def turns(sides: Mapping[str, Work], rounds: int, clock: Clock = time.process_ti
         for side, work in sides.items():
             times[side].append(seconds(work, clock))
     return times
-
-
-@contextlib.contextmanager
-def one_thread() -> Iterator[None]:
-    """Threads that wait for each other count as CPU time, and a busy machine makes them wait long."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def seconds(work: Work, clock: Clock = time.process_time) -> float:

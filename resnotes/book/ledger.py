@@ -25,6 +25,7 @@ from resnotes.book.claims import WORDS, Claim, Evidence, strongest
 from resnotes.book.words import Rule, Words
 from resnotes.errors import UsageError
 from resnotes.figures.saving import save
+from resnotes.figures.style import readable
 from resnotes.files import write_json
 
 if TYPE_CHECKING:  # it would bring PyTorch, which takes seconds
@@ -192,7 +193,7 @@ def _all_decided(id: str, measured: Mapping[str, Any], rule: Rule, chinese: Call
     """
     if not measured:
         raise UsageError(f"claim {id}: expected measurements by name, found none")
-    each = {name: _decided(id, Evidence(value), rule, chinese) for name, value in measured.items()}
+    each = {readable(name): _decided(id, Evidence(value), rule, chinese) for name, value in measured.items()}
     holds = all_of(*(found["holds"] for found in each.values()))
     ps = [found["p"] for found in each.values() if holds is not False or found["holds"] is False]
     p = None if None in ps else min(1.0, len(each) * min(ps)) if holds is False else max(ps)

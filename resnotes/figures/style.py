@@ -58,6 +58,7 @@ CLASS_COLORS = """
 
 
 _SHEET = Path(__file__).with_name("resnotes.mplstyle")
+_SPOKEN = {" batch_norm=True": " with BN", " batch_norm=False": " without BN", " alpha=": ", α = ", r" width=\d+": ""}
 # Matplotlib's defaults come first, so that of a user's matplotlibrc nothing remains.
 STYLE: list[str | Path] = ["default", _SHEET]
 
@@ -99,6 +100,13 @@ def style_for(model_name: str) -> dict[str, str]:
     darker = np.multiply(to_rgb(hue), 1 - 0.35 * max(shade, 0))
     color = to_hex(lighter(hue, 1 + 0.45 * shade) if shade < 0 else tuple(darker))
     return {"color": color, "linestyle": "--" if depth < 32 else "-." if depth < 56 else "-"}
+
+
+def readable(label: str) -> str:
+    """A network's label as figures and cards have it: `vgg-15 with BN` of `vgg-15 batch_norm=True width=16`."""
+    for pattern, text in _SPOKEN.items():
+        label = re.sub(pattern, text, label)
+    return label
 
 
 def palette(num_classes: int) -> NDArray[np.float64]:

@@ -102,6 +102,12 @@ def test_save_refuses_names_that_are_no_slug(name):
         save(curve(), name)
 
 
+def test_labels_are_spoken() -> None:
+    assert figures.readable("vgg-15 batch_norm=True width=16") == "vgg-15 with BN"
+    assert figures.readable("preresnet-20 batch_norm=False alpha=0.333") == "preresnet-20 without BN, α = 0.333"
+    assert figures.readable("resnet-56 shortcut=scaling:0.5,1") == "resnet-56 shortcut=scaling:0.5,1"
+
+
 def test_networks_look_alike_by_family_and_differ_by_depth():
     styles = {name: figures.style_for(name) for name in ("plain-20", "plain-56", "resnet-20", "resnet-56")}
     assert styles["plain-56"] == {"color": "#d55e00", "linestyle": "-"}
