@@ -15,7 +15,8 @@ from collections import Counter
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-MOST = {"package": 10_550, "tests": 16_400, "module": 400, "function": 60}  # lines; of modules and tests all, else code
+MOST = {"package": 10_600, "tests": 16_500, "module": 400, "function": 60}  # lines; of modules and tests all, else code
+GROWN = " (MOST in benchmarks/size.py): take something out first, or raise it knowingly"
 
 _LAYOUT = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER}
 _DOCUMENTED = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
@@ -70,10 +71,10 @@ def too_large(package: Path, tests: Path) -> list[str]:
     ]
     total = sum(rooms(package).values())
     if total > MOST["package"]:
-        found.append(f"the package has {total} lines of code, expected {MOST['package']} at most")
+        found.append(f"the package has {total} lines of code, expected {MOST['package']} at most{GROWN}")
     written = sum(path.read_text(encoding="utf-8").count("\n") for path in tests.rglob("*.py"))
     if written > MOST["tests"]:
-        found.append(f"the tests have {written} lines, expected {MOST['tests']} at most")
+        found.append(f"the tests have {written} lines, expected {MOST['tests']} at most{GROWN}")
     return sorted(found)
 
 

@@ -286,6 +286,8 @@ def record(
         raise RunError(f"no finished run of profile {profile} in {store.root}; `resnotes train` makes them")
     for run in finished:
         typer.echo(recording.record(run, store.recorded, weights=weights).folder)
+        if run.facts["code"]["dirty"]:
+            typer.echo(f"{run.name} was made from code that no commit has; commit, and train it again", err=True)
 
 
 data_app = typer.Typer(

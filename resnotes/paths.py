@@ -59,6 +59,11 @@ def expanded(path: str | Path) -> Path:
         raise UsageError(f"{str(path)!r} is no path: {error}") from error
 
 
+def asked(path: str | Path) -> Path:
+    """`expanded`, from where `resnotes run` was called: the kernels of its notebooks work in the checkout."""
+    return expanded(path and Path(os.environ.get("RESNOTES_CALLED_FROM", "."), Path(path).expanduser()))
+
+
 def folder(path: str | Path) -> Path:
     """`expanded`, of a folder that is there or can be made.
 

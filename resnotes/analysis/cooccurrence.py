@@ -23,7 +23,7 @@ from resnotes.models.segmentation import IGNORED
 RARE, LEVEL = 0.01, 0.05  # of a contradiction: P(class | context) below, and rate of false discoveries
 
 
-def presence(labels: Iterable[Any], num_classes: int, *, ignore_index: int = IGNORED) -> Tensor:
+def presence(labels: Iterable[Any], num_classes: int, *, ignore_index: int = IGNORED, name: str = "labels") -> Tensor:
     """Which classes each image shows.
 
     Args:
@@ -31,6 +31,7 @@ def presence(labels: Iterable[Any], num_classes: int, *, ignore_index: int = IGN
             tensors, arrays or lists.
         num_classes: number of classes, C.
         ignore_index: label of pixels that do not count.
+        name: what messages call the labels.
 
     Returns:
         bool ``[N, C]``; nothing in an image without labelled pixels.
@@ -39,11 +40,11 @@ def presence(labels: Iterable[Any], num_classes: int, *, ignore_index: int = IGN
         UsageError: no image, or labels outside the range.
     """
     shown = []
-    for each in (as_map(each, "labels") for each in labels):
-        check_classes(each, "classes", num_classes, ignore_index)
+    for each in (as_map(each, name) for each in labels):
+        check_classes(each, name, num_classes, ignore_index)
         shown.append(torch.bincount(each[each != ignore_index], minlength=num_classes) > 0)
     if not shown:
-        raise UsageError("expected at least one map of labels, found none")
+        raise UsageError(f"expected at least one map of {name}, found none")
     return torch.stack(shown)
 
 

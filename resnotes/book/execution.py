@@ -128,7 +128,8 @@ def _environment(out: Path, kernels: Path, formats: Sequence[str], *, threads: i
     package = str(Path(__file__).resolve().parents[2])
 
     def prepended(variable: str, first: str) -> str:
-        return os.pathsep.join(filter(None, [first, os.environ.get(variable)]))
+        others = filter(None, os.environ.get(variable, "").split(os.pathsep))
+        return os.pathsep.join([first, *map(os.path.abspath, others)])
 
     return {
         "OMP_NUM_THREADS": str(threads),
@@ -140,6 +141,7 @@ def _environment(out: Path, kernels: Path, formats: Sequence[str], *, threads: i
         "RESNOTES_OUT": str(out),
         "RESNOTES_FIGURES": ",".join(formats),
         # Notebooks start in the project's root, where a relative location would mean another folder.
+        "RESNOTES_CALLED_FROM": str(Path.cwd()),
         "RESNOTES_DATA": str(paths.data_root()),
         "RESNOTES_CACHE": str(paths.cache_root()),
         "RESNOTES_RUNS": str(paths.runs_root()),

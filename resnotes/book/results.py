@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from resnotes.book.claims import load, marked
-from resnotes.book.notebooks import title_of
+from resnotes.book.notebooks import Notebook, title_of
 from resnotes.errors import ResnotesError
 from resnotes.figures.saving import described
 from resnotes.files import read_json, write_json
@@ -43,7 +43,7 @@ class ExecutedNotebook:
         state: ``"done"``, ``"failed"`` where a cell failed, or ``"unfinished"`` where whoever executed it was ended.
         seconds: wall time.
         finished: when it was executed.
-        profile: scale of the experiments; None if it was not given.
+        profile: scale of the experiments, and other parameters than the notebook's own; None if it was not given.
         machine: what it was executed on, in words.
         commit: commit of the code, abbreviated; with a plus where the code was changed since.
     """
@@ -114,15 +114,21 @@ def executed(path: Path) -> ExecutedNotebook:
         title = title_of(notebook) or title
         note = _Note(**check_entry(_Note, notebook["metadata"][NOTE], "a note"))
         finished = datetime.fromisoformat(note.finished)
+        own = Notebook(path).parameters
     except (ResnotesError, KeyError, TypeError, ValueError):  # of a notebook that is no longer what was written
         return ExecutedNotebook(path.stem, title, "unfinished")
+    given = [
+        f"{name}={value}"
+        for name, value in note.parameters.items()
+        if name != "profile" and own.get(name, value) != value
+    ]
     return ExecutedNotebook(
         stem=path.stem,
         title=title,
         state="failed" if note.failed else "done",
         seconds=note.seconds,
         finished=finished,
-        profile=note.parameters.get("profile"),
+        profile=", ".join(filter(None, [note.parameters.get("profile"), *given])) or None,
         machine=note.machine,
         commit=note.commit and note.commit[:10] + ("+" if note.dirty else ""),
     )

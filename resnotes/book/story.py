@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from resnotes.book.claims import WORDS
+from resnotes.typed import check_entry
 
 Text = Mapping[str, str]  # by language, en and zh
 
@@ -98,7 +99,8 @@ class Place:
 
 def chapters() -> list[Chapter]:
     """The chapters, in the order in which the report asks."""
-    return [Chapter(**entry) for entry in _story()["chapters"]]
+    entries = _story()["chapters"]
+    return [Chapter(**check_entry(Chapter, each, f"story.toml, chapter {each.get('notebook')}")) for each in entries]
 
 
 def cover() -> str:

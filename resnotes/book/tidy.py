@@ -6,8 +6,9 @@ What is saved in `make lab` passes `before_saving`, so that it differs from what
 from __future__ import annotations
 
 import json
+import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import compress
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from nbconvert.preprocessors import CoalesceStreamsPreprocessor
 
 from resnotes import paths
 from resnotes.book.execution import execute
-from resnotes.book.notebooks import discover, read
+from resnotes.book.notebooks import read, select
 from resnotes.errors import ResnotesError, reporting_errors
 from resnotes.files import write_atomic
 
@@ -72,16 +73,20 @@ def tidied(notebook: Any, replacements: Mapping[str, str]) -> Any:
     return notebook
 
 
-def refresh() -> None:
+def refresh(names: Sequence[str] = ()) -> None:
     """Execute the committed notebooks with their defaults and put clean outputs in their place.
+
+    Args:
+        names: of notebooks, such as ``07``; all if none.
 
     Raises:
         ResnotesError: a notebook fails; that one stays as it was.
+        UsageError: there is no such notebook.
     """
     failures = []
     with tempfile.TemporaryDirectory() as scratch:
         roots = {str(Path(scratch).resolve()): "out", str(paths.project_root()): "."}
-        for execution in execute(discover(), {}, Path(scratch)):
+        for execution in execute(select(names), {}, Path(scratch)):
             if execution.failure:
                 failures.append(execution.failure)
             else:
@@ -93,4 +98,4 @@ def refresh() -> None:
 
 if __name__ == "__main__":
     with reporting_errors():
-        refresh()
+        refresh(sys.argv[1:])

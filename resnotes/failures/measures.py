@@ -66,10 +66,12 @@ def study(
     Raises:
         UsageError: shapes, types or numbers that do not fit.
     """
+    if isinstance(classes, int | str):
+        raise UsageError(f"expected the names of the classes, by number, found {classes!r}")
     names = tuple(classes)
     maps = check(predictions, labels, len(names), ignore_index)
     ours, truth = zip(*maps, strict=True)
-    shown = presence(training_labels, len(names), ignore_index=ignore_index)
+    shown = presence(training_labels, len(names), ignore_index=ignore_index, name="training_labels")
     together = Cooccurrence.between_classes(shown, names)
     contradicting = together.contradicts(presence(truth, len(names), ignore_index=ignore_index))
     failures = mine(ours, truth, names, contradicting, field, ignore_index=ignore_index, **rules)

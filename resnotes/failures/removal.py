@@ -51,8 +51,8 @@ def covered(image: Tensor, region: Tensor, rng: np.random.Generator) -> tuple[Te
 
 
 def leaning(
-    predict: Callable[[Tensor], Tensor],
-    images: Iterable[Tensor],
+    predict: Callable[[Tensor], Any],
+    images: Iterable[Any],
     labels: Iterable[Any],
     classes: Sequence[str],
     *,
@@ -67,7 +67,7 @@ def leaning(
     Args:
         predict: uint8 images ``[B, C, H, W]`` to classes, integers ``[B, H, W]``, such as `analysis.prediction.predict`
             of a network. It is given the image, and then as `covered` has it.
-        images: uint8 ``[C, H, W]``, of any sizes.
+        images: uint8 ``[C, H, W]``, of any sizes: tensors or arrays.
         labels: integers ``[H, W]`` of the same images: tensors, arrays or lists.
         classes: the names.
         ignore_index: label of pixels that do not count, and that are never removed.
@@ -86,7 +86,9 @@ def leaning(
     for image, label in zip_longest(images, labels):
         if image is None or label is None:
             raise UsageError("expected one map of labels for each image, found more of the one than of the other")
-        truth = as_map(label, "labels")
+        image, truth = torch.as_tensor(image).cpu(), as_map(label, "labels")
+        if image.dtype != torch.uint8 or image.ndim != 3:
+            raise UsageError(f"expected images uint8 [C, H, W], found {image.dtype} {list(image.shape)}")
         check_classes(truth, "labels", count, ignore_index)
         if image.shape[1:] != truth.shape:
             raise UsageError(f"expected images and labels of one size, found {image.shape[1:]} and {truth.shape}")
@@ -94,9 +96,15 @@ def leaning(
         for removed in truth[known].unique().tolist():
             if not (known & (truth != removed)).any():
                 continue  # nothing is left to observe
-            covers, touched = covered(image.cpu(), truth == removed, rng)
+            covers, touched = covered(image, truth == removed, rng)
             # In one batch: another one could be rounded otherwise.
-            before, *after = predict(torch.cat([image.cpu()[None], covers])).cpu()
+            answers = torch.as_tensor(predict(torch.cat([image[None], covers]))).cpu()
+            if answers.shape != (1 + len(covers), *truth.shape) or answers.is_floating_point():
+                raise UsageError(
+                    f"expected predict to give classes, integers {[1 + len(covers), *truth.shape]}, found"
+                    f" {answers.dtype} {list(answers.shape)}; of logits, take argmax(1)"
+                )
+            before, *after = answers
             counted = known & ~touched
             pixels = torch.bincount(truth[counted], minlength=count)
             for cover, prediction in zip(COVERS, after, strict=True):

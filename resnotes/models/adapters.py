@@ -85,8 +85,8 @@ def shaped(model: nn.Module) -> Network:
     kind = next((kind for kind in kinds if kind in _ADAPTERS), None)
     if kind is None:
         raise UsageError(
-            f"cannot adapt a {name}; known are {', '.join(_ADAPTERS)}. Others need a stem, blocks and a head, and in"
-            " each block residual, shortcut and after"
+            f"cannot adapt a {name}; known are {', '.join(_ADAPTERS)}. Others are given as models.Network(stem, blocks,"
+            " head), with residual, shortcut and after in each block; without shortcuts there are no paths in it"
         )
     try:
         network = _ADAPTERS[kind](model)

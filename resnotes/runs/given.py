@@ -7,6 +7,7 @@ import inspect
 import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -26,6 +27,8 @@ from resnotes.runs.store import RunStore, load_data
 
 REPAIR = 256  # training images, on which BN is repaired
 _SIDE = 224  # pixels that torchvision's ResNets were trained on
+_PLAIN = Normalization(torch.tensor(0.0), torch.tensor(255.0))
+_KNOWN = MappingProxyType({"imagenet": IMAGENET, "none": _PLAIN, "channels": None})  # None: of the images at hand
 _FORMS = "run:LABEL, published:AUTHOR/NAME, torchvision:NAME, module:function"
 
 
@@ -42,7 +45,8 @@ class Given:
         repair: normalised images of the training set, on which BN can take its statistics anew; none where it has none.
         dataset: in words.
         iterations: how long it was trained, 0 for random weights, None where nobody knows.
-        scope: of evidence, ``"live"`` or ``"published"``.
+        scope: of evidence: ``"live"`` of a network trained or drawn here, ``"published"`` of one that we know where to
+            get, else ``"recorded"``.
         remarks: what was done to get there.
         own_answers: whether its answers take the place of labels.
     """
@@ -60,7 +64,16 @@ class Given:
     own_answers: bool = False
 
 
-def given(network: str, data: str, *, images: int, weights: str = "", profile: str = "quick") -> Given:
+def given(
+    network: str,
+    data: str,
+    *,
+    images: int,
+    weights: str = "",
+    normalization: str = "",
+    size: int = 0,
+    profile: str = "quick",
+) -> Given:
     """The network and the images that a reader names.
 
     Args:
@@ -71,6 +84,11 @@ def given(network: str, data: str, *, images: int, weights: str = "", profile: s
         data: a registered data set for classification, or a folder with a folder of images for each class.
         images: how many of the test set, at most.
         weights: a file of PyTorch with the weights of one of torchvision's or of a reader's; empty for none.
+        normalization: what the images of one of these were normalised by in its training: ``"imagenet"``, its mean and
+            std; ``"none"``, 0 to 1; ``"channels"``, mean and std of those at hand; empty for the first where
+            torchvision's has weights, else the last.
+        size: pixels that their sides are resized to; 0 for 224 where torchvision's has weights or the network says that
+            it takes no other, else as they are.
         profile: of the run.
 
     Raises:
@@ -82,11 +100,16 @@ def given(network: str, data: str, *, images: int, weights: str = "", profile: s
         raise UsageError(f"network {network!r} is of no known form; allowed: {_FORMS}")
     if images < 1:
         raise UsageError(f"expected at least 1 image, found {images}")
+    if size < 0:
+        raise UsageError(f"expected a size in pixels, or 0 for none, found {size}")
     if kind in ("run", "published"):
-        if weights:
-            raise UsageError(f"{network} has its own weights, found weights={weights!r}; leave them out")
+        for what, value in {"weights": weights, "normalization": normalization, "size": size}.items():
+            if value:
+                raise UsageError(f"{network} has its own {what}, found {what}={value!r}; leave it out")
         return _run(name, data, images, profile) if kind == "run" else _published(name, data, images)
-    return _elsewhere(kind, name, data, images, weights)
+    if normalization not in ("", *_KNOWN):
+        raise unknown("normalization", normalization, _KNOWN)
+    return _elsewhere(kind, name, data, images, weights, normalization, size)
 
 
 def _run(label: str, data: str, images: int, profile: str) -> Given:
@@ -118,8 +141,8 @@ def _run(label: str, data: str, images: int, profile: str) -> Given:
 
 def _published(name: str, data: str, images: int) -> Given:
     """A network that others trained on CIFAR-10."""
-    found = models.published(name)
     _require(f"published:{name}", data, "cifar10")
+    found = models.published(name)
     known = datasets.load("cifar10")
     sample, labels = found.sample(known, images, held=True)
     repair, _ = found.sample(known, REPAIR, held=False)
@@ -128,14 +151,14 @@ def _published(name: str, data: str, images: int) -> Given:
     return _adapted(Given(name, network, network, sample, labels, repair, *told), known.num_classes)
 
 
-def _elsewhere(kind: str, name: str, data: str, images: int, weights: str) -> Given:
+def _elsewhere(kind: str, name: str, data: str, images: int, weights: str, normalization: str, size: int) -> Given:
     """A network of torchvision's, or of a function on Python's path."""
     known = _data(data, images)
     sample, labels = known.test_sample(images)
     repair = _sample(known.train_images)
     state: dict[str, Tensor] = {}
     if weights:
-        state, _ = read_weights(paths.expanded(weights), "", "name another file as weights")
+        state, _ = read_weights(paths.asked(weights), "", "name another file as weights")
     theirs, remarks = kind == "torchvision", list[str]()
     if theirs:
         heads = [len(value) for key, value in state.items() if key.endswith(("fc.bias", "heads.head.bias"))]
@@ -152,13 +175,15 @@ def _elsewhere(kind: str, name: str, data: str, images: int, weights: str) -> Gi
     if known.in_channels == 1 < channels:
         sample, repair = (each.expand(-1, channels, -1, -1) for each in (sample, repair))
         remarks.append("grey images, the same in each channel")
-    published, random = theirs and bool(state), theirs and not state
-    side = getattr(model, "image_size", _SIDE if published else None)
+    random, as_theirs = theirs and not state, theirs and bool(state)
+    side = size or getattr(model, "image_size", _SIDE if as_theirs else None)
     if isinstance(side, int) and tuple(sample.shape[2:]) != (side, side):
         sample, repair = (_resized(each, side) for each in (sample, repair))
         remarks.append(f"images resized to {side}x{side} pixels")
-    normalization = IMAGENET if published else Normalization.by_channel(torch.cat([sample, repair]))
-    remarks.append("normalised as ImageNet is" if published else "normalised by the channels' mean and std")
+    normalization = normalization or ("imagenet" if as_theirs else "channels")
+    normalized = _KNOWN[normalization] or Normalization.by_channel(torch.cat([sample, repair]))
+    says = {"imagenet": "as ImageNet is", "none": "to 0 to 1", "channels": "by the channels' mean and std"}
+    remarks.append(f"normalised {says[normalization]}; if it was trained otherwise, name it as normalization")
     if random:
         repair = repair[:0]
         remarks.append("random weights, with which BN has not gathered statistics that could be repaired")
@@ -166,12 +191,12 @@ def _elsewhere(kind: str, name: str, data: str, images: int, weights: str) -> Gi
         name=f"{name} (random weights)" if random else name,
         model=model,
         network=model,
-        images=normalization(sample),
+        images=normalized(sample),
         labels=labels,
-        repair=normalization(repair),
+        repair=normalized(repair),
         dataset=known.variant,
         iterations=0 if random else None,
-        scope="published" if published else "live",
+        scope="live" if random else "recorded",
         remarks=tuple(remarks),
     )
     return _adapted(found, 0 if random else known.num_classes)
@@ -217,10 +242,12 @@ def _data(name: str, images: int) -> Classification:
         known = datasets.load(name)
         if isinstance(known, Classification):
             return known
-    elif (folder := paths.expanded(name)).is_dir():
+    elif (folder := paths.asked(name)).is_dir():
         return folders.load(folder, train=REPAIR, test=images)
     allowed = [each for each in datasets.names() if datasets.task(each) == "classification"]
-    raise unknown("data", name, [*allowed, "a folder with a folder of images for each class"])
+    raise unknown(
+        "data", name, [*allowed, f"a folder with a folder of images for each class (none at {paths.asked(name)})"]
+    )
 
 
 def _torchvision(name: str, classes: int) -> nn.Module:

@@ -62,7 +62,12 @@ def mean_length(weights: Iterable[float]) -> float:
     Raises:
         UsageError: weights that are not finite, or have no sum that could be divided by.
     """
-    values = np.array([float(weight) for weight in weights])
+    try:
+        values = np.array([float(weight) for weight in weights])
+    except (TypeError, ValueError) as error:
+        raise UsageError(
+            f"expected a number for each length, such as the column share of a table, found {error}"
+        ) from None
     if not np.isfinite(values).all() or not values.sum():
         raise UsageError(f"weights must be finite, and their sum not 0, found {values.tolist()}")
     return float(np.arange(len(values)) @ values / values.sum())

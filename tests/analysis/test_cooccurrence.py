@@ -72,7 +72,7 @@ def test_presence_by_counting_pixels(seed: int, ignored: int) -> None:
 @pytest.mark.parametrize(
     ("labels", "message"),
     [
-        (torch.tensor([[[0, 3]]]), "expected classes of 0 to 2, or 255; found 0 to 3"),
+        (torch.tensor([[[0, 3]]]), "expected labels of 0 to 2, or 255; found 0 to 3"),
         (torch.tensor([[[-1, 2]]]), "found -1 to 2"),
         ([], "at least one map of labels, found none"),
     ],

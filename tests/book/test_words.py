@@ -176,7 +176,7 @@ def test_words_of_the_suite_are_whole_and_in_use(book):
 @pytest.mark.parametrize("book", BOOKS, ids=lambda book: book.stem)
 def test_labels_of_the_suite_are_chinese_and_in_use(book):
     found = Words(book.stem, book.path.parent)
-    assert bool(found.labels) == bool(found.headlines)
+    assert bool(found.labels) == bool(found.headlines), "figures with a headline need [labels], and only these"
     root = book.path.parents[1]
     sources = [book.path, *root.glob("resnotes/**/*.py"), *root.glob("data/papers/*.csv")]
     code = "\n".join(source.read_text(encoding="utf-8") for source in sources)

@@ -112,8 +112,8 @@ FINE = scene(WATER, BOAT)
         ([[[1, 2], [3]]], [FINE], TRAINING, "expected predictions as an array of numbers, found a list"),
         ([FINE + 3], [FINE], TRAINING, "expected predictions of 0 to 3; found 3 to 4"),
         ([FINE], [FINE - 1], TRAINING, "expected labels of 0 to 3, or 255; found -1 to 0"),
-        ([FINE], [FINE], [FINE + 3], "expected classes of 0 to 3, or 255; found 3 to 4"),
-        ([FINE], [FINE], [], "at least one map of labels, found none"),
+        ([FINE], [FINE], [FINE + 3], "expected training_labels of 0 to 3, or 255; found 3 to 4"),
+        ([FINE], [FINE], [], "at least one map of training_labels, found none"),
     ],
 )
 def test_what_does_not_fit_is_refused(predictions: Any, labels: Any, training: Any, message: str) -> None:

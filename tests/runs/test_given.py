@@ -2,6 +2,7 @@
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from torch import nn
 from resnotes import datasets, models, unravel
 from resnotes.book import notebooks
 from resnotes.datasets import folders
+from resnotes.datasets.classification import spaced
 from resnotes.errors import DatasetError, ResnotesError, UsageError
 from resnotes.runs.given import given
 
@@ -109,10 +111,48 @@ def test_a_network_of_torchvisions_with_weights_answers_for_itself(tmp_path: Pat
         expected = model.eval()(images)
     torch.testing.assert_close(found.network(found.images).detach(), expected, rtol=1e-3, atol=1e-3)
     assert found.own_answers and found.labels.tolist() == expected.argmax(1).tolist()
-    assert (found.scope, found.iterations, found.dataset) == ("published", None, "digits, own answers")
+    assert (found.scope, found.iterations, found.dataset) == ("recorded", None, "digits, own answers")
 
 
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+@pytest.mark.parametrize(
+    ("normalization", "mean", "std"),
+    [("imagenet", *IMAGENET), ("none", (0, 0, 0), (1, 1, 1)), ("channels", None, None)],
+)
+def test_images_are_normalised_and_sized_as_a_reader_says(
+    tmp_path: Path, normalization: str, mean: tuple[float, ...] | None, std: tuple[float, ...] | None
+) -> None:
+    torch.save(torchvision.models.resnet18(num_classes=10).state_dict(), tmp_path / "mine.pth")
+    options = {"weights": str(tmp_path / "mine.pth"), "normalization": normalization, "size": 12}
+    found = given("torchvision:resnet18", "digits", images=2, **options)  # type: ignore[arg-type]
+    data = datasets.load("digits")
+    shown = torch.cat([data.test_sample(2)[0], data.train_images[spaced(len(data.train_images), 256)]])
+    larger = torchvision.transforms.functional.resize(shown.float(), [12, 12], antialias=True).round() / 255
+    larger = larger.expand(-1, 3, -1, -1)
+    if mean is None:
+        mean, std = larger.mean((0, 2, 3)).tolist(), larger.std((0, 2, 3), unbiased=False).tolist()
+    expected = torchvision.transforms.functional.normalize(larger, mean, std)
+    torch.testing.assert_close(torch.cat([found.images, found.repair]), expected, rtol=1e-3, atol=1e-3)
+    assert not found.own_answers
+
+
+def test_names_are_relative_to_where_the_command_was_called(
+    mine: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RESNOTES_CALLED_FROM", str(folder(tmp_path / "here", ("photos",), (8,)).resolve()))
+    assert given(f"{mine}:flat", "photos", images=2).dataset == "photos"
+    with pytest.raises(UsageError, match=f"unknown data 'other'; .*none at {tmp_path}/here/other"):
+        given(f"{mine}:flat", "other", images=2)
+
+
+@pytest.mark.parametrize("option", [{"normalization": "none"}, {"size": 32}, {"weights": "mine.pth"}])
+def test_what_a_network_has_is_not_said_again(option: dict[str, Any]) -> None:
+    with pytest.raises(UsageError, match=f"run:preresnet-8 has its own {next(iter(option))}, found .*; leave it out"):
+        given("run:preresnet-8", "digits", images=2, **option)
+    with pytest.raises(UsageError, match="unknown normalization 'imagenett'; allowed: imagenet, none, channels"):
+        given("torchvision:resnet18", "digits", images=2, normalization="imagenett")
 
 
 def test_a_run_is_that_of_the_study_which_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -176,7 +216,7 @@ def test_a_folder_is_given_to_a_network(mine: str, tmp_path: Path) -> None:
         ("published:nobody/resnet-20", "cifar10", "", "allowed: .*wooyeolBaek/resnet-20"),
         ("published:wooyeolBaek/resnet-20", "digits", "", "was trained on cifar10; found data='digits'"),
         ("torchvision:alexnet", "digits", "", "unknown network of torchvision 'alexnet'; allowed: resnet101"),
-        ("torchvision:resnet18", "nowhere", "", "unknown data 'nowhere'; allowed: digits, cifar10, a folder"),
+        ("torchvision:resnet18", "nowhere", "", "unknown data 'nowhere'; allowed: digits, cifar10, .*a folder"),
         ("torchvision:resnet18", "scenes", "", "unknown data 'scenes'"),
         ("torchvision:resnet18", "digits", "/nowhere.pth", "cannot read the weights /nowhere.pth"),
         ("nowhere:build", "digits", "", "network=nowhere:build cannot be called .ModuleNotFoundError"),
