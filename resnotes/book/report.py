@@ -184,6 +184,7 @@ def _section(
     names = sorted(headlines, key=lambda name: (name != story.cover(), name != chapter.figure))
     shown = [figures[name] for name in names if name in figures][: most["figures"]]
     scopes = [scope for claim in claims for scope in claim["scopes"].values()]
+    rest = [claim for claim in claims if claim["id"] not in told]
     return {
         "name": chapter.name[lang],
         "question": chapter.question[lang],
@@ -192,7 +193,7 @@ def _section(
         "number": findings.get(chapter.number),
         "tally": _tally(claims, words),
         "findings": key[: most["claims"]],
-        "others": cards.counted([claim for claim in claims if claim["id"] not in told], lang),
+        "others": cards.counted(rest, lang) if rest else "",
         "all": list(findings.values()),
         "surprise": next((each for each in key if each.verdict == "false"), None),
         "open": next((each for each in [*key, *findings.values()] if each.verdict == "undecided"), None),
