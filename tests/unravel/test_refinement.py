@@ -6,10 +6,10 @@ import math
 import pytest
 import torch
 from kit.networks import build
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-from resnotes.models import Network
+from resnotes.models import Block, Network
 from resnotes.unravel import refinement
 
 IMAGES = torch.randn(6, 1, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
@@ -73,3 +73,11 @@ def test_in_training_mode_the_lens_of_the_last_block_is_the_loss_on_the_batch() 
     network = build("preresnet-14").train()
     loss = F.cross_entropy(copy.deepcopy(network)(IMAGES), LABELS).item()
     assert refinement(network, IMAGES, LABELS).lens_loss[5] == pytest.approx(loss)
+
+
+def test_an_image_that_a_branch_does_not_move_does_not_count() -> None:
+    head = nn.Sequential(nn.Flatten(), nn.Linear(12, 5))
+    network = Network(nn.Identity(), [Block(nn.ReLU(), nn.Identity(), nn.Identity())], head)
+    images, labels = torch.rand(2, 3, 2, 2) * torch.tensor([-1, 1])[:, None, None, None], torch.tensor([1, 2])
+    [both], [moved] = (refinement(network, images[i:], labels[i:]).cosine for i in (0, 1))
+    assert both == pytest.approx(moved) and moved != 0
