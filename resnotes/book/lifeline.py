@@ -66,9 +66,17 @@ if __name__ == "__main__":
     Thread(target=_end_with_stdin, daemon=True).start()
     from nbclient.exceptions import DeadKernelError
     from papermill import execute_notebook
+    from papermill.exceptions import PapermillExecutionError
+
+    from resnotes import errors
 
     try:
         execute_notebook(**json.loads(sys.argv[1]))
+    except PapermillExecutionError as error:
+        # What we refuse is said in one line; where the notebook did so stands in its executed copy.
+        ours = hasattr(errors, error.ename)
+        print(f"cell {error.exec_count}: {error.ename}: {error.evalue}" if ours else f"{type(error).__name__}: {error}")
+        sys.exit(1)
     except Exception as error:
         hint = ": it was killed, ran out of memory or exited" if isinstance(error, DeadKernelError) else ""
         print(f"{type(error).__name__}: {error}{hint}")

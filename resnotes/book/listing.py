@@ -37,7 +37,7 @@ def described(book: Notebook, folder: Path) -> str:
     if last is None:
         lines.append(f"never run in {folder}")
     elif last.finished is None:
-        lines.append(f"last run not finished: its process was ended; `resnotes run {book.stem}` starts anew")
+        lines.append(f"last run not finished: it is running, or was ended; `resnotes run {book.stem}` starts anew")
     else:
         when = last.finished.astimezone().strftime("%Y-%m-%d %H:%M")
         lines.append(f"last run {when}: {last.state}, profile {last.profile}, {last.seconds:.1f} s")

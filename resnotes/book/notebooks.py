@@ -176,6 +176,8 @@ def _as_type_of(default: Any, value: Any) -> Any:
     """
     if default is None:
         return value
+    if isinstance(default, bool) and value in ("true", "false"):  # as shells and JSON write them
+        return value == "true"
     if isinstance(default, float) and type(value) is int:
         return float(value)
     if isinstance(default, list | tuple) and isinstance(value, list | tuple):

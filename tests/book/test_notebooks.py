@@ -65,7 +65,7 @@ def test_parameters_cell_holds_literals_only(root, source):
 
 
 def test_overrides_are_literals_or_words(book):
-    settings = ["seed=3", "rate=1", "depths=[20, 110]", "noisy=True", "profile=desk", "note=free text"]
+    settings = ["seed=3", "rate=1", "depths=[20, 110]", "noisy=true", "profile=desk", "note=free text"]
     expected = {"seed": 3, "rate": 1.0, "depths": [20, 110], "noisy": True, "profile": "desk", "note": "free text"}
     found = parse_overrides(settings, [book])
     assert found == expected
@@ -118,6 +118,7 @@ def test_each_notebook_is_given_what_it_takes_and_failures_stay_apart(root, monk
         "02_fails": [deciding(root / "notebooks", "02_fails"), "seed / 0"],
         "03_dies": ["import os; os._exit(3)"],
         "04_hangs": ["import time; time.sleep(600)"],
+        "05_refuses": ["import resnotes.errors; raise resnotes.errors.UsageError('no such thing')"],
     }
     books = [write_notebook(root / "notebooks", stem, *sources) for stem, sources in cells.items()]
     lines = []
@@ -130,7 +131,12 @@ def test_each_notebook_is_given_what_it_takes_and_failures_stay_apart(root, monk
         str([7, 1e-05, sys.executable, str(root), resnotes.__file__]),
         f"{threads} {Path.cwd() / 'relative'}",
     ]
-    said = ['In [4]":\n', "Kernel died: it was killed, ran out of memory", "after 30 seconds"]
+    said = [
+        'In [4]":\n',
+        "Kernel died: it was killed, ran out of memory",
+        "after 30 seconds",
+        ": UsageError: no such thing\n",
+    ]
     for one, words in zip(failed, said, strict=True):
         assert one.failure.startswith(f"{one.notebook.stem}: ")
         assert words in one.failure
@@ -142,7 +148,8 @@ def test_each_notebook_is_given_what_it_takes_and_failures_stay_apart(root, monk
         assert one.output.with_suffix(".html").stat().st_size > 0
     assert [path.name for path in (root / "out/claims").iterdir()] == ["01_good.json"], "failed ones lose their claims"
     assert (stale.exists(), other.exists()) == (False, True)
-    assert len(lines) == 8
+    assert len(failed[-1].failure.splitlines()) == 2, "what we refuse takes no traceback"
+    assert len(lines) == 10
     assert "01_good: started" in lines
 
 
