@@ -66,12 +66,14 @@ class Notebook:
     @cached_property
     def _parameters_source(self) -> str:
         try:  # as JSON: nbformat takes a second to import, for which a wrong parameter need not wait
-            cells = json.loads(self.path.read_bytes())["cells"]
-            tagged = [cell for cell in cells if PARAMETERS_TAG in cell["metadata"].get("tags", [])]
-            return "\n".join("".join(cell["source"]) for cell in tagged)
+            return _tagged(json.loads(self.path.read_bytes())["cells"])
         except (OSError, ValueError, LookupError, TypeError, AttributeError):  # of an older format, or no notebook
-            cells = read(self.path).cells
-        return "\n".join(cell.source for cell in cells if PARAMETERS_TAG in cell.metadata.get("tags", []))
+            return _tagged(read(self.path).cells)
+
+
+def _tagged(cells: Sequence[Mapping[str, Any]]) -> str:
+    """The source of the parameters cell, of cells as JSON or nbformat have them."""
+    return "\n".join("".join(cell["source"]) for cell in cells if PARAMETERS_TAG in cell["metadata"].get("tags", []))
 
 
 def read(path: Path) -> Any:
