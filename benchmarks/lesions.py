@@ -116,8 +116,8 @@ def published(count: int) -> tuple[Network, Tensor, Tensor, Tensor] | None:
     if "cifar10" not in at_hand or not is_at_hand("akamaster/resnet-56"):
         return None
     theirs, cifar = models.published("akamaster/resnet-56"), datasets.load("cifar10")
-    images, labels = cifar.test_sample(count)
-    return theirs.network, theirs.normalization(images), labels, theirs.normalization(cifar.train_images[:256])
+    images, labels = theirs.sample(cifar, count, held=True)
+    return theirs.network, images, labels, theirs.sample(cifar, 256, held=False)[0]
 
 
 def settled(network: Network, images: Tensor) -> Network:

@@ -72,6 +72,12 @@ def spaced(total: int, count: int) -> Tensor:
     return torch.arange(count) * total // max(1, count)
 
 
+def sampled(total: int, count: int) -> Tensor:
+    """The same in a random order, always the same one, so that each part of them is a sample as well."""
+    chosen = spaced(total, count)
+    return chosen[np.random.default_rng(0).permutation(len(chosen))]
+
+
 def _moments(images: Tensor) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Mean, and mean square, of every pixel of uint8 `[N, C, H, W]`."""
     # NumPy's sums run in one thread, which a busy machine cannot slow down a hundredfold as it does torch's.
@@ -155,18 +161,25 @@ class Classification:
         chosen = torch.from_numpy(np.sort(shuffled[np.argsort(place, kind="stable")[:n]]))
         return dataclasses.replace(self, train_images=self.train_images[chosen], train_labels=self.train_labels[chosen])
 
-    def test_sample(self, n: int) -> tuple[Tensor, Tensor]:
-        """`n` test images and their labels, evenly spaced over the set; all of them, where it has no more.
+    def sample(self, count: int, *, held: bool, raw: bool = False) -> tuple[Tensor, Tensor]:
+        """So many images, normalised, and their labels, evenly spaced over the set; all of them, if there are no more.
 
-        The first ones will not do: where files lie in a folder for each class, they are all of one class.
+        They come in a random order, the same on every call, so that each part of them is a sample as well, and a batch
+        has all classes: CIFAR-10 and folders are in the order of their classes.
+
+        Args:
+            count: images.
+            held: of the test set, or else of the training set.
+            raw: uint8 as they are, not normalised.
 
         Raises:
-            UsageError: `n` is below 1.
+            UsageError: `count` is below 1.
         """
-        if n < 1:
-            raise UsageError(f"a sample of {n} test images is not possible; expected at least 1")
-        chosen = spaced(len(self.test_images), n)
-        return self.test_images[chosen], self.test_labels[chosen]
+        if count < 1:
+            raise UsageError(f"a sample of {count} images is not possible; expected at least 1")
+        images, labels = (self.test_images, self.test_labels) if held else (self.train_images, self.train_labels)
+        chosen = sampled(len(images), count)
+        return images[chosen] if raw else self.normalization(images[chosen]), labels[chosen]
 
 
 def fingerprint(*tensors: Tensor) -> str:

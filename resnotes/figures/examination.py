@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
 from resnotes.datasets import Classification
@@ -112,11 +111,10 @@ class Subject:
 
     def __init__(self, network: Network, data: Classification) -> None:
         self.network = copied(network).eval()
-        self.raw, self.labels = data.test_sample(IMAGES)
+        self.raw, self.labels = data.sample(IMAGES, held=True, raw=True)
         self.classes = data.classes
         self.images = data.normalization(self.raw).to(next(network.parameters()).device)
-        traced = min(TRACED, len(self.images))
-        self.traced = torch.arange(traced) * len(self.images) // traced  # evenly spaced
+        self.traced = min(TRACED, len(self.images))
         self.deletable = deletable(self.network, self.images)
         self.groups = exchangeable(self.network, self.images)
         self.intact = self.examine(Lesion())
@@ -132,7 +130,7 @@ class Subject:
         return LesionOutcome(lesion, predictions, error, self._shares(lesion))
 
     def _shares(self, lesion: Lesion) -> Shares | None:
-        images, labels = self.images[self.traced], self.labels[self.traced].to(self.images.device)
+        images, labels = self.images[: self.traced], self.labels[: self.traced].to(self.images.device)
         gradients = path_gradients(lesioned(self.network, lesion), images, labels)
         if not gradients.isfinite().all() or not gradients.sum(0).any():
             return None

@@ -127,7 +127,7 @@ def _draw_spectrum(ax: Axes, subject: Subject, outcome: LesionOutcome) -> None:
     ax.xaxis.set_major_locator(MaxNLocator(8, integer=True))
     ax.axhline(0, color="black", linewidth=0.6)
     ax.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=3, borderaxespad=0.3, columnspacing=1, handlelength=1.3)
-    ax.set_title(f"shares of gradient and paths ({len(subject.traced)} images)", loc="left")
+    ax.set_title(f"shares of gradient and paths ({subject.traced} images)", loc="left")
 
 
 def _button(text: str, act: Callable[[], None], **options: Any) -> Any:

@@ -6,6 +6,8 @@ import ast
 from collections.abc import Mapping
 from typing import Any
 
+import torch
+
 from resnotes.errors import UsageError
 from resnotes.models.copies import recalibrate, without_borders
 from resnotes.models.deepening import deepen
@@ -21,6 +23,7 @@ __all__ = [
     "build",
     "count_parameters",
     "deepen",
+    "fresh",
     "from_label",
     "in_mode",
     "label",
@@ -61,3 +64,17 @@ def from_label(text: str) -> tuple[str, dict[str, Any]]:
         # Of other kinds, such as sets, there are no options; whoever builds the network will say so.
         options[option] = read if isinstance(read, bool | int | float | tuple | list | None) else value
     return name, options
+
+
+def fresh(label: str, seed: int, **options: Any) -> Any:
+    """The network of a `label` with the weights that a run of this seed starts from.
+
+    PyTorch's generator is left as it was.
+
+    Raises:
+        UsageError: what `build` and `from_label` raise.
+    """
+    name, own = from_label(label)
+    with torch.random.fork_rng([]):
+        torch.manual_seed(seed)
+        return build(name, **options, **own)

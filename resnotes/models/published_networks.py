@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from resnotes.datasets import Availability, Classification, Normalization, cifar10
-from resnotes.datasets.classification import IMAGENET, spaced
+from resnotes.datasets.classification import IMAGENET, sampled
 from resnotes.datasets.download import download, has_checksum
 from resnotes.errors import DatasetError, unknown
 from resnotes.models.network import Network
@@ -99,7 +99,9 @@ class Published:
         return self._part(data, held=False)
 
     def sample(self, data: Classification, count: int, *, held: bool) -> tuple[Tensor, Tensor]:
-        """So many of these images, normalised, and their labels: evenly spaced, and so over the classes, too.
+        """So many of these images, normalised, and their labels: evenly spaced over the classes, in random order.
+
+        Each part of them is a sample as well, see `resnotes.datasets.Classification.sample`.
 
         Args:
             data: see `heldout`.
@@ -107,7 +109,7 @@ class Published:
             held: of those it never trained on, or else of those it was trained on.
         """
         images, labels = self._part(data, held=held)
-        chosen = spaced(len(images), count)
+        chosen = sampled(len(images), count)
         return self.normalization(images[chosen]), labels[chosen]
 
     def _part(self, data: Classification, *, held: bool) -> tuple[Tensor, Tensor]:

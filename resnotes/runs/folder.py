@@ -23,7 +23,6 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 
@@ -136,19 +135,21 @@ class Run:
         return str(self.facts["dataset"]["fingerprint"])
 
     @property
-    def snapshots(self) -> tuple[int, ...]:
-        """The iterations that there are weights of, besides the initial and the final ones; none of a recorded run."""
-        return tuple(i for i in self.spec.recipe.snapshots if snapshot_name(i) in self.facts["files"])
+    def moments(self) -> tuple[int, ...]:
+        """The iterations after which there are weights, from 0 to the last; of a recorded run these two."""
+        kept = (i for i in self.spec.recipe.snapshots if snapshot_name(i) in self.facts["files"])
+        return (0, *kept, self.spec.recipe.iterations)
 
     def model(self, iteration: int | None = None) -> Any:
-        """The network in eval mode, float32, on the CPU: final weights, or those of the snapshot after `iteration`.
+        """The network in eval mode, float32, on the CPU: final weights, or those after another of its `moments`.
 
         Iteration 0 gives the initial weights, drawn again from the seed, if that is where they came from.
 
         Raises:
             RunError: no such snapshot, or damaged weights.
         """
-        file = "model.safetensors" if iteration is None else snapshot_name(iteration)
+        final = iteration in (None, self.spec.recipe.iterations)
+        file = "model.safetensors" if final else snapshot_name(iteration or 0)
         try:
             network = initial_network(self.spec, self.facts["dataset"])
             if iteration == 0 and self.spec.start is None and self.spec.pretrained is None:
@@ -181,9 +182,8 @@ def initial_network(spec: RunSpec, dataset: Mapping[str, Any]) -> Any:
             f"{spec.name}: its network {spec.model} {what}; register the builder with source {spec.source} by"
             f" models.register({spec.model!r}, build)"
         )
-    with torch.random.fork_rng([]):
-        torch.manual_seed(spec.seed)
-        return models.build(spec.model, num_classes=dataset["classes"], in_channels=dataset["channels"], **spec.options)
+    counts = {"num_classes": dataset["classes"], "in_channels": dataset["channels"]}
+    return models.fresh(spec.model, spec.seed, **counts, **spec.options)
 
 
 def is_finished(folder: Path) -> bool:

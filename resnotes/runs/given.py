@@ -16,16 +16,16 @@ from torch.nn import functional as F
 
 from resnotes import datasets, models, paths
 from resnotes.datasets import Classification, Normalization, folders
-from resnotes.datasets.classification import IMAGENET, spaced
+from resnotes.datasets.classification import IMAGENET
 from resnotes.errors import UsageError, unknown
 from resnotes.models.adapters import adapt
 from resnotes.models.inputs import evaluating
 from resnotes.models.passes import in_a_row, visit
 from resnotes.models.weights import read_weights, without_prefix
 from resnotes.runs import profiles
+from resnotes.runs.samples import REPAIR
 from resnotes.runs.store import RunStore, load_data
 
-REPAIR = 256  # training images, on which BN is repaired
 _SIDE = 224  # pixels that torchvision's ResNets were trained on
 _PLAIN = Normalization(torch.tensor(0.0), torch.tensor(255.0))
 _KNOWN = MappingProxyType({"imagenet": IMAGENET, "none": _PLAIN, "channels": None})  # None: of the images at hand
@@ -123,14 +123,14 @@ def _run(label: str, data: str, images: int, profile: str) -> Given:
         raise UsageError(f"run:{label} is for segmentation; expected a classifier")
     model, known = RunStore().get(spec).model(), load_data(spec)
     assert isinstance(known, Classification)
-    sample, labels = known.test_sample(images)
+    sample, labels = known.sample(images, held=True)
     found = Given(
         name=label,
         model=model,
         network=model,
-        images=known.normalization(sample),
+        images=sample,
         labels=labels,
-        repair=known.normalization(_sample(known.train_images)),
+        repair=known.sample(REPAIR, held=False)[0],
         dataset=known.variant,
         iterations=spec.recipe.iterations,
         scope="live",
@@ -154,8 +154,8 @@ def _published(name: str, data: str, images: int) -> Given:
 def _elsewhere(kind: str, name: str, data: str, images: int, weights: str, normalization: str, size: int) -> Given:
     """A network of torchvision's, or of a function on Python's path."""
     known = _data(data, images)
-    sample, labels = known.test_sample(images)
-    repair = _sample(known.train_images)
+    sample, labels = known.sample(images, held=True, raw=True)
+    repair, _ = known.sample(REPAIR, held=False, raw=True)
     state: dict[str, Tensor] = {}
     if weights:
         state, _ = read_weights(paths.asked(weights), "", "name another file as weights")
@@ -278,11 +278,6 @@ def _call(module: str, function: str, **options: int) -> nn.Module:
     if not isinstance(found, nn.Module):
         raise UsageError(f"{what} returned a {type(found).__name__}, expected a torch.nn.Module")
     return found
-
-
-def _sample(images: Tensor) -> Tensor:
-    """Those that BN is repaired on."""
-    return images[spaced(len(images), REPAIR)]
 
 
 def _resized(images: Tensor, side: int) -> Tensor:

@@ -83,12 +83,22 @@ def published_once(name: str, measure: Callable[[], pd.DataFrame], *, anew: bool
     Raises:
         ResnotesError: there is none yet, and it is not to be made.
     """
-    path = paths.published_root() / f"{name}.csv"
+    return _once(paths.published_root() / f"{name}.csv", measure, anew, "evaluate_published")
+
+
+def recorded_once(name: str, measure: Callable[[], pd.DataFrame], *, anew: bool) -> pd.DataFrame:
+    """What was measured on recorded runs, in `data/recorded/measurements/{name}.csv`; all else as `published_once`."""
+    return _once(paths.recorded_root() / "measurements" / f"{name}.csv", measure, anew, "measure_recorded")
+
+
+def _once(path: Path, measure: Callable[[], pd.DataFrame], anew: bool, parameter: str) -> pd.DataFrame:
     if anew:
-        write_atomic(path, measure().assign(**provenance.code_version()).to_csv(index=False).encode())
+        table = measure().assign(**provenance.code_version())
+        write_atomic(path, table.to_csv(index=False, float_format="%.6g").encode())
     if not path.exists():
-        raise ResnotesError(f"{path} is not there; with evaluate_published=True the notebook makes it")
-    return pd.read_csv(path)
+        raise ResnotesError(f"{path} is not there; with {parameter}=True the notebook makes it")
+    table = pd.read_csv(path, keep_default_na=False, na_values=[""])  # "NA" may be a name
+    return table.fillna(dict.fromkeys(table.columns.difference(table.select_dtypes("number").columns), ""))
 
 
 def _key(name: str, cells: Iterable[str], on: Iterable[Any]) -> str:

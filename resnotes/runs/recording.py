@@ -22,7 +22,7 @@ from resnotes.training.loop import scores_on_test
 def record(run: Run, root: Path, *, weights: bool = True) -> Run:
     """Copy a finished run to the recorded ones; weights in half precision if the test error stays the same.
 
-    Snapshots stay behind: they are many, and what is recorded is kept small. `Run.snapshots` says which a run has.
+    Snapshots stay behind: they are many, and what is recorded is kept small. `Run.moments` says which a run has.
 
     Args:
         run: a finished run.

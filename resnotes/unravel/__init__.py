@@ -8,7 +8,14 @@ all paths through a few units; `refinement`: the rival view, of blocks that refi
 
 from resnotes.models.adapters import adapt
 from resnotes.unravel.gradients import gradients_along, path_gradients, path_norms, unit_shares
-from resnotes.unravel.lengths import length_distribution, mean_length, path_shares, share_of_lengths
+from resnotes.unravel.lengths import (
+    length_distribution,
+    mean_length,
+    over_training,
+    path_shares,
+    relative_lengths,
+    share_of_lengths,
+)
 from resnotes.unravel.lesions import (
     Lesion,
     contiguous_deletions,
@@ -41,6 +48,7 @@ __all__ = [
     "lesion_predictions",
     "lesion_study",
     "mean_length",
+    "over_training",
     "pair_study",
     "pairs",
     "path_gradients",
@@ -49,6 +57,7 @@ __all__ = [
     "random_deletions",
     "random_reorderings",
     "refinement",
+    "relative_lengths",
     "select",
     "share_of_lengths",
     "single_deletions",

@@ -1,4 +1,4 @@
-"""Lengths of paths: how many there are of each, what each contributes to the gradient, and their mean."""
+"""Lengths of paths: how many there are of each, what each contributes to the gradient, their mean, and its course."""
 
 from __future__ import annotations
 
@@ -71,6 +71,23 @@ def mean_length(weights: Iterable[float]) -> float:
     if not np.isfinite(values).all() or not values.sum():
         raise UsageError(f"weights must be finite, and their sum not 0, found {values.tolist()}")
     return float(np.arange(len(values)) @ values / values.sum())
+
+
+def relative_lengths(table: pd.DataFrame) -> pd.DataFrame:
+    """Mean length of a network's paths, by signed shares, over that of all paths: a row a seed, a column a moment.
+
+    Args:
+        table: rows of `resnotes.unravel.length_study` with columns `seed` and `moment` of the training beside.
+    """
+    half = table.groupby(["seed", "moment"]).length.transform("max") / 2
+    parts = table.assign(part=table.length / half * table.share)
+    return parts.pivot_table(index="seed", columns="moment", values="part", aggfunc="sum")
+
+
+def over_training(table: pd.DataFrame) -> pd.Series[float]:
+    """`relative_lengths` over all moments, each weighted by the norm of its gradient (`total`): one a seed."""
+    weights = table.pivot_table(index="seed", columns="moment", values="total")
+    return (relative_lengths(table) * weights).sum(axis=1) / weights.sum(axis=1)
 
 
 def length_distribution(n: int) -> list[Fraction]:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from resnotes.unravel.gradients import path_gradients, path_norms
-from resnotes.unravel.lengths import path_shares
+from resnotes.unravel.lengths import mean_length, path_shares
 from resnotes.unravel.lesions import (
     Lesion,
     contiguous_deletions,
@@ -92,8 +92,8 @@ def pair_study(model: nn.Module, images: Tensor, labels: Tensor, *, repair: Tens
 
     Returns:
         A row for each pair of blocks that can go: `first` and `second`; `loss`, by how much deleting both raises the
-        mean cross-entropy, and `loss_apart`, the sum of what deleting each alone does; `logits`, the norm of the change
-        of all logits, and `logits_left`, the norm of what is left of it without the changes that each alone makes.
+        mean cross-entropy, and `interaction`, what is left of it without the rises that deleting each alone makes;
+        `logits`, the norm of the change of all logits, and `logits_left`, that of what is left of it likewise.
 
     Raises:
         UsageError: see `resnotes.unravel.lesion_logits`.
@@ -110,7 +110,7 @@ def pair_study(model: nn.Module, images: Tensor, labels: Tensor, *, repair: Tens
     left = logits[both] - logits[apart].sum(1)
     return pd.DataFrame(pairs_of, columns=["first", "second"]).assign(
         loss=losses[both].numpy(),
-        loss_apart=losses[apart].sum(1).numpy(),
+        interaction=(losses[both] - losses[apart].sum(1)).numpy(),
         logits=logits[both].flatten(1).norm(dim=1).numpy(),
         logits_left=left.flatten(1).norm(dim=1).numpy(),
     )
@@ -129,30 +129,38 @@ def wrong(table: pd.DataFrame) -> NDArray[np.bool_]:
     return np.array([[mark == MARKS[True] for mark in marks] for marks in table.wrong])
 
 
-def length_study(model: nn.Module, images: Tensor, labels: Tensor, *, draws: int, seed: int = 0) -> pd.DataFrame:
-    """What paths of one length carry, alone and together (Veit et al. 2016, Fig. 6).
+def length_study(model: nn.Module, images: Tensor, labels: Tensor, *, draws: int = 0, seed: int = 0) -> pd.DataFrame:
+    """What paths of one length carry, together and alone (Veit et al. 2016, Fig. 6).
 
     Args:
         model: a network with stem, blocks and head, in the mode in which it is.
         images: normalised images ``[N, C, H, W]``.
         labels: int64 ``[N]``.
-        draws: of random signs, see `resnotes.unravel.path_norms`.
+        draws: of random signs, see `resnotes.unravel.path_norms`; 0 for nothing that takes them.
         seed: of these.
 
     Returns:
-        A row for each `length` from 0: `number` of paths; `single`, the root mean square of their norms; what they
-        would sum to if they pointed the same way, `parallel` (number times `single`), or if their directions were
-        independent, `independent` (with the root of the number); `norm`, what they do sum to; and `share` of the
-        gradient, see `resnotes.unravel.path_shares`.
+        A row for each `length` from 0: the `number` of paths; the `norm` of what they sum to, its `norm_share`, and
+        their `share` of the gradient, see `resnotes.unravel.path_shares`; the norm of the whole gradient, `total`; and
+        of the mean lengths of single images the 10th, 50th and 90th in a hundred, `low`, `median` and `high`. With
+        draws, `single`, the root mean square of the norms of single paths, and what these would sum to if they pointed
+        the same way, `parallel` (number times `single`), or if their directions were independent, `independent` (with
+        the root of the number).
 
     Raises:
         UsageError: see `resnotes.unravel.path_gradients` and `path_norms`.
     """
-    table = path_shares(path_gradients(model, images, labels))[["length", "paths", "norm", "share"]]
+    gradients = path_gradients(model, images, labels)
+    table = path_shares(gradients).rename(columns={"paths": "number"}).astype({"number": float})
+    images_with = (image for image in gradients.unbind(1) if image.sum(0).any())  # one that is fitted has none
+    means = [mean_length(path_shares(image).share) for image in images_with]
+    low, median, high = np.quantile(means, (0.1, 0.5, 0.9))
+    table = table.assign(total=gradients.sum(0).norm().item(), low=low, median=median, high=high)
+    if not draws:
+        return table
     squares = path_norms(model, images, labels, draws, torch.Generator().manual_seed(seed)).mean(0).numpy()
-    number = table.pop("paths").astype(float)
-    single = np.sqrt(squares / number)
-    return table.assign(number=number, single=single, parallel=number * single, independent=np.sqrt(squares))
+    single = np.sqrt(squares / table.number)
+    return table.assign(single=single, parallel=table.number * single, independent=np.sqrt(squares))
 
 
 def _plan(

@@ -155,18 +155,26 @@ def test_normalization_by_channel() -> None:
     torch.testing.assert_close(normalization.std.flatten(), exact.std(dim=1, correction=0).float())
 
 
-def test_a_sample_of_the_test_set_holds_every_class_even_if_they_are_sorted() -> None:
-    digits = datasets.load("digits")
-    order = digits.test_labels.argsort(stable=True)
-    data = dataclasses.replace(digits, test_images=digits.test_images[order], test_labels=digits.test_labels[order])
-    images, labels = data.test_sample(50)
-    assert images.shape == (50, 1, 8, 8)
-    assert labels.bincount(minlength=10).tolist() == pytest.approx([5] * 10, abs=1)
-    every = data.test_sample(10_000)
-    assert torch.equal(every[0], data.test_images)
-    assert torch.equal(every[1], data.test_labels)
-    with pytest.raises(UsageError, match="a sample of 0 test images is not possible"):
-        data.test_sample(0)
+@pytest.mark.parametrize("held", [True, False])
+def test_a_sample_and_every_batch_of_it_hold_all_classes_even_if_they_are_sorted(held: bool) -> None:
+    digits, part = datasets.load("digits"), "test" if held else "train"
+    labels = getattr(digits, f"{part}_labels")
+    order = labels.argsort(stable=True)
+    images = getattr(digits, f"{part}_images")[order]
+    data = dataclasses.replace(digits, **{f"{part}_images": images, f"{part}_labels": labels[order]})
+    some, of_some = data.sample(50, held=held)
+    assert of_some.bincount(minlength=10).tolist() == pytest.approx([5] * 10, abs=1)
+    batches = data.sample(200, held=held)[1].split(50)
+    assert all(len(batch.unique()) == 10 for batch in batches)
+    raw, again = data.sample(50, held=held, raw=True)
+    torch.testing.assert_close(data.normalization(raw), some)
+    assert torch.equal(again, of_some), "the same ones on every call"
+    every, all_labels = data.sample(10_000, held=held, raw=True)
+    assert sorted(zip(all_labels.tolist(), every.flatten(1).tolist(), strict=True)) == sorted(
+        zip(labels[order].tolist(), images.flatten(1).tolist(), strict=True)
+    )
+    with pytest.raises(UsageError, match="a sample of 0 images is not possible"):
+        data.sample(0, held=held)
 
 
 # Data sets of one's own

@@ -86,12 +86,15 @@ def test_a_published_network_has_trained_on_its_training_images(real_cifar10: Cl
     torch.testing.assert_close(found.normalization.mean.double(), images.double().mean(0), rtol=0, atol=1e-4)
 
 
-def test_a_sample_is_spaced_evenly_over_the_classes(real_cifar10: Classification) -> None:
+def test_a_sample_is_spaced_evenly_over_the_classes_and_mixed(real_cifar10: Classification) -> None:
     found = real("wooyeolBaek/resnet-20")
     images, labels = found.sample(real_cifar10, 50, held=True)
     every, all_labels = found.heldout(real_cifar10)
-    torch.testing.assert_close(images, found.normalization(every[::100]))
-    assert labels.tolist() == all_labels[::100].tolist()
+    expected = found.normalization(every[::100])
+    places = [next(i for i, other in enumerate(expected) if torch.equal(image, other)) for image in images]
+    assert sorted(places) == list(range(50))
+    assert labels.tolist() == all_labels[::100][places].tolist()
+    assert all(len(batch.unique()) > 4 for batch in labels.split(16)[:3]), "a batch is no class alone"
 
 
 def test_heldout_images_are_the_same_with_and_without_a_holdout(real_cifar10: Classification) -> None:

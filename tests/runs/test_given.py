@@ -15,7 +15,6 @@ from torch import nn
 from resnotes import datasets, models, unravel
 from resnotes.book import notebooks
 from resnotes.datasets import folders
-from resnotes.datasets.classification import spaced
 from resnotes.errors import DatasetError, ResnotesError, UsageError
 from resnotes.runs.given import given
 
@@ -103,7 +102,7 @@ def test_a_network_of_torchvisions_with_weights_answers_for_itself(tmp_path: Pat
     randomise_bn(model)
     torch.save(model.state_dict(), tmp_path / "mine.pth")
     found = given("torchvision:resnet18", "digits", images=2, weights=str(tmp_path / "mine.pth"))
-    sample, _ = datasets.load("digits").test_sample(2)
+    sample, _ = datasets.load("digits").sample(2, held=True, raw=True)
     larger = torchvision.transforms.functional.resize(sample.float(), [224, 224], antialias=True).round() / 255
     images = torchvision.transforms.functional.normalize(larger.expand(-1, 3, -1, -1), *IMAGENET)
     torch.testing.assert_close(found.images, images, rtol=1e-4, atol=1e-4)
@@ -128,7 +127,7 @@ def test_images_are_normalised_and_sized_as_a_reader_says(
     options = {"weights": str(tmp_path / "mine.pth"), "normalization": normalization, "size": 12}
     found = given("torchvision:resnet18", "digits", images=2, **options)  # type: ignore[arg-type]
     data = datasets.load("digits")
-    shown = torch.cat([data.test_sample(2)[0], data.train_images[spaced(len(data.train_images), 256)]])
+    shown = torch.cat([data.sample(count, held=held, raw=True)[0] for count, held in ((2, True), (256, False))])
     larger = torchvision.transforms.functional.resize(shown.float(), [12, 12], antialias=True).round() / 255
     larger = larger.expand(-1, 3, -1, -1)
     if mean is None:

@@ -245,8 +245,9 @@ def test_initial_weights_are_those_that_training_began_with(store: RunStore, tra
 
 
 def test_models_come_ready_for_measurements(finished: Run) -> None:
-    assert finished.snapshots == (1,)
-    networks = [finished.model(iteration) for iteration in (0, 1, None)]
+    assert finished.moments == (0, 1, finished.spec.recipe.iterations)
+    networks = [finished.model(iteration) for iteration in finished.moments]
+    assert_same_weights(networks[-1], finished.model())
     for network in networks:
         assert not network.training
         assert {parameter.dtype for parameter in network.parameters()} == {torch.float32}
@@ -420,7 +421,7 @@ def test_weights_are_halved_only_where_error_and_iou_stay(
     assert recorded.facts["weights"] == kind
     tensors = load_file(recorded.folder / "model.safetensors").values()
     assert {value.dtype for value in tensors if value.ndim > 1} == {getattr(torch, kind)}
-    assert (recorded.snapshots, recorded.spec) == ((), of_each_task.spec), "snapshots stay behind"
+    assert (recorded.moments[1:-1], recorded.spec) == ((), of_each_task.spec), "snapshots stay behind"
     pd.testing.assert_frame_equal(recorded.history, of_each_task.history)
 
 

@@ -194,8 +194,7 @@ def test_published_network(real_cifar10: Classification) -> None:
         published = models.published("akamaster/resnet-56")
     except DatasetError as error:
         pytest.skip(str(error))
-    sample, labels = real_cifar10.test_sample(200)
-    images = published.normalization(sample)
+    images, labels = published.sample(real_cifar10, 200, held=True)
     deleted = single_deletions((25,))
     assert_same(published.network, [Lesion(), *deleted], images[:20])
     whole = lesion_errors(published.network, deleted, images, labels)

@@ -79,7 +79,7 @@ def test_pairs_are_set_against_their_single_deletions(repair: torch.Tensor | Non
     intact, one, other, both = lesion_logits(network, lesions, IMAGES, repair=repair)
     loss = [F.cross_entropy(each, LABELS).item() for each in (intact, one, other, both)]
     assert row.loss == pytest.approx(loss[3] - loss[0], abs=1e-5)
-    assert row.loss_apart == pytest.approx(loss[1] + loss[2] - 2 * loss[0], abs=1e-5)
+    assert row.interaction == pytest.approx(loss[3] - loss[1] - loss[2] + loss[0], abs=1e-5)
     assert row.logits == pytest.approx((both - intact).norm().item(), rel=1e-4)
     assert row.logits_left == pytest.approx((both - one - other + intact).norm().item(), rel=1e-3, abs=1e-5)
     assert len(table) == 15

@@ -1,0 +1,82 @@
+"""What a study is made on: a network, images, and which they are; of runs, and of networks that others trained."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
+
+import pandas as pd
+from torch import Tensor, nn
+
+from resnotes import datasets, models
+from resnotes.datasets import Classification
+from resnotes.runs.folder import Run
+from resnotes.runs.store import load_data
+
+REPAIR = 256  # training images, on which BN is repaired
+
+
+class Sample(NamedTuple):
+    """A network in eval mode, and images for it.
+
+    Attributes:
+        network: with stem, blocks and head.
+        images: normalised, ``[N, C, H, W]``.
+        labels: int64 ``[N]``.
+        repair: normalised images that it was trained on, on which BN can take its statistics anew.
+        about: what a table says of it: `network`, `seed` and maybe `moment` of its training.
+    """
+
+    network: nn.Module
+    images: Tensor
+    labels: Tensor
+    repair: Tensor
+    about: Mapping[str, Any]
+
+
+def of_runs(
+    runs: Mapping[str, Iterable[Run]], count: int, size: int | None = None, *, held: bool = True, moments: bool = False
+) -> Iterator[Sample]:
+    """A sample for each run, or for each batch of one.
+
+    Args:
+        runs: by the name of the network; read when their turn comes.
+        count: images, see `resnotes.datasets.Classification.sample`.
+        size: of a batch; the batches are numbered in place of the seed. None for all images at once.
+        held: images that the network was not trained on.
+        moments: at each of `Run.moments`.
+    """
+    for name, several in runs.items():
+        for run in several:
+            data = load_data(run.spec)
+            assert isinstance(data, Classification)
+            sample, (repair, _) = data.sample(count, held=held), data.sample(REPAIR, held=False)
+            for moment in run.moments if moments else (None,):
+                about = {"network": name, "seed": run.spec.seed} | ({"moment": moment} if moments else {})
+                yield from _batches(run.model(moment), sample, size, repair, about)
+
+
+def of_published(names: Iterable[str], count: int, size: int | None = None, *, held: bool = True) -> Iterator[Sample]:
+    """The same of networks that `wooyeolBaek` trained on CIFAR-10, such as ``"resnet-56"``."""
+    for name in names:
+        found, data = models.published(f"wooyeolBaek/{name}"), datasets.load("cifar10")
+        assert isinstance(data, Classification)
+        sample, (repair, _) = found.sample(data, count, held=held), found.sample(data, REPAIR, held=False)
+        yield from _batches(found.network, sample, size, repair, {"network": name, "seed": 0})
+
+
+def tabulate(study: Callable[[Sample], pd.DataFrame], samples: Iterable[Sample], threads: int = 1) -> pd.DataFrame:
+    """The tables that a study makes of samples, one below the other, with what they are about as columns."""
+    if threads == 1:
+        return pd.concat(study(sample).assign(**sample.about) for sample in samples)
+    with ThreadPoolExecutor(threads) as pool:  # PyTorch leaves Python's lock while it computes
+        return pd.concat(pool.map(lambda sample: study(sample).assign(**sample.about), samples))
+
+
+def _batches(
+    network: nn.Module, sample: tuple[Tensor, Tensor], size: int | None, repair: Tensor, about: dict[str, Any]
+) -> Iterator[Sample]:
+    parts = [each.split(size or len(each)) for each in sample]
+    for number, (images, labels) in enumerate(zip(*parts, strict=True)):
+        yield Sample(network, images, labels, repair, about | ({} if size is None else {"seed": number}))
