@@ -427,3 +427,13 @@ def test_labels_as_they_are_written() -> None:
 def test_malformed_labels_are_refused(setting: str) -> None:
     with pytest.raises(UsageError, match=f"expected option=value after its name, found '{setting}'$"):
         models.from_label(f"resnet-56 width=4 {setting}")
+
+
+def test_a_label_and_a_seed_are_a_network() -> None:
+    torch.manual_seed(7)
+    before = torch.get_rng_state()
+    found = models.fresh("resnet-8 width=4", 3, num_classes=5, in_channels=1)
+    assert torch.equal(torch.get_rng_state(), before), "the generator is left as it was"
+    torch.manual_seed(3)
+    expected = models.build("resnet-8", width=4, num_classes=5, in_channels=1)
+    torch.testing.assert_close(dict(found.state_dict()), dict(expected.state_dict()), rtol=0, atol=0)

@@ -17,8 +17,9 @@ from hypothesis.extra import numpy as stn
 from kit.runs import SHORT
 
 from resnotes import datasets, provenance
+from resnotes.errors import ResnotesError
 from resnotes.runs import measurements
-from resnotes.runs.measurements import measured_once
+from resnotes.runs.measurements import measured_once, published_once, recorded_once
 from resnotes.runs.store import RunStore
 
 
@@ -188,3 +189,27 @@ def test_old_measurements_make_room(notebook: Notebook, tmp_path: Path) -> None:
         notebook.measure(number)
     assert len(kept(tmp_path)) == measurements.KEPT + 1
     assert notebook.measure("again") == number
+
+
+# What comes with the repository
+
+
+@pytest.mark.parametrize(
+    ("once", "root"),
+    [(published_once, "published_root"), (recorded_once, "recorded_root")],
+    ids=["published", "recorded"],
+)
+def test_what_is_kept_is_made_only_when_asked_for(
+    once: Any, root: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(measurements.paths, root, lambda: tmp_path)
+    table = pd.DataFrame({"network": ["NA", "", "b"], "value": [1.5, np.nan, 1 / 3], "k": [1, 2, 3]})
+
+    def never() -> pd.DataFrame:
+        raise AssertionError("it is there")
+
+    with pytest.raises(ResnotesError, match=r"lengths\.csv is not there; with \w+=True the notebook makes it"):
+        once("lengths", never, anew=False)
+    for found in (once("lengths", lambda: table, anew=True), once("lengths", never, anew=False)):
+        pd.testing.assert_frame_equal(found[list(table)], table, check_dtype=False, rtol=1e-5)
+        assert {"commit", "dirty"} <= set(found), "says which code made it"

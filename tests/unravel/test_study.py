@@ -1,8 +1,11 @@
 """Whole lesion studies against one lesion after the other."""
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from kit.networks import small
 from torch.nn import functional as F
 
@@ -13,7 +16,11 @@ from resnotes.unravel import (
     lesion_errors,
     lesion_logits,
     lesion_study,
+    mean_length,
+    over_training,
     pair_study,
+    path_gradients,
+    relative_lengths,
     select,
     wrong,
 )
@@ -98,3 +105,44 @@ def test_what_paths_of_a_length_carry_alone_and_together() -> None:
         assert row.parallel / row.number == pytest.approx(row.single)
         assert row.independent / row.number**0.5 == pytest.approx(row.single)
     assert table.share.sum() == pytest.approx(1)
+
+
+def test_mean_lengths_of_single_images_stand_beside_those_of_all() -> None:
+    network, images, labels = small("resnet-14").eval(), IMAGES[:5], LABELS[:5]
+    table = length_study(network, images, labels)
+    alone = [length_study(network, images[[i]], labels[[i]]) for i in range(5)]
+    expected = np.quantile([mean_length(each.share) for each in alone], (0.1, 0.5, 0.9))
+    np.testing.assert_allclose(table[["low", "median", "high"]].iloc[0], expected, rtol=1e-4)
+    assert table.total.iloc[0] == pytest.approx(path_gradients(network, images, labels).sum(0).norm().item(), rel=1e-4)
+    assert "single" not in table, "takes draws"
+
+
+def test_an_image_that_is_fitted_has_no_length() -> None:
+    network, images = small("resnet-14").eval().double(), IMAGES[:3].double()
+    with torch.no_grad():
+        network.head.fc.bias[LABELS[0]] = 1e4  # the loss of the first image, and of its class, is 0 to the last bit
+    table = length_study(network, images, torch.stack([LABELS[0], (LABELS[0] + 1) % 10, (LABELS[0] + 2) % 10]))
+    assert table[["low", "median", "high"]].notna().all(axis=None)
+
+
+# Over the training
+
+lengths = st.integers(1, 6).flatmap(
+    lambda n: st.lists(st.lists(st.floats(-1, 2), min_size=n + 1, max_size=n + 1), min_size=2, max_size=4)
+)
+
+
+@given(lengths, st.lists(st.floats(0.1, 10), min_size=4, max_size=4))
+def test_lengths_over_a_training_are_weighted_by_the_gradient(shares: list[list[float]], totals: list[float]) -> None:
+    rows = [
+        {"seed": 0, "moment": moment, "length": length, "share": share, "total": totals[moment]}
+        for moment, each in enumerate(shares)
+        for length, share in enumerate(each)
+    ]
+    n = len(shares[0]) - 1
+    means = [sum(length * share for length, share in enumerate(each)) / (n / 2) for each in shares]
+    table = pd.DataFrame(rows)
+    np.testing.assert_allclose(relative_lengths(table).loc[0], means, atol=1e-9)
+    weights = totals[: len(shares)]
+    expected = sum(mean * weight for mean, weight in zip(means, weights, strict=True)) / sum(weights)
+    assert over_training(table)[0] == pytest.approx(expected, abs=1e-9)
