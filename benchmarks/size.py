@@ -15,7 +15,7 @@ from collections import Counter
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-MOST = {"package": 10_600, "tests": 16_500, "module": 400, "function": 60}  # lines; of modules and tests all, else code
+MOST = {"package": 10_700, "tests": 16_700, "module": 400, "function": 60}  # lines; of modules and tests all, else code
 GROWN = " (MOST in benchmarks/size.py): take something out first, or raise it knowingly"
 
 _LAYOUT = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER}
