@@ -81,7 +81,9 @@ def lesion_study(
     return pd.concat(tables, ignore_index=True)
 
 
-def pair_study(model: nn.Module, images: Tensor, labels: Tensor, *, repair: Tensor | None = None) -> pd.DataFrame:
+def pair_study(
+    model: nn.Module, images: Tensor, labels: Tensor, *, repair: Tensor | None = None, batches: int = 1
+) -> pd.DataFrame:
     """What the deletion of two blocks does, against what their two single deletions do.
 
     Args:
@@ -89,11 +91,12 @@ def pair_study(model: nn.Module, images: Tensor, labels: Tensor, *, repair: Tens
         images: normalised images ``[N, C, H, W]``.
         labels: int64 ``[N]``.
         repair: see `lesion_study`.
+        batches: so many parts of the images, for each of which the same is said.
 
     Returns:
-        A row for each pair of blocks that can go: `first` and `second`; `loss`, by how much deleting both raises the
-        mean cross-entropy, and `interaction`, what is left of it without the rises that deleting each alone makes;
-        `logits`, the norm of the change of all logits, and `logits_left`, that of what is left of it likewise.
+        A row for each `batch` and pair of blocks that can go: `first` and `second`; `loss`, by how much deleting both
+        raises the mean cross-entropy, and `interaction`, what is left of it without the rises that deleting each alone
+        makes; `logits`, the norm of the change of all logits, and `logits_left`, that of what is left of it likewise.
 
     Raises:
         UsageError: see `resnotes.unravel.lesion_logits`.
@@ -101,19 +104,25 @@ def pair_study(model: nn.Module, images: Tensor, labels: Tensor, *, repair: Tens
     blocks = deletable(model, images)
     pairs_of = [sorted(pair.deleted) for pair in pairs(blocks)]
     every = [Lesion(), *single_deletions(blocks), *pairs(blocks)]
-    logits = lesion_logits(model, every, images, repair=repair)
-    losses = torch.stack([F.cross_entropy(each, labels) for each in logits])
-    logits, losses = logits - logits[0], losses - losses[0]
     single = {block: number for number, block in enumerate(blocks, start=1)}
     apart = torch.tensor([[single[block] for block in pair] for pair in pairs_of]).reshape(-1, 2)
     both = slice(1 + len(blocks), None)
-    left = logits[both] - logits[apart].sum(1)
-    return pd.DataFrame(pairs_of, columns=["first", "second"]).assign(
-        loss=losses[both].numpy(),
-        interaction=(losses[both] - losses[apart].sum(1)).numpy(),
-        logits=logits[both].flatten(1).norm(dim=1).numpy(),
-        logits_left=left.flatten(1).norm(dim=1).numpy(),
-    )
+    tables = []
+    every_logits = lesion_logits(model, every, images, repair=repair)
+    for batch, (part, targets) in enumerate(
+        zip(every_logits.tensor_split(batches, dim=1), labels.tensor_split(batches), strict=True)
+    ):
+        losses = torch.stack([F.cross_entropy(each, targets) for each in part])
+        logits, losses = part - part[0], losses - losses[0]
+        table = pd.DataFrame(pairs_of, columns=["first", "second"]).assign(
+            batch=batch,
+            loss=losses[both].numpy(),
+            interaction=(losses[both] - losses[apart].sum(1)).numpy(),
+            logits=logits[both].flatten(1).norm(dim=1).numpy(),
+            logits_left=(logits[both] - logits[apart].sum(1)).flatten(1).norm(dim=1).numpy(),
+        )
+        tables.append(table)
+    return pd.concat(tables, ignore_index=True)
 
 
 def select(table: pd.DataFrame, *kinds: str, bn: str = "as trained", **where: object) -> pd.DataFrame:

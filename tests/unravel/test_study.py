@@ -90,6 +90,13 @@ def test_pairs_are_set_against_their_single_deletions(repair: torch.Tensor | Non
     assert row.logits == pytest.approx((both - intact).norm().item(), rel=1e-4)
     assert row.logits_left == pytest.approx((both - one - other + intact).norm().item(), rel=1e-3, abs=1e-5)
     assert len(table) == 15
+    halves = pair_study(network, IMAGES, LABELS, repair=repair, batches=2)
+    for batch, part in halves.groupby("batch"):
+        images, labels = IMAGES.tensor_split(2)[batch], LABELS.tensor_split(2)[batch]
+        expected = pair_study(network, images, labels, repair=repair).drop(columns="batch")
+        pd.testing.assert_frame_equal(
+            part.drop(columns="batch").reset_index(drop=True), expected, check_exact=False, rtol=1e-3, atol=1e-4
+        )
 
 
 def test_what_paths_of_a_length_carry_alone_and_together() -> None:
