@@ -57,21 +57,27 @@ def test_findings_are_those_of_the_ledger_and_of_the_tables() -> None:
     numbers.append(
         scopes["unravel.deep-runs-cost-less"]["published"]["measured"]["text"].partition("\N{NO-BREAK SPACE}")[0]
     )
+    numbers.append(
+        scopes["unravel.deep-runs-cost-less"]["recorded"]["measured"]["text"].partition("\N{NO-BREAK SPACE}")[0]
+    )
     for claim, scope, part in (
         ("pre-ln-needs-no-warm-up", "recorded", "24 layers"),
         ("post-ln-needs-warm-up", "recorded", "24 layers"),
         ("training-shortens-paths", "live", "Pre-LN"),
         ("training-shortens-paths", "live", "Post-LN"),
+        ("training-shortens-paths", "recorded", "Pre-LN"),
+        ("training-shortens-paths", "recorded", "Post-LN"),
     ):
         text = scopes[f"transformers.{claim}"][scope]["measured"]["value"][part]["text"]
         numbers.append(" ".join(text.replace("\N{NO-BREAK SPACE}", " ").split()[:3]))
     for name in ("plain-20", "plain-56", "resnet-56"):
         ends = [pd.read_csv(path).iloc[-1] for path in ROOT.glob(f"data/recorded/{name}-cifar10-s0-*/history.csv")]
         numbers += [f"{end.clean_error:.2f} %" for end in ends if end.iteration == 64_000]
-    lesions = pd.read_csv(ROOT / "data/published/lesions.csv")
-    kept = lesions[~lesions.shrinks].set_index(["network", "bn"])
-    costs = kept[kept.kind == "single"].error.groupby(level=[0, 1]).mean() - kept[kept.kind == "intact"].error
-    numbers += [f"{costs[name, bn]:.1f}" for name in ("resnet-56", "plain-56") for bn in ("as trained", "repaired")]
+    for path in ("published/lesions.csv", "recorded/measurements/03_lesions.csv"):
+        lesions = pd.read_csv(ROOT / "data" / path)
+        kept = lesions[~lesions.shrinks].set_index(["network", "bn"])
+        costs = kept[kept.kind == "single"].error.groupby(level=[0, 1]).mean() - kept[kept.kind == "intact"].error
+        numbers += [f"{costs[name, bn]:.1f}" for name in ("resnet-56", "plain-56") for bn in ("as trained", "repaired")]
     lengths = pd.read_csv(ROOT / "data/published/lengths.csv").query("moment == 'trained'")
     centres = (lengths.length * lengths.share).groupby([lengths.network, lengths.seed]).sum().groupby(level=0).mean()
     numbers += [f"{centres[name]:.1f}" for name in ("resnet-20", "resnet-56")]

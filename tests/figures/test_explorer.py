@@ -56,11 +56,11 @@ def build(name: str, **options: object) -> Network:
 def test_error_and_changes_are_those_of_the_sweep(name: str, data: Classification) -> None:
     network = build(name).eval()
     subject = Subject(network, data)
-    images = data.normalization(data.test_images)
+    images, labels = subject.images, subject.labels
     for lesion in [subject.example()] + ([REORDERED] if name.endswith("resnet-20") else []):
         assert lesion.deleted and lesion.deleted <= set(subject.deletable)
         finding = subject.examine(lesion)
-        assert [finding.error] == lesion_errors(network, [lesion], images, data.test_labels).tolist()
+        assert [finding.error] == lesion_errors(network, [lesion], images, labels).tolist()
         intact, predicted = lesion_predictions(network, [Lesion(), lesion], images)
         assert torch.equal(finding.predictions, predicted)
         assert subject.changed(finding) == [i for i in range(24) if intact[i] != predicted[i]]
@@ -73,7 +73,7 @@ def test_the_spectrum_is_that_of_the_network_without_the_blocks(data: Classifica
     order = [0, 2, 1, 3, 5, 6, 8, 7]  # without 4, whose shortcut and `after` are identities
     rest = network.with_blocks(network.blocks[i] for i in order)
     subject = Subject(network, data)
-    images, labels = subject.images[subject.traced], subject.labels[subject.traced]
+    images, labels = subject.images[: subject.traced], subject.labels[: subject.traced]
     assert len(images) == 8
     expected = path_shares(path_gradients(rest, images, labels))["share"].to_numpy()
     assert subject.examine(REORDERED).shares == pytest.approx([*expected, 0], abs=1e-4)
@@ -87,7 +87,7 @@ def test_the_network_is_left_as_it_was(name: str, data: Classification) -> None:
     subject.examine(subject.example())
     again = subject.examine(Lesion())
     assert again.error == subject.intact.error and (again.shares == subject.intact.shares).all()
-    images, labels = subject.images[subject.traced], subject.labels[subject.traced]
+    images, labels = subject.images[: subject.traced], subject.labels[: subject.traced]
     whole = path_shares(path_gradients(copy.deepcopy(network).eval(), images, labels))["share"].to_numpy()
     assert again.shares == pytest.approx(whole)
     assert network.training and all(torch.equal(value, before[key]) for key, value in network.state_dict().items())
@@ -116,10 +116,10 @@ def test_what_needs_no_kernel_is_what_the_network_does(data: Classification) -> 
     assert (told["name"], sum(told["stages"])) == ("<net>", len(network.blocks))
     assert (len(told["found"]["delete"]), list(told["found"]["swap"])) == (6 + 15, ["0 1"])
     lesions = [Lesion(), Lesion(frozenset({1, 4})), Lesion(order=(1, 0, 2, 3, 4, 5))]
-    intact, *predicted = lesion_predictions(network, lesions, data.normalization(data.test_images))
+    intact, *predicted = lesion_predictions(network, lesions, data.sample(24, held=True)[0])
     for (act, pair), predictions in zip((("delete", "1 4"), ("swap", "0 1")), predicted, strict=True):
         error, changed = told["found"][act][pair]
-        assert error == pytest.approx(100 * (predictions != data.test_labels).double().mean().item(), abs=0.05)
+        assert error == pytest.approx(100 * (predictions != data.sample(24, held=True)[1]).double().mean().item(), abs=0.05)
         assert changed == (predictions != intact).sum()
 
 
@@ -138,8 +138,8 @@ def test_figures_show_the_finding(name: str, data: Classification) -> None:
     assert changed and len(images) == min(12, len(changed))
     for ax, i in zip(images, changed, strict=False):
         was, now = (data.classes[some.predictions[i]] for some in (subject.intact, finding))
-        right = finding.predictions[i] == data.test_labels[i]
-        assert ax.get_title() == data.classes[data.test_labels[i]]
+        right = finding.predictions[i] == subject.labels[i]
+        assert ax.get_title() == data.classes[subject.labels[i]]
         assert ax.get_xlabel().split() == [was, "→", now, "✓" if right else "✗"]
     assert finding.shares is not None
     left = len(subject.network.blocks) - len(finding.lesion.deleted)
