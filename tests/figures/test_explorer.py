@@ -116,10 +116,11 @@ def test_what_needs_no_kernel_is_what_the_network_does(data: Classification) -> 
     assert (told["name"], sum(told["stages"])) == ("<net>", len(network.blocks))
     assert (len(told["found"]["delete"]), list(told["found"]["swap"])) == (6 + 15, ["0 1"])
     lesions = [Lesion(), Lesion(frozenset({1, 4})), Lesion(order=(1, 0, 2, 3, 4, 5))]
-    intact, *predicted = lesion_predictions(network, lesions, data.sample(24, held=True)[0])
+    images, labels = data.sample(24, held=True)
+    intact, *predicted = lesion_predictions(network, lesions, images)
     for (act, pair), predictions in zip((("delete", "1 4"), ("swap", "0 1")), predicted, strict=True):
         error, changed = told["found"][act][pair]
-        assert error == pytest.approx(100 * (predictions != data.sample(24, held=True)[1]).double().mean().item(), abs=0.05)
+        assert error == pytest.approx(100 * (predictions != labels).double().mean().item(), abs=0.05)
         assert changed == (predictions != intact).sum()
 
 
