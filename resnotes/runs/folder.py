@@ -136,9 +136,13 @@ class Run:
 
     @property
     def moments(self) -> tuple[int, ...]:
-        """The iterations after which there are weights, from 0 to the last; of a recorded run these two."""
-        kept = (i for i in self.spec.recipe.snapshots if snapshot_name(i) in self.facts["files"])
-        return (0, *kept, self.spec.recipe.iterations)
+        """The iterations after which there are weights, to the last; of a recorded run 0 and this one.
+
+        Without 0 where the weights at the start came from elsewhere.
+        """
+        kept = [i for i in self.spec.recipe.snapshots if snapshot_name(i) in self.facts["files"]]
+        drawn = [] if self.spec.start or self.spec.pretrained else [0]
+        return (*drawn, *kept, self.spec.recipe.iterations)
 
     def model(self, iteration: int | None = None) -> Any:
         """The network in eval mode, float32, on the CPU: final weights, or those after another of its `moments`.

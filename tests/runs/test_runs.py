@@ -257,6 +257,14 @@ def test_models_come_ready_for_measurements(finished: Run) -> None:
         finished.model(2)
 
 
+def test_weights_from_elsewhere_are_no_moment_of_a_run(store: RunStore) -> None:
+    run = store.get(DEEPENED, device="cpu")
+    assert run.moments == (1, DEEPENED.recipe.iterations)
+    assert [run.model(moment).name for moment in run.moments] == ["plain-14", "plain-14"]
+    with pytest.raises(RunError, match=r"has no iteration-000000\.safetensors"):
+        run.model(0)
+
+
 def test_several_at_once_equal_one_after_the_other(tmp_path: Path) -> None:
     asked = [SPEC, dataclasses.replace(SPEC, model="resnet-8"), SPEC]
     alone, together, background = (RunStore(tmp_path / name, tmp_path / "recorded") for name in ("1", "2", "3"))
