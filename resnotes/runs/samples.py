@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from resnotes import datasets, models
 from resnotes.datasets import Classification
+from resnotes.errors import UsageError
 from resnotes.runs.folder import Run
 from resnotes.runs.store import load_data
 
@@ -46,11 +47,18 @@ def of_runs(
         size: of a batch; the batches are numbered in place of the seed. None for all images at once.
         held: images that the network was not trained on.
         moments: at each of `Run.moments`.
+
+    Raises:
+        UsageError: a run for segmentation.
+        RunError, DatasetError: see `resnotes.runs.load_data` and `Run.model`.
     """
     for name, several in runs.items():
         for run in several:
             data = load_data(run.spec)
-            assert isinstance(data, Classification)
+            if not isinstance(data, Classification):
+                raise UsageError(
+                    f"{run.name} was trained on {run.spec.dataset} for segmentation; expected a classifier"
+                )
             sample, (repair, _) = data.sample(count, held=held), data.sample(REPAIR, held=False)
             for moment in run.moments if moments else (None,):
                 about = {"network": name, "seed": run.spec.seed} | ({"moment": moment} if moments else {})

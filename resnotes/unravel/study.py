@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from resnotes.errors import UsageError
 from resnotes.unravel.gradients import path_gradients, path_norms
 from resnotes.unravel.lengths import mean_length, path_shares
 from resnotes.unravel.lesions import (
@@ -99,8 +100,10 @@ def pair_study(
         makes; `logits`, the norm of the change of all logits, and `logits_left`, that of what is left of it likewise.
 
     Raises:
-        UsageError: see `resnotes.unravel.lesion_logits`.
+        UsageError: see `resnotes.unravel.lesion_logits`; fewer than one batch, or more than images.
     """
+    if not 1 <= batches <= len(images):
+        raise UsageError(f"expected 1 to {len(images)} batches of {len(images)} images, found {batches}")
     blocks = deletable(model, images)
     pairs_of = [sorted(pair.deleted) for pair in pairs(blocks)]
     every = [Lesion(), *single_deletions(blocks), *pairs(blocks)]

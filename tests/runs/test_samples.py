@@ -8,11 +8,11 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
-from kit.runs import SHORT
+from kit.runs import SCENES, SHORT
 
 from resnotes import models
 from resnotes.datasets import Classification
-from resnotes.errors import DatasetError
+from resnotes.errors import DatasetError, UsageError
 from resnotes.runs.folder import Run
 from resnotes.runs.samples import Sample, of_published, of_runs, tabulate
 from resnotes.runs.store import RunStore, load_data
@@ -44,6 +44,12 @@ def test_batches_are_numbered_and_are_the_sample_together(run: Run) -> None:
     assert [part.about["seed"] for part in parts] == [0, 1, 2]
     assert torch.equal(torch.cat([part.images for part in parts]), whole.images)
     assert torch.equal(torch.cat([part.labels for part in parts]), whole.labels)
+
+
+def test_a_network_for_segmentation_is_refused(tmp_path: Path) -> None:
+    run = RunStore(tmp_path, tmp_path / "recorded").get(SCENES, device="cpu")
+    with pytest.raises(UsageError, match=r"pspnet-small-.* was trained on scenes for segmentation; expected a class"):
+        next(of_runs({"mine": [run]}, 4))
 
 
 def test_moments_are_all_of_the_training(run: Run) -> None:

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from kit.networks import small
 from torch.nn import functional as F
 
+from resnotes.errors import UsageError
 from resnotes.unravel import (
     Lesion,
     gradients_along,
@@ -90,6 +91,8 @@ def test_pairs_are_set_against_their_single_deletions(repair: torch.Tensor | Non
     assert row.logits == pytest.approx((both - intact).norm().item(), rel=1e-4)
     assert row.logits_left == pytest.approx((both - one - other + intact).norm().item(), rel=1e-3, abs=1e-5)
     assert len(table) == 15
+    with pytest.raises(UsageError, match="expected 1 to 30 batches of 30 images, found 0"):
+        pair_study(network, IMAGES, LABELS, batches=0)
     halves = pair_study(network, IMAGES, LABELS, repair=repair, batches=2)
     for batch, part in halves.groupby("batch"):
         images, labels = IMAGES.tensor_split(2)[batch], LABELS.tensor_split(2)[batch]
