@@ -77,7 +77,8 @@ def test_findings_are_those_of_the_ledger_and_of_the_tables() -> None:
         lesions = pd.read_csv(ROOT / "data" / path)
         kept = lesions[~lesions.shrinks].set_index(["network", "bn"])
         costs = kept[kept.kind == "single"].error.groupby(level=[0, 1]).mean() - kept[kept.kind == "intact"].error
-        numbers += [f"{costs[name, bn]:.1f}" for name in ("resnet-56", "plain-56") for bn in ("as trained", "repaired")]
+        shown = {"resnet-56", "plain-56", "preresnet-56"} & set(lesions.network)
+        numbers += [f"{costs[name, bn]:.1f}" for name in shown for bn in ("as trained", "repaired")]
     lengths = pd.read_csv(ROOT / "data/published/lengths.csv").query("moment == 'trained'")
     centres = (lengths.length * lengths.share).groupby([lengths.network, lengths.seed]).sum().groupby(level=0).mean()
     numbers += [f"{centres[name]:.1f}" for name in ("resnet-20", "resnet-56")]
