@@ -142,7 +142,7 @@ class Run:
         """
         kept = [i for i in self.spec.recipe.snapshots if snapshot_name(i) in self.facts["files"]]
         drawn = [] if self.spec.start or self.spec.pretrained else [0]
-        return (*drawn, *kept, self.spec.recipe.iterations)
+        return tuple(dict.fromkeys((*drawn, *kept, self.spec.recipe.iterations)))
 
     def model(self, iteration: int | None = None) -> Any:
         """The network in eval mode, float32, on the CPU: final weights, or those after another of its `moments`.

@@ -23,7 +23,7 @@ from resnotes.models.inputs import evaluating
 from resnotes.models.passes import in_a_row, visit
 from resnotes.models.weights import read_weights, without_prefix
 from resnotes.runs import profiles
-from resnotes.runs.samples import REPAIR
+from resnotes.runs.samples import REPAIR, as_trained
 from resnotes.runs.store import RunStore, load_data
 
 _SIDE = 224  # pixels that torchvision's ResNets were trained on
@@ -130,7 +130,7 @@ def _run(label: str, data: str, images: int, profile: str) -> Given:
         network=model,
         images=sample,
         labels=labels,
-        repair=known.sample(REPAIR, held=False)[0],
+        repair=as_trained(known, spec),
         dataset=known.variant,
         iterations=spec.recipe.iterations,
         scope="live",

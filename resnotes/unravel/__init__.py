@@ -31,13 +31,14 @@ from resnotes.unravel.lesions import (
     single_deletions,
 )
 from resnotes.unravel.refinement import refinement
-from resnotes.unravel.study import length_study, lesion_study, pair_study, select, wrong
+from resnotes.unravel.study import excess, length_study, lesion_study, pair_study, select, wrong
 
 __all__ = [
     "Lesion",
     "adapt",
     "contiguous_deletions",
     "deletable",
+    "excess",
     "exchangeable",
     "gradients_along",
     "kendall_tau",

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from resnotes.errors import UsageError
+from resnotes.models.inputs import check_labels
+from resnotes.models.passes import check
 from resnotes.unravel.gradients import path_gradients, path_norms
 from resnotes.unravel.lengths import mean_length, path_shares
 from resnotes.unravel.lesions import (
@@ -65,8 +67,10 @@ def lesion_study(
         of a run, changes the size of the map), `error` in percent, and `wrong`: a character an image, see `wrong`.
 
     Raises:
-        UsageError: see `resnotes.unravel.lesion_logits`.
+        UsageError: see `resnotes.unravel.lesion_logits`; or not one label an image.
     """
+    check(model, images, labels)
+    labels = labels.cpu().long()
     plan = pd.DataFrame(_plan(model, images, draws, lengths, seed), columns=["kind", "k", "x", "draw", "lesion"])
     smaller = shrinking(model, images)
     changes = plan.lesion.map(lambda lesion: not lesion.deleted.isdisjoint(smaller))
@@ -97,13 +101,17 @@ def pair_study(
     Returns:
         A row for each `batch` and pair of blocks that can go: `first` and `second`; `loss`, by how much deleting both
         raises the mean cross-entropy, and `interaction`, what is left of it without the rises that deleting each alone
-        makes; `logits`, the norm of the change of all logits, and `logits_left`, that of what is left of it likewise.
+        makes; `logits`, the norm of the change of all logits, and `logits_left`, that of what is left of it likewise;
+        and `loss_left`, the loss above that of logits whose two changes add up. (The loss bends: where these do, its
+        rises need not.)
 
     Raises:
-        UsageError: see `resnotes.unravel.lesion_logits`; fewer than one batch, or more than images.
+        UsageError: see `resnotes.unravel.lesion_logits`; not one label of its classes an image; fewer than one batch,
+            or more than images.
     """
     if not 1 <= batches <= len(images):
         raise UsageError(f"expected 1 to {len(images)} batches of {len(images)} images, found {batches}")
+    check(model, images, labels)
     blocks = deletable(model, images)
     pairs_of = [sorted(pair.deleted) for pair in pairs(blocks)]
     every = [Lesion(), *single_deletions(blocks), *pairs(blocks)]
@@ -112,17 +120,21 @@ def pair_study(
     both = slice(1 + len(blocks), None)
     tables = []
     every_logits = lesion_logits(model, every, images, repair=repair)
+    check_labels(labels, images, every_logits.shape[2])
+    labels = labels.cpu().long()
     for batch, (part, targets) in enumerate(
         zip(every_logits.tensor_split(batches, dim=1), labels.tensor_split(batches), strict=True)
     ):
         losses = torch.stack([F.cross_entropy(each, targets) for each in part])
-        logits, losses = part - part[0], losses - losses[0]
+        summed = part[apart].sum(1) - part[0]  # the logits, if the two changes added up
+        expected = torch.tensor([F.cross_entropy(each, targets) for each in summed])
         table = pd.DataFrame(pairs_of, columns=["first", "second"]).assign(
             batch=batch,
-            loss=losses[both].numpy(),
-            interaction=(losses[both] - losses[apart].sum(1)).numpy(),
-            logits=logits[both].flatten(1).norm(dim=1).numpy(),
-            logits_left=(logits[both] - logits[apart].sum(1)).flatten(1).norm(dim=1).numpy(),
+            loss=(losses[both] - losses[0]).numpy(),
+            interaction=(losses[both] + losses[0] - losses[apart].sum(1)).numpy(),
+            loss_left=(losses[both] - expected).numpy(),
+            logits=(part[both] - part[0]).flatten(1).norm(dim=1).numpy(),
+            logits_left=(part[both] - summed).flatten(1).norm(dim=1).numpy(),
         )
         tables.append(table)
     return pd.concat(tables, ignore_index=True)
@@ -139,6 +151,12 @@ def select(table: pd.DataFrame, *kinds: str, bn: str = "as trained", **where: ob
 def wrong(table: pd.DataFrame) -> NDArray[np.bool_]:
     """Which images were wrong under the lesions of a `lesion_study`, ``[lesions, images]``."""
     return np.array([[mark == MARKS[True] for mark in marks] for marks in table.wrong])
+
+
+def excess(table: pd.DataFrame, other: pd.DataFrame) -> NDArray[np.float64]:
+    """By how much each image is more often wrong under lesions of one table than of another, in points ``[images]``."""
+    mine, others = (100 * wrong(each).mean(0) for each in (table, other))
+    return np.asarray(mine - others)
 
 
 def length_study(model: nn.Module, images: Tensor, labels: Tensor, *, draws: int = 0, seed: int = 0) -> pd.DataFrame:

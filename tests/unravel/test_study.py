@@ -1,5 +1,7 @@
 """Whole lesion studies against one lesion after the other."""
 
+from collections.abc import Callable
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -12,6 +14,7 @@ from torch.nn import functional as F
 from resnotes.errors import UsageError
 from resnotes.unravel import (
     Lesion,
+    excess,
     gradients_along,
     length_study,
     lesion_errors,
@@ -78,6 +81,25 @@ def test_runs_are_deletions_of_neighbours() -> None:
     assert runs.error.tolist() == torch.cat(list(map(torch.as_tensor, expected))).tolist()
 
 
+def test_how_much_more_often_an_image_is_wrong_under_some_lesions() -> None:
+    def marked(*rows: str) -> pd.DataFrame:
+        return pd.DataFrame({"wrong": rows})
+
+    assert excess(marked("xx..", "x.x."), marked("x...")).tolist() == [0, 50, 50, 0]
+    table = the_study()
+    single, intact = select(table, "single"), select(table, "intact")
+    assert excess(single, intact).mean() == pytest.approx(single.error.mean() - intact.error.item())
+
+
+@pytest.mark.parametrize("study", [lesion_study, pair_study])
+@pytest.mark.parametrize("labels", [LABELS[:1], LABELS + 0.5])
+def test_labels_that_do_not_fit_are_refused(study: Callable[..., pd.DataFrame], labels: torch.Tensor) -> None:
+    with pytest.raises(UsageError, match="expected one label an image"):
+        study(NETWORK, IMAGES, labels)
+    with pytest.raises(UsageError, match="labels must be 0 to 9, found 1 to 10"):
+        pair_study(NETWORK, IMAGES, LABELS + 1)
+
+
 @pytest.mark.parametrize("repair", [None, REPAIR])
 def test_pairs_are_set_against_their_single_deletions(repair: torch.Tensor | None) -> None:
     network = small("preresnet-14").eval()
@@ -90,6 +112,8 @@ def test_pairs_are_set_against_their_single_deletions(repair: torch.Tensor | Non
     assert row.interaction == pytest.approx(loss[3] - loss[1] - loss[2] + loss[0], abs=1e-5)
     assert row.logits == pytest.approx((both - intact).norm().item(), rel=1e-4)
     assert row.logits_left == pytest.approx((both - one - other + intact).norm().item(), rel=1e-3, abs=1e-5)
+    added_up = F.cross_entropy(one + other - intact, LABELS).item()
+    assert row.loss_left == pytest.approx(loss[3] - added_up, abs=1e-5)
     assert len(table) == 15
     with pytest.raises(UsageError, match="expected 1 to 30 batches of 30 images, found 0"):
         pair_study(network, IMAGES, LABELS, batches=0)
