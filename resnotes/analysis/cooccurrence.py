@@ -211,34 +211,44 @@ class Cooccurrence:
         return self.images, np.minimum(rows, columns), np.maximum(rows, columns)
 
 
-def more_often_than_shifted(present: Tensor, classes: Sequence[str], *, draws: int = 200, seed: int = 0) -> Interval:
+def more_often_than_shifted(
+    present: Tensor, classes: Sequence[str], films: Sequence[str], *, draws: int = 200, seed: int = 0
+) -> Interval:
     """Pairs of classes that are together more often than by chance, beyond those of images shifted against each other.
 
     Frames of one film resemble their neighbours, so that classes seem to go together more often than independent images
-    would have them. Shifting each class by as many images as is drawn keeps that, and undoes what they have in common.
+    would have them; so they do where one film is in the country and another in town. Shifting each class within each
+    film, by as many images as is drawn, keeps both, and undoes what they have in common beyond.
 
     Args:
-        present: bool ``[N, C]``, see `presence`; images in the order of the film.
+        present: bool ``[N, C]``, see `presence`; images of a film in their order.
         classes: names.
+        films: which film each image is of.
         draws: sets of shifts.
         seed: of the shifts.
 
     Returns:
         By how many pairs the images have more than shifted ones on average; the bounds are those against the 97.5th and
-        2.5th percentile of the draws.
+        2.5th percentile of the draws, which `n` counts.
 
     Raises:
-        UsageError: see `Cooccurrence.between_classes`.
+        UsageError: see `Cooccurrence.between_classes`; or not a film for each image.
     """
     present = as_table(present, "presence of classes in images", None, len(classes))
+    if len(films) != len(present):
+        raise UsageError(f"expected a film for each of {len(present)} images, found {len(films)}")
+    generator = np.random.default_rng(seed)
+    rows_of = [np.flatnonzero(np.asarray(films) == film) for film in dict.fromkeys(films)]
 
     def count(columns: Tensor) -> int:
         return int((Cooccurrence.between_classes(columns, classes).significant() > 0).sum()) // 2
 
-    shifts = np.random.default_rng(seed).integers(len(present), size=(draws, len(classes))).tolist()
-    shifted = [
-        count(torch.stack([column.roll(by) for column, by in zip(present.T, drawn, strict=True)], 1))
-        for drawn in shifts
-    ]
-    beyond = count(present) - np.array(shifted)
-    return percentiles(float(beyond.mean()), beyond, len(present))
+    def shifted() -> Tensor:
+        columns = present.clone()
+        for rows in rows_of:
+            for number, by in enumerate(generator.integers(len(rows), size=len(classes)).tolist()):
+                columns[rows, number] = present[rows, number].roll(by)
+        return columns
+
+    beyond = count(present) - np.array([count(shifted()) for _ in range(draws)])
+    return percentiles(float(beyond.mean()), beyond, draws)

@@ -89,7 +89,7 @@ def read_nodes(module: nn.Module) -> list[Node]:
         case SkipInit():
             return [Node("other", "× α")]
         case nn.Dropout() | nn.Dropout2d():
-            return [Node("other", f"dropout {module.p:g}")]
+            return [Node("other", f"dropout {module.p:g}")] if module.p else []
         case ZeroPadShortcut():
             return [Node("other", "zero padding")]
         case Gate():

@@ -23,8 +23,8 @@ GRIDS = (VERMILION, ORANGE, SKY, GREEN, PURPLE, BLUE)  # from the coarsest on
 MAP = "#D9D9D9"
 BOAT = 3  # seed of the scene that stands for an image
 
-# In inches: left edges, from the image to the prediction.
-IMAGE, ENCODER, FEATURES, POOLED, LAYERS, LEVELS, STACK, HEAD, PREDICTION = (
+# In inches: left edges, from the image to its labels.
+IMAGE, ENCODER, FEATURES, POOLED, LAYERS, LEVELS, STACK, HEAD, LABELS = (
     *(0.08, 0.9, 1.58, 2.41, 3.12, 3.92),
     *(4.68, 5.52, 6.28),
 )
@@ -100,7 +100,7 @@ def _concatenated(canvas: Canvas, pyramid: PyramidPooling) -> None:
 
 
 def pyramid_pooling(network: SegmentationNetwork) -> Figure:
-    """PSPNet from the image to the prediction (Zhao et al. 2017, Fig. 3); 7 inches wide.
+    """PSPNet from an image to the labels that it is to find (Zhao et al. 2017, Fig. 3); 7 inches wide.
 
     Raises:
         UsageError: a network without pyramid pooling, or with more levels than there are colours.
@@ -113,7 +113,6 @@ def pyramid_pooling(network: SegmentationNetwork) -> Figure:
     figure = blank(height)
     canvas = Canvas(figure, 0, height / 2)
     boat = scenes.generate(1, BOAT)
-    classes, labels = boat.labels[0].unique(return_inverse=True)
     _picture(canvas, IMAGE, boat.images[0].permute(1, 2, 0).numpy(), "image")
     canvas.polygon([(ENCODER, -0.4), (ENCODER + 0.52, -0.25), (ENCODER + 0.52, 0.25), (ENCODER, 0.4)], FILLS["conv"])
     canvas.write(ENCODER + 0.26, 0, "encoder\n" + network.name.partition("-")[2], fontsize=FONT)
@@ -124,7 +123,7 @@ def pyramid_pooling(network: SegmentationNetwork) -> Figure:
     _pyramid(canvas, pyramid)
     _concatenated(canvas, pyramid)
     _boxes(canvas, HEAD, 0, read_nodes(network.head))
-    _picture(canvas, PREDICTION, palette(len(classes))[labels], "prediction")
-    for left in (ENCODER, FEATURES, STACK, HEAD, PREDICTION):
+    _picture(canvas, LABELS, palette(len(scenes.CLASSES))[boat.labels[0]], "labels")
+    for left in (ENCODER, FEATURES, STACK, HEAD, LABELS):
         canvas.arrow((left - ARROW, 0), (left, 0))
     return figure

@@ -213,9 +213,21 @@ def test_what_does_not_fit_is_refused(
 
 def test_shifted_films_have_what_comes_of_neighbours_alike_and_not_what_goes_together() -> None:
     one, other, *alone = torch.from_numpy(np.random.default_rng(0).random((6, 60)) < 0.5).repeat_interleave(5, 1)
-    assert more_often_than_shifted(torch.stack([one, one, other, other], 1), "abcd").low > 0  # type: ignore[operator]
-    by_chance = more_often_than_shifted(torch.stack(alone, 1), "abcd")
+    film = ["one"] * 300
+    found = more_often_than_shifted(torch.stack([one, one, other, other], 1), "abcd", film)
+    assert found.low > 0 and found.n == 200  # type: ignore[operator]
+    by_chance = more_often_than_shifted(torch.stack(alone, 1), "abcd", film)
     assert by_chance.low <= 0 <= by_chance.high  # type: ignore[operator]
+
+
+def test_films_that_differ_have_nothing_in_common_by_that() -> None:
+    town, country = (torch.rand(200, 3, generator=torch.Generator().manual_seed(0)) < share for share in (0.9, 0.1))
+    present, films = torch.cat([town, country]), ["town"] * 200 + ["country"] * 200
+    assert more_often_than_shifted(present, "abc", ["one"] * 400).mean > 1
+    within = more_often_than_shifted(present, "abc", films)
+    assert within.low <= 0 <= within.high  # type: ignore[operator]
+    with pytest.raises(UsageError, match="expected a film for each of 400 images, found 1"):
+        more_often_than_shifted(present, "abc", ["one"])
 
 
 # CamVid
