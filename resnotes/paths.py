@@ -61,7 +61,8 @@ def expanded(path: str | Path) -> Path:
 
 def asked(path: str | Path) -> Path:
     """`expanded`, from where `resnotes run` was called: the kernels of its notebooks work in the checkout."""
-    return expanded(path and Path(os.environ.get("RESNOTES_CALLED_FROM", "."), Path(path).expanduser()))
+    from_there = os.environ.get("RESNOTES_CALLED_FROM", ".")
+    return expanded(path and (path if str(path).startswith("~") else Path(from_there, path)))
 
 
 def folder(path: str | Path) -> Path:

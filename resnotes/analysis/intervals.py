@@ -229,7 +229,8 @@ def matrix_rank_test(x: ArrayLike, y: ArrayLike, *, draws: int = 2000, seed: int
 
     Args:
         x: a number for each pair, ``[n, n]``; NaN for pairs that do not count, such as a thing with itself.
-        y: the same, but infinite numbers may be among them; wherever it is NaN, x is, in any order of the things.
+        y: the same, but infinite numbers may be among them. NaN in all pairs of a thing leaves that thing out; a thing
+            with itself may be NaN if it is in x.
         draws: random orders.
         seed: of the orders.
 
@@ -237,16 +238,24 @@ def matrix_rank_test(x: ArrayLike, y: ArrayLike, *, draws: int = 2000, seed: int
         Spearman's rho over the pairs; `n` counts the things.
 
     Raises:
-        UsageError: matrices of other shapes, or fewer than three pairs that count.
+        UsageError: matrices of other shapes, NaN in y for some pairs of a thing, fewer than three pairs that count, or
+            numbers that do not differ.
     """
     from scipy.stats import rankdata  # a second of import time
 
     one, other = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
-    known = ~np.isnan(one)
-    n = len(one)
+    if one.shape == other.shape == (len(one), len(one)):
+        there = ~np.isnan(np.where(np.eye(len(one)), np.nan, other)).all(1)  # else an order would rank what is missing
+        one, other = (each[np.ix_(there, there)] for each in (one, other))
+    known, n = ~np.isnan(one), len(one)
     if one.shape != (n, n) or other.shape != (n, n) or known.sum() < 3:
         found = f"{one.shape}, {other.shape}, {known.sum()} pairs"
         raise UsageError(f"expected two square matrices with three pairs or more, found {found}")
+    self_known = np.eye(n, dtype=bool) & ~known.diagonal().any()  # a thing with itself, where it counts for none
+    if np.isnan(other[~self_known]).any():
+        raise UsageError("a second number for each pair of things is needed, in whichever order; found NaN among them")
+    if not np.ptp(one[known]) or (other[~self_known] == other[~self_known][0]).all():
+        raise UsageError("ranks need values that differ")
     ranks = rankdata(one[known])
 
     def rho(order: np.ndarray[Any, Any]) -> float:

@@ -46,7 +46,8 @@ def load(folder: Path, *, train: int, test: int) -> Classification:
         )
     samples = [[(file, label) for label, name in enumerate(each) for file in each[name]] for each in found]
     tests = _spaced(samples[-1], test)
-    others = samples[0] if split else [each for each in samples[0] if each not in tests]
+    left_out = set(tests)
+    others = samples[0] if split else [each for each in samples[0] if each not in left_out]
     chosen = [*_spaced(others, train), *tests]
     images, labels = _stacked([file for file, _ in chosen]), torch.tensor([label for _, label in chosen])
     count = len(chosen) - len(tests)
@@ -79,12 +80,22 @@ def _spaced(samples: Sequence[tuple[Path, int]], count: int) -> list[tuple[Path,
 
 
 def _stacked(files: Sequence[Path]) -> Tensor:
-    images = [_image(file) for file in files]
-    alike = len({image.size for image in images}) == 1 and images[0].width == images[0].height <= _LARGEST
-    if not alike:
-        images = [ImageOps.fit(image, (_LARGEST, _LARGEST), Image.Resampling.BILINEAR) for image in images]
-    pixels: NDArray[np.uint8] = np.stack([np.asarray(image) for image in images])
+    sizes = {_size(file) for file in files}
+    alike = len(sizes) == 1 and all(width == height <= _LARGEST for width, height in sizes)
+
+    def fitted(file: Path) -> NDArray[np.uint8]:  # one by one: photographs as they are would fill the memory
+        image = _image(file)
+        if not alike:
+            image = ImageOps.fit(image, (_LARGEST, _LARGEST), Image.Resampling.BILINEAR)
+        return np.asarray(image)
+
+    pixels: NDArray[np.uint8] = np.stack([fitted(file) for file in files])
     return torch.from_numpy(pixels.transpose(0, 3, 1, 2).copy())
+
+
+def _size(file: Path) -> tuple[int, int]:
+    with damage_reported(file, "a complete PNG, JPEG or BMP"), Image.open(file, formats=FORMATS) as image:
+        return ImageOps.exif_transpose(image).size if image.getexif() else image.size
 
 
 def _image(file: Path) -> Image.Image:

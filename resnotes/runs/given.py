@@ -19,7 +19,7 @@ from resnotes.datasets import Classification, Normalization, folders
 from resnotes.datasets.classification import IMAGENET
 from resnotes.errors import UsageError, unknown
 from resnotes.models.adapters import adapt
-from resnotes.models.inputs import evaluating
+from resnotes.models.inputs import check_logits, evaluating
 from resnotes.models.passes import in_a_row, visit
 from resnotes.models.weights import read_weights, without_prefix
 from resnotes.runs import profiles
@@ -214,7 +214,8 @@ def _adapted(found: Given, classes: int) -> Given:
     if not all(hasattr(network, part) for part in ("stem", "blocks", "head")):
         network = adapt(network, images)
     with evaluating(network, images):
-        logits = in_a_row(network, images, lambda block, x: visit(block, x).output)[-1]
+        found_logits = in_a_row(network, images, lambda block, x: visit(block, x).output)[-1]
+        logits = check_logits(found_logits, found.name, len(images))
     if logits.isnan().any():
         raise UsageError(f"{found.name} puts out NaN for some of {len(images)} images; look at its weights")
     if logits.shape[1] == classes:

@@ -216,6 +216,8 @@ class RunStore:
                 if distributed.agreed(self.find(spec) is None):
                     yield from self._train(spec, data, device)
         except OSError as error:
+            if error.filename is not None and not Path(error.filename).is_relative_to(self.root):  # of a builder's
+                raise RunError(f"{spec.name} cannot be trained: {error}") from error
             raise RunError(
                 f"cannot write to the run store: {error}, in {self.root}; set RESNOTES_RUNS to a folder of yours"
                 " that has room, on a file system with locks"

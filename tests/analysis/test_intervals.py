@@ -271,6 +271,23 @@ def test_a_matrix_rank_test_counts_orders_of_things_as_all_of_them_do():
         matrix_rank_test(x, y[:4])
 
 
+def test_a_thing_of_which_nothing_is_known_is_left_out_of_a_matrix_rank_test():
+    x, y = np.random.default_rng(3).random((2, 6, 6))
+    np.fill_diagonal(x, np.nan)
+    absent = y.copy()
+    absent[2], absent[:, 2] = np.nan, np.nan
+    rest = [0, 1, 3, 4, 5]
+    assert matrix_rank_test(x, absent) == matrix_rank_test(x[np.ix_(rest, rest)], y[np.ix_(rest, rest)])
+    diagonal = np.where(np.eye(6), np.nan, y)
+    assert matrix_rank_test(x, diagonal) == matrix_rank_test(x, y)
+    some = y.copy()
+    some[2, 3] = np.nan
+    with pytest.raises(UsageError, match="found NaN among them"):
+        matrix_rank_test(x, some)
+    with pytest.raises(UsageError, match="ranks need values that differ"):
+        matrix_rank_test(x, np.ones((6, 6)))
+
+
 def test_a_bootstrap_of_the_mean_is_scipys():
     values = np.random.default_rng(2).random(60)
     found = bootstrap(values, np.mean, "%", draws=4000)

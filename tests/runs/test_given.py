@@ -47,6 +47,12 @@ def odd():
     return 3
 
 
+def regressor(in_channels):
+    head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(0))
+    branch = nn.Conv2d(1, 1, 3, padding=1)
+    return Network(nn.Conv2d(in_channels, 1, 3), [Block(branch, nn.Identity(), nn.Identity())], head)
+
+
 def broken():
     raise ValueError("no")
 
@@ -223,6 +229,7 @@ def test_a_folder_is_given_to_a_network(mine: str, tmp_path: Path) -> None:
         ("somebodys:constant", "digits", "", "TypeError: 3 is not a callable object"),
         ("somebodys:broken", "digits", "", "ValueError: no"),
         ("somebodys:odd", "digits", "", "returned a int, expected a torch.nn.Module"),
+        ("somebodys:regressor", "digits", "", r"regressor puts out \[2\], expected logits of images: \[2, classes\]"),
     ],
 )
 def test_what_is_wrong_is_named_with_what_is_allowed(

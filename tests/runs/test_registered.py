@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -73,3 +74,10 @@ def test_what_is_registered_is_trained_in_this_process(store: RunStore) -> None:
     specs = [RunSpec(**MINE), dataclasses.replace(SHORT, dataset="own")]
     found = [run for _, run in store.sweep(specs, device="cpu", executor=Refusing(1))]
     assert found == store.find_all(specs)
+
+
+def test_what_a_builder_cannot_read_is_no_fault_of_the_store(store: RunStore, tmp_path: Path) -> None:
+    missing = tmp_path / "elsewhere" / "weights.pt"
+    models.register("mine", in_a_cell("return open(missing)", missing=missing))
+    with pytest.raises(RunError, match=r"^mine-\S* cannot be trained: .*No such file.*weights\.pt"):
+        store.get(RunSpec(**MINE), device="cpu")
