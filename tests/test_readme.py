@@ -20,6 +20,7 @@ ROOT = PACKAGE.parent
 README, README_ZH = ((ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "README.zh.md"))
 CODE = re.compile(r"```python\n(.*?)```", re.DOTALL)
 SNIPPETS = {code.split("\n", 1)[0]: code for code in CODE.findall(README)}
+SHOWN = ("20", "56")  # layers
 PAGES = [path for under in ("", "docs", "data", "benchmarks/results") for path in (ROOT / under).glob("*.md")]
 
 
@@ -39,7 +40,11 @@ def test_findings_are_those_of_the_ledger_and_of_the_tables() -> None:
     errors = pd.read_csv(ROOT / "data/published/errors.csv", index_col="network")["training error"]
     responses = pd.read_csv(ROOT / "data/published/responses.csv").groupby("network")["std"].mean()
     numbers = [f"{errors[f'wooyeolBaek/{name}']:.2f} %" for name in ("plain-20", "plain-44", "plain-56")]
-    numbers += [f"{responses[f'wooyeolBaek/{name}']:.2f}" for name in ("plain-20", "resnet-56", "plain-56")]
+    numbers += [
+        f"{each:.2f}" for name, each in responses.items() if name.startswith("wooyeolBaek") and name[-2:] in SHOWN
+    ]
+    by_us = pd.read_csv(ROOT / "data/recorded/measurements/01_responses.csv").groupby("network")["std"].mean()
+    numbers += [f"{by_us[name]:.2f}" for name in ("plain-56", "resnet-56")]
     claims = json.loads((ROOT / "data/recorded/claims.json").read_text(encoding="utf-8"))
     measured = {claim["id"]: claim["scopes"][claim["scope"]]["measured"]["text"] for claim in claims}
     for claim in (
@@ -54,12 +59,9 @@ def test_findings_are_those_of_the_ledger_and_of_the_tables() -> None:
     numbers.append(" ".join(scopes["unravel.sampling-overstates"]["live"]["measured"]["text"].split()[:3]))
     of_the_published = scopes["unravel.sampling-overstates"]["published"]["measured"]["value"]["resnet-56"]["text"]
     numbers.append(" ".join(of_the_published.split()[:3]))
-    numbers.append(
-        scopes["unravel.deep-runs-cost-less"]["published"]["measured"]["text"].partition("\N{NO-BREAK SPACE}")[0]
-    )
-    numbers.append(
-        scopes["unravel.deep-runs-cost-less"]["recorded"]["measured"]["text"].partition("\N{NO-BREAK SPACE}")[0]
-    )
+    for scope in ("published", "recorded"):
+        of_runs = scopes["unravel.deep-runs-cost-less"][scope]["measured"]["value"]
+        numbers += [part["text"].partition("\N{NO-BREAK SPACE}")[0] for part in of_runs.values()]
     for claim, scope, part in (
         ("pre-ln-needs-no-warm-up", "recorded", "24 layers"),
         ("post-ln-needs-warm-up", "recorded", "24 layers"),
@@ -153,7 +155,7 @@ def test_a_network_of_torchvision_is_taken_apart(given: dict[str, Any], tmp_path
 
 def test_a_network_of_ones_own_is_trained(given: dict[str, Any], tmp_path: Path) -> None:
     trained = run("from resnotes import models, runs", given, tmp_path)["run"]
-    assert trained.spec.source == models.source("myshortcut-20") is not None
+    assert trained.spec.source == models.source("my-resnet-18") is not None
     assert len(trained.model().blocks) == 8
 
 
