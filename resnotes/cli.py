@@ -139,7 +139,7 @@ def train(
     store = RunStore()
     errors = []
     with distributed.joined(device), _executor(store, device, workers, cluster) as executor:
-        with closing(store.sweep(specs, device=device, executor=executor, at_once=workers or 1)) as outcomes:
+        with closing(store.sweep(specs, device=device, executor=executor)) as outcomes:
             for _, result in outcomes:
                 if isinstance(result, ResnotesError):
                     errors.append(result)

@@ -10,7 +10,6 @@ import contextlib
 import time
 from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import CancelledError, Executor, Future
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +17,14 @@ import torch
 
 from resnotes import datasets, distributed, models, paths, progress, provenance
 from resnotes.datasets import Classification, Data
-from resnotes.devices import resolve_device
 from resnotes.errors import ResnotesError, RunError
 from resnotes.files import TEMPORARY, lock, write_atomic
 from resnotes.models.pretrained import load_pretrained
 from resnotes.runs.folder import FORMAT, NO_WEIGHTS, Run, finish, histories, initial_network, is_finished
 from resnotes.runs.spec import RunSpec
-from resnotes.runs.sweep import Outcome, Outcomes, as_completed, failed, in_order, outcome
+from resnotes.runs.sweep import Outcomes, as_completed, in_order, outcome
 from resnotes.runs.workers import Workers, local_workers
-from resnotes.training import graphs
-from resnotes.training.loop import pausing, save_weights
+from resnotes.training.loop import save_weights, train
 
 __all__ = ["Run", "RunStore", "check_same_data", "histories", "load_data"]
 
@@ -91,7 +88,7 @@ class RunStore:
             resnotes.errors.TrainingDiverged: the loss became NaN or infinite.
         """
         data = load_data(spec)
-        return self._at_hand(spec, data) or graphs.alone(self._trained(spec, data, device))
+        return self._at_hand(spec, data) or self._trained(spec, data, device)
 
     def get_all(self, specs: Iterable[RunSpec], *, device: str = "auto", workers: int | None = None) -> list[Run]:
         """`get` for each of `specs`, in their order; a run that fails does not keep the others from being trained.
@@ -101,8 +98,7 @@ class RunStore:
             device: where missing runs are trained.
             workers: train so many at once, in processes with one thread each: where images are small, two runs
                 with a thread each finish sooner than one after the other with two. By default as many as
-                PyTorch has threads here, and one on a GPU, where all are trained by this process, each in a stream
-                of its own (`resnotes.training.graphs`). Always one where processes train together
+                PyTorch has threads here, and one on a GPU. Always one where processes train together
                 (`resnotes.distributed`).
 
         Raises:
@@ -110,7 +106,7 @@ class RunStore:
         """
         specs = list(specs)
         executor = local_workers(device, workers)
-        return list(in_order(specs, self.sweep(specs, device=device, executor=executor, at_once=workers or 1)))
+        return list(in_order(specs, self.sweep(specs, device=device, executor=executor)))
 
     def start(self, specs: Iterable[RunSpec], *, device: str = "auto", workers: int | None = None) -> Iterator[Run]:
         """`get_all` in the background: the runs in their order, each as soon as it is there.
@@ -124,9 +120,7 @@ class RunStore:
         executor = local_workers(device, workers) or (Workers(workers or 1) if distributed.size() == 1 else None)
         return in_order(specs, self.sweep(specs, device=device, executor=executor))
 
-    def sweep(
-        self, specs: Iterable[RunSpec], *, device: str = "auto", executor: Executor | None = None, at_once: int = 1
-    ) -> Outcomes:
+    def sweep(self, specs: Iterable[RunSpec], *, device: str = "auto", executor: Executor | None = None) -> Outcomes:
         """`get` for each different one of `specs`: first those at hand, then each as it is finished, or has failed.
 
         Args:
@@ -135,14 +129,12 @@ class RunStore:
             executor: trains them from now on, in processes that share this store's folder and the data; shut down in
                 the end, or when the iterator is closed. None for this process: each run when it is taken, as are
                 those of networks and data sets that were registered, which other processes do not know.
-            at_once: how many of those that this process trains take turns on a GPU.
         """
-        alone = distributed.size() > 1 or resolve_device(device).type == "cpu"
-        outcomes = self._sweep({spec.name: spec for spec in specs}, device, executor, 1 if alone else at_once)
+        outcomes = self._sweep({spec.name: spec for spec in specs}, device, executor)
         next(outcomes)  # to its first `yield`: one that has not begun could be closed without ending the executor
         return outcomes
 
-    def _sweep(self, asked: dict[str, RunSpec], device: str, executor: Executor | None, at_once: int) -> Generator[Any]:
+    def _sweep(self, asked: dict[str, RunSpec], device: str, executor: Executor | None) -> Generator[Any]:
         with executor or contextlib.nullcontext():
             sources = {spec.training_data: spec for spec in asked.values()}
             loaded = {source: load_data(spec) for source, spec in sources.items()}  # each once: that may take long
@@ -158,13 +150,9 @@ class RunStore:
             yield
             yield from filter(None, found.values())
             with progress.bar(total=len(missing), desc="runs", unit="run") as bar:
-                here = [spec for spec in missing if spec.name not in training]
-                # One that starts from another waits until that is finished: it could not wait for its own process.
-                for group in ([spec for spec in here if not spec.start], [spec for spec in here if spec.start]):
-                    turns = {spec.name: partial(self._outcome, spec, data[spec.name], device) for spec in group}
-                    for _, each in graphs.taking_turns(turns, at_once):
-                        yield each
-                        bar.update()
+                for spec in (spec for spec in missing if spec.name not in training):
+                    yield outcome(spec, self._trained, data[spec.name], device)
+                    bar.update()
                 for name in as_completed(training, bar):
                     yield outcome(asked[name], self._awaited, data[name], training[name])
 
@@ -200,21 +188,14 @@ class RunStore:
             time.sleep(0.1)
         return run
 
-    def _outcome(self, spec: RunSpec, data: Data, device: str) -> graphs.Pausing[Outcome]:
-        """The run, trained, or the error that took its place."""
-        try:
-            return Outcome(spec, (yield from self._trained(spec, data, device)))
-        except ResnotesError as error:
-            return failed(spec, error)
-
-    def _trained(self, spec: RunSpec, data: Data, device: str) -> graphs.Pausing[Run]:
+    def _trained(self, spec: RunSpec, data: Data, device: str) -> Run:
         """The run, trained under its lock, unless another process was faster."""
         try:
             # Of processes that train one run together, the first holds the lock, and writes.
             locked = lock(self.root / ".locks" / f"{spec.name}.lock") if distributed.rank() == 0 else None
             with locked or contextlib.nullcontext():
                 if distributed.agreed(self.find(spec) is None):
-                    yield from self._train(spec, data, device)
+                    self._train(spec, data, device)
         except OSError as error:
             if error.filename is not None and not Path(error.filename).is_relative_to(self.root):  # of a builder's
                 raise RunError(f"{spec.name} cannot be trained: {error}") from error
@@ -226,7 +207,7 @@ class RunStore:
         check_same_data(run, data)
         return run
 
-    def _train(self, spec: RunSpec, data: Data, device: str) -> graphs.Pausing[None]:
+    def _train(self, spec: RunSpec, data: Data, device: str) -> None:
         """Make the run's folder; `run.json` last, so that a run is finished or visibly is not."""
         folder = self.root / spec.name
         first = distributed.rank() == 0
@@ -237,9 +218,7 @@ class RunStore:
             for leftover in folder.glob(TEMPORARY):  # of a process that was killed while it wrote
                 leftover.unlink()
             write_atomic(folder / "spec.json", spec.to_json())
-        training = yield from pausing(
-            network, data, spec.recipe, seed=spec.seed, device=device, folder=folder, label=spec.name
-        )
+        training = train(network, data, spec.recipe, seed=spec.seed, device=device, folder=folder, label=spec.name)
         if first:
             save_weights(network, folder / "model.safetensors")
             on_gpu = training.device.startswith("cuda")

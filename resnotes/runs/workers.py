@@ -76,14 +76,14 @@ class Workers(Executor):
 
 
 def local_workers(device: str, count: int | None) -> Workers | None:
-    """A pool of `count` workers; None where this process alone trains, as it does on a GPU, or together with others.
+    """A pool of `count` workers; None where this process alone trains, or together with others.
 
-    By default there are as many as `RESNOTES_WORKERS` says, else as PyTorch has threads here.
+    By default there are as many as `RESNOTES_WORKERS` says, else as PyTorch has threads here; on a GPU there is none.
 
     Raises:
         UsageError: that variable is no number of processes.
     """
-    if distributed.size() > 1 or resolve_device(device).type != "cpu":
+    if distributed.size() > 1 or (count is None and resolve_device(device).type != "cpu"):
         return None
     if count is None:
         text = os.environ.get(VARIABLE) or str(torch.get_num_threads())

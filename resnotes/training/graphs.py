@@ -1,15 +1,13 @@
-"""A step of training as one CUDA graph, and several trainings at once on one GPU.
+"""A step of training as one CUDA graph.
 
-On images of 32x32 a step is some hundred kernels, many of which end before the next one is launched, and none of which
-fills a GPU. Captured once, a step is launched as a whole, and the steps of several networks overlap.
+On images of 32x32 a step is some hundred kernels, many of which end before the next one is launched. Captured once, a
+step is launched as a whole.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Generator, Hashable, Iterator, Mapping
-from contextlib import nullcontext
-from typing import TypeVar
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -19,10 +17,6 @@ from resnotes.models import Network
 from resnotes.training.classification import ClassificationTask, Draws, batch, drawn
 
 WARMUP = 3  # steps before a capture, in which libraries choose and load their kernels
-
-_Key = TypeVar("_Key", bound=Hashable)
-_Result = TypeVar("_Result")
-Pausing = Generator[None, None, _Result]  # a training that pauses where others may train
 
 
 def can_capture(network: nn.Module, task: ClassificationTask) -> bool:
@@ -117,45 +111,3 @@ class Steps:
         states = self._optimizer.state.values()
         kept = [value for state in states for value in state.values() if isinstance(value, Tensor)]
         return [*self._network.state_dict().values(), self._next, *kept]
-
-
-def taking_turns(
-    trainings: Mapping[_Key, Callable[[], Pausing[_Result]]], count: int
-) -> Iterator[tuple[_Key, _Result]]:
-    """What trainings return, each when it has ended; `count` at a time take turns, on a GPU each in its own stream.
-
-    Args:
-        trainings: by name; begun in their order. One that fails is not to raise, but to return that.
-        count: how many are under way at once; 1 for one after the other.
-    """
-    if count == 1:
-        yield from ((key, alone(begin())) for key, begin in trainings.items())
-    waiting = iter(trainings.items() if count > 1 else ())
-    running: dict[_Key, tuple[Pausing[_Result], torch.cuda.Stream | None]] = {}
-    try:
-        while True:
-            for key, begin in itertools.islice(waiting, count - len(running)):
-                running[key] = begin(), torch.cuda.Stream() if torch.cuda.is_available() else None
-            if not running:
-                return
-            for key, (training, stream) in list(running.items()):
-                try:
-                    # Each seeds the generators that all share.
-                    with torch.random.fork_rng(), torch.cuda.stream(stream) if stream else nullcontext():
-                        next(training)
-                except StopIteration as end:
-                    del running[key]
-                    yield key, end.value
-    finally:
-        for training, _ in running.values():
-            training.close()
-
-
-def alone(training: Pausing[_Result]) -> _Result:
-    """What a training returns that has nobody to wait for."""
-    while True:
-        try:
-            next(training)
-        except StopIteration as end:
-            result: _Result = end.value
-            return result

@@ -129,20 +129,6 @@ def train(
             equally, weights that are NaN, a network that cannot be trained on such a batch, or a classifier
             where each pixel has a label, or the reverse.
     """
-    return graphs.alone(pausing(network, data, recipe, seed=seed, device=device, folder=folder, label=label))
-
-
-def pausing(
-    network: nn.Module,
-    data: Data,
-    recipe: Recipe,
-    *,
-    seed: int,
-    device: str = "auto",
-    folder: Path | None = None,
-    label: str = "training",
-) -> graphs.Pausing[Training]:
-    """`train`, which pauses whenever a GPU has been given an epoch's work; see `graphs.taking_turns`."""
     where = resolve_device(device)
     task = task_for(data, recipe, seed=seed, device=where, precision=resolve_precision(recipe.precision, where))
     network.to(where).to(memory_format=layout(network, where))
@@ -172,7 +158,6 @@ def pausing(
                 bar.update()
                 if folder and iteration in recipe.snapshots:
                     save_weights(whole(network, recipe.blocks), folder / snapshot_name(iteration))
-            yield
             losses, wrong, labelled = distributed.total(sums).tolist()
             distributed.share_buffers(network)
             clean, test = task.scores(whole(network, recipe.blocks), last=iteration == recipe.iterations)

@@ -21,7 +21,6 @@ from resnotes.runs.spec import RunSpec
 from resnotes.runs.store import RunStore
 from resnotes.runs.sweep import Outcomes
 from resnotes.training import checkpoint, loop
-from resnotes.training.graphs import Pausing
 from resnotes.training.loop import Training
 
 SMALL = """
@@ -68,11 +67,11 @@ def specs(folder: Path) -> list[RunSpec]:
 def main(folder: Path) -> None:
     rank = os.environ["RANK"]
     seen: dict[str, list[str]] = {"trained": [], "got": [], "written": []}
-    train, sweep, write = store.pausing, RunStore.sweep, files.write_atomic
+    train, sweep, write = store.train, RunStore.sweep, files.write_atomic
 
-    def training_noted(network: Any, *arguments: Any, label: str, **options: Any) -> Pausing[Training]:
+    def training_noted(network: Any, *arguments: Any, label: str, **options: Any) -> Training:
         seen["trained"].append(label)
-        record = yield from train(network, *arguments, label=label, **options)
+        record = train(network, *arguments, label=label, **options)
         torch.save(network.state_dict(), folder / f"{label}-{rank}.pt")
         return record
 
@@ -94,7 +93,7 @@ def main(folder: Path) -> None:
     profiles.FOLDER = folder
     datasets.load = unequal
     loop.CHECKPOINT_SECONDS = 0
-    store.pausing, RunStore.sweep, workers.ProcessPoolExecutor = training_noted, swept_noted, refused
+    store.train, RunStore.sweep, workers.ProcessPoolExecutor = training_noted, swept_noted, refused
     for module in (files, store, loop, checkpoint):
         module.write_atomic = writing_noted
     sys.argv = ["resnotes", "train", "--profile", "tiny", "--device", "cpu"]

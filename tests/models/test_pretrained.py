@@ -18,8 +18,7 @@ from resnotes.runs.folder import initial_network
 from resnotes.runs.recording import verify
 from resnotes.runs.spec import RunSpec
 from resnotes.runs.store import RunStore
-from resnotes.training.graphs import Pausing
-from resnotes.training.loop import Training, pausing
+from resnotes.training.loop import Training, train
 from resnotes.training.recipe import Recipe
 
 RESNET50 = "resnet50-11ad3fa6.pth"
@@ -50,12 +49,12 @@ def test_a_run_starts_from_them_and_is_read_without(
 ) -> None:
     initial: list[dict[str, Tensor]] = []
 
-    def noting(started: SegmentationNetwork, *arguments: Any, **options: Any) -> Pausing[Training]:
+    def noting(started: SegmentationNetwork, *arguments: Any, **options: Any) -> Training:
         assert_is_the_classifiers(started.encoder, state)
         initial.append({key: value.clone() for key, value in started.state_dict().items()})
-        return pausing(started, *arguments, **options)
+        return train(started, *arguments, **options)
 
-    monkeypatch.setattr("resnotes.runs.store.pausing", noting)
+    monkeypatch.setattr("resnotes.runs.store.train", noting)
     store = RunStore(tmp_path / "runs", tmp_path / "recorded")
     run = store.get(SPEC, device="cpu")
     digest = hashlib.sha256(weights.read_bytes()).hexdigest()

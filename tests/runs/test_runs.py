@@ -25,8 +25,7 @@ from resnotes.runs.folder import finish, histories
 from resnotes.runs.recording import record, verify
 from resnotes.runs.spec import RunSpec
 from resnotes.runs.store import Run, RunStore, load_data
-from resnotes.training.graphs import Pausing
-from resnotes.training.loop import Training, pausing, train
+from resnotes.training.loop import Training, train
 from resnotes.training.recipe import Recipe
 from resnotes.training.task import Scores
 
@@ -54,11 +53,11 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> dict[str, dict[str, Tensor]]:
     """The initial weights of every run that is trained, by its name."""
     found: dict[str, dict[str, Tensor]] = {}
 
-    def noting(network: nn.Module, *arguments: Any, label: str, **options: Any) -> Pausing[Training]:
+    def noting(network: nn.Module, *arguments: Any, label: str, **options: Any) -> Training:
         found[label] = {key: value.clone() for key, value in network.state_dict().items()}
-        return pausing(network, *arguments, label=label, **options)
+        return train(network, *arguments, label=label, **options)
 
-    monkeypatch.setattr("resnotes.runs.store.pausing", noting)
+    monkeypatch.setattr("resnotes.runs.store.train", noting)
     return found
 
 

@@ -1,7 +1,6 @@
-"""A step as a function of tensors that stay where they are, and trainings that take turns."""
+"""A step as a function of tensors that stay where they are."""
 
 import dataclasses
-from functools import partial
 
 import pytest
 import torch
@@ -9,7 +8,7 @@ from kit.runs import assert_same
 
 from resnotes import datasets, models
 from resnotes.training import graphs
-from resnotes.training.loop import pausing, train
+from resnotes.training.loop import train
 from resnotes.training.recipe import Recipe
 
 DIGITS = datasets.load("digits")
@@ -43,35 +42,3 @@ def test_a_captured_step_is_the_step(recipe: Recipe, monkeypatch: pytest.MonkeyP
     found = train(captured, DIGITS, recipe, seed=3, device="cuda")
     monkeypatch.setattr(graphs, "can_capture", lambda *_: False)
     assert_same((captured, found), (usual, train(usual, DIGITS, recipe, seed=3, device="cuda")))
-
-
-def test_trainings_that_take_turns_are_trained_as_one_after_the_other() -> None:
-    seeds, random = (0, 1, 2), torch.get_rng_state()
-    alone, taking = ({seed: network() for seed in seeds} for _ in range(2))
-    torch.set_rng_state(random)
-    expected = {seed: train(alone[seed], DIGITS, RECIPE, seed=seed, device="cpu") for seed in seeds}
-    begin = {seed: partial(pausing, taking[seed], DIGITS, RECIPE, seed=seed, device="cpu") for seed in seeds}
-    found = dict(graphs.taking_turns(begin, 2))
-    assert torch.equal(torch.get_rng_state(), random)
-    for seed in seeds:
-        assert_same((taking[seed], found[seed]), (alone[seed], expected[seed]))
-
-
-def test_who_is_left_is_closed() -> None:
-    closed = []
-
-    def endless(name: str) -> graphs.Pausing[None]:
-        try:
-            while True:
-                yield
-        finally:
-            closed.append(name)
-
-    def short() -> graphs.Pausing[str]:
-        yield
-        return "done"
-
-    turns = graphs.taking_turns({"endless": partial(endless, "endless"), "short": short}, 2)
-    assert next(turns) == ("short", "done")
-    turns.close()
-    assert closed == ["endless"]

@@ -130,7 +130,7 @@ def test_a_run_is_trained_once_and_all_get_it(pair: Pair, monkeypatch: pytest.Mo
     for seen in pair.seen:
         assert seen["trained"] == names[:4]
         assert seen["got"] == [names[0], *names]
-    monkeypatch.setattr("resnotes.runs.store.pausing", lambda *_, **__: pytest.fail("trained again"))
+    monkeypatch.setattr("resnotes.runs.store.train", lambda *_, **__: pytest.fail("trained again"))
     assert [run.name for run in pair.store.get_all(pair.specs, device="cpu", workers=1)] == names
 
 
