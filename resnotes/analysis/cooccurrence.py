@@ -50,22 +50,18 @@ def presence(labels: Iterable[Any], num_classes: int, *, ignore_index: int = IGN
 
 @dataclass(frozen=True, eq=False)
 class Cooccurrence:
-    """In how many images a class and a context occur: each alone, and both.
+    """In how many images two classes occur: each alone, and both. One is the class, the other its context.
 
     Attributes:
         classes: names, C of them, in label order.
-        contexts: names, K of them: the classes again, or scenes.
-        counts: int64 ``[C, K]``, images with both.
+        counts: int64 ``[C, C]``, images with both.
         class_images: int64 ``[C]``, images with the class.
-        context_images: int64 ``[K]``, images with the context.
         images: all of them.
     """
 
     classes: tuple[str, ...]
-    contexts: tuple[str, ...]
     counts: Tensor
     class_images: Tensor
-    context_images: Tensor
     images: int
 
     @classmethod
@@ -80,67 +76,26 @@ class Cooccurrence:
             UsageError: no image, or another number of classes.
         """
         present = as_table(present, "presence of classes in images", None, len(classes))
-        return cls._count(present, classes, present, classes)
-
-    @classmethod
-    def with_contexts(cls, present: Tensor, contexts: Sequence[str], classes: Sequence[str]) -> Self:
-        """Of classes with kinds of images, such as scenes, which come in alphabetical order.
-
-        Args:
-            present: bool ``[N, C]``, see `presence`.
-            contexts: one for each image.
-            classes: names.
-
-        Raises:
-            UsageError: no image, an image without context, or another number of classes or images.
-        """
-        if len(contexts) != len(present) or not all(contexts):
-            known = sum(map(bool, contexts))
-            raise UsageError(f"expected a context for each of {len(present)} images, found {known}")
-        present = as_table(present, "presence of classes in images", None, len(classes))
-        names, indices = np.unique(contexts, return_inverse=True)
-        having = torch.from_numpy(indices[:, None] == np.arange(len(names)))
-        return cls._count(present, classes, having, names.tolist())
-
-    @classmethod
-    def _count(cls, present: Tensor, classes: Sequence[str], having: Tensor, contexts: Sequence[str]) -> Self:
-        counts = (present.double().T @ having.double()).long()  # exact, and faster than with integers
-        return cls(tuple(classes), tuple(contexts), counts, present.sum(0), having.sum(0), len(present))
-
-    @property
-    def among_classes(self) -> bool:
-        """The contexts are the classes; the tables are symmetric then, and their diagonal says nothing."""
-        return self.contexts == self.classes
+        counts = (present.double().T @ present.double()).long()  # exact, and faster than with integers
+        return cls(tuple(classes), counts, present.sum(0), len(present))
 
     def expected(self) -> Tensor:
-        """Images with both if the two were independent, float64 ``[C, K]``."""
-        return self.class_images.double()[:, None] * self.context_images / self.images
+        """Images with both if the two were independent, float64 ``[C, C]``."""
+        return self.class_images.double()[:, None] * self.class_images / self.images
 
     def conditional(self) -> Tensor:
-        """P(class | context), float64 ``[C, K]``; NaN for a context that never occurs."""
-        return self.counts.double() / self.context_images
+        """P(class | context), float64 ``[C, C]``; NaN for a context that never occurs."""
+        return self.counts.double() / self.class_images
 
     def pmi(self) -> Tensor:
-        """Pointwise mutual information ``log2 P(class, context) / (P(class) P(context))`` in bits, float64 ``[C, K]``.
+        """Pointwise mutual information ``log2 P(class, context) / (P(class) P(context))`` in bits, float64 ``[C, C]``.
 
         0 where the two are independent, -inf where they are never together though both occur, NaN where one does not.
         """
         return torch.log2(self.counts / self.expected())
 
-    def chance(self, level: float = LEVEL) -> tuple[Tensor, Tensor]:
-        """Bounds of the PMI of a class and a context that are independent, in bits, each float64 ``[C, K]``.
-
-        The PMI at the quantiles ``level / 2`` and ``1 - level / 2`` of the hypergeometric distribution, which the count
-        of images with both has then, given how many have each. They are for a pair looked at alone: of many pairs, a
-        share of up to `level` lies outside by chance; see `significant`.
-        """
-        from scipy.stats import hypergeom  # a second of import time
-
-        low, high = (torch.from_numpy(hypergeom.ppf(q, *self._margins())) for q in (level / 2, 1 - level / 2))
-        return torch.log2(low / self.expected()), torch.log2(high / self.expected())
-
     def p_values(self) -> Tensor:
-        """Fisher's exact test of independence, float64 ``[C, K]``; NaN for a class with itself.
+        """Fisher's exact test of independence, float64 ``[C, C]``; NaN for a class with itself.
 
         Two-sided: twice the smaller of the two tails, each with the count itself, and at most 1. Images that are not
         independent draws, such as frames of one video, make it too small.
@@ -150,10 +105,10 @@ class Cooccurrence:
         counts, margins = self.counts.numpy(), self._margins()
         tails = hypergeom.cdf(counts, *margins), hypergeom.sf(counts - 1, *margins)
         p = torch.from_numpy(np.minimum(2 * np.minimum(*tails), 1))
-        return p.fill_diagonal_(torch.nan) if self.among_classes else p
+        return p.fill_diagonal_(torch.nan)
 
     def significant(self, level: float = LEVEL) -> Tensor:
-        """Pairs that are together more often (1) or less often (-1) than if independent, int8 ``[C, K]``; 0 otherwise.
+        """Pairs that are together more often (1) or less often (-1) than if independent, int8 ``[C, C]``; 0 otherwise.
 
         By `p_values`, with the false discovery rate over all pairs held at `level` (Benjamini and Hochberg 1995).
         """
@@ -167,23 +122,21 @@ class Cooccurrence:
         return torch.from_numpy(found) * (self.counts - self.expected()).sign().to(torch.int8)
 
     def pairs(self) -> pd.DataFrame:
-        """What is known of each pair, highest PMI first; one of two classes is there once.
+        """What is known of each pair, highest PMI first; two classes are there once.
 
         Returns:
-            `class`, `context`, `images` with both, `expected` number of them, `pmi` in bits with its bounds `low` and
-            `high` by `chance`, `p` by `p_values`, and `significant`; see there.
+            `class`, `context`, `images` with both, `expected` number of them, `pmi` in bits, `p` by `p_values`, and
+            `significant`; see there.
         """
-        cells = np.ones(self.counts.shape, dtype=bool)
-        rows, columns = np.nonzero(np.triu(cells, 1) if self.among_classes else cells)
-        low, high = self.chance()
-        values = {"images": self.counts, "expected": self.expected(), "pmi": self.pmi(), "low": low, "high": high}
+        rows, columns = np.triu_indices(len(self.classes), 1)
+        values = {"images": self.counts, "expected": self.expected(), "pmi": self.pmi()}
         values |= {"p": self.p_values(), "significant": self.significant()}
-        names = {"class": np.array(self.classes)[rows], "context": np.array(self.contexts)[columns]}
+        names = {"class": np.array(self.classes)[rows], "context": np.array(self.classes)[columns]}
         frame = pd.DataFrame(names | {name: value.numpy()[rows, columns] for name, value in values.items()})
         return frame.sort_values("pmi", ascending=False, kind="stable", ignore_index=True)
 
     def contradictions(self) -> Tensor:
-        """Classes that do not belong into a context, bool ``[C, K]``.
+        """Classes that do not belong into a context, bool ``[C, C]``.
 
         P(class | context) is below `RARE`, and below what independence gives, by `significant`. Rarity alone
         would have a rare class contradict whatever it was not seen with; significance alone, a common class where it is
@@ -196,17 +149,17 @@ class Cooccurrence:
         """Which classes, shown or not, contradict at least one context of an image, bool ``[N, C]``.
 
         Args:
-            present: bool ``[N, K]``, the contexts of each image; among classes, those that it shows.
+            present: bool ``[N, C]``, the classes that each image shows.
 
         Raises:
-            UsageError: another number of contexts.
+            UsageError: another number of classes.
         """
-        present = as_table(present, "presence of contexts in images", None, len(self.contexts))
+        present = as_table(present, "presence of contexts in images", None, len(self.classes))
         return present.double() @ self.contradictions().double().T > 0
 
     def _margins(self) -> tuple[Any, ...]:
         """Number of images, and how many have the one and the other, as `scipy.stats.hypergeom` takes them."""
-        rows, columns = self.class_images.numpy()[:, None], self.context_images.numpy()
+        rows, columns = self.class_images.numpy()[:, None], self.class_images.numpy()
         # The distribution does not change if both change places, but rounding might: smaller first.
         return self.images, np.minimum(rows, columns), np.maximum(rows, columns)
 

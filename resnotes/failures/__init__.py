@@ -1,11 +1,11 @@
 """Failure cases of semantic segmentation, found and named by rule, after Zhao et al. 2017 (arXiv 1612.01105), Sec. 3.1.
 
-`study`: all of it for predictions from anywhere. `mining`: failures and their kinds. `measures`: how many of each kind,
-before and after a change to the network; recall against size; whether the rules name the true cause. `removal`: which
+`study`: all of it for predictions from anywhere. `mining`: failures and their kinds. `measures`: how many of each kind;
+recall against size; whether the rules name the true cause. `removal`: which
 class leans on which.
 """
 
-from resnotes.failures.measures import Tables, clustered, compare, counts, recall_by_size, study, validate
+from resnotes.failures.measures import Tables, clustered, counts, recall_by_size, study, validate
 from resnotes.failures.mining import KINDS, confused_pairs, mine
 from resnotes.failures.removal import COVERS, covered, leaning
 
@@ -14,7 +14,6 @@ __all__ = [
     "KINDS",
     "Tables",
     "clustered",
-    "compare",
     "confused_pairs",
     "counts",
     "covered",

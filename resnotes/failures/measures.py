@@ -11,13 +11,11 @@ import torch
 from torch import Tensor
 
 from resnotes.analysis.cooccurrence import Cooccurrence, presence
-from resnotes.analysis.intervals import Interval
 from resnotes.datasets.segmentation import Sample
 from resnotes.errors import UsageError
 from resnotes.failures.mining import KINDS, check, labelled_pieces, mine, piece_numbers
 from resnotes.models.segmentation import IGNORED
 
-DRAWS = 2000  # bootstrap samples
 CAUSES = {
     "relationship": "relationship",
     "confusion": "confusion",
@@ -98,38 +96,6 @@ def counts(failures: pd.DataFrame, images: int) -> pd.DataFrame:
     found = pd.DataFrame({"pixels": groups["pixels"].sum(), "objects": groups["object"].nunique()})
     every = pd.MultiIndex.from_product([range(images), KINDS], names=["image", "kind"])
     return found.reindex(every, fill_value=0).astype(int).reset_index()
-
-
-def compare(before: pd.DataFrame, after: pd.DataFrame, *, measure: str = "pixels") -> pd.DataFrame:
-    """Failures of each kind per image before and after, such as without and with pyramid pooling.
-
-    Args:
-        before: as `counts` returns it.
-        after: that of other predictions for the same images.
-        measure: ``"pixels"`` or ``"objects"``.
-
-    Returns:
-        `Interval` by kind: ``before``, ``after``, and ``difference``, after less before, paired by image. Bounds are
-        the 2.5th and 97.5th percentile of `DRAWS` bootstrap samples of the images, the same for both sides and all
-        kinds; None for a single image.
-
-    Raises:
-        UsageError: counts of different images.
-    """
-    tables = [table.pivot_table(index="image", columns="kind", values=measure) for table in (before, after)]
-    if not tables[0].index.equals(tables[1].index) or tables[0].empty:
-        raise UsageError(f"expected counts of the same images, found {len(tables[0])} and {len(tables[1])} images")
-    one, other = (table[list(KINDS)].to_numpy(np.float64) for table in tables)  # [images, kinds]
-    n = len(one)
-    drawn = np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), DRAWS)  # how often each image is in each
-    intervals: dict[str, list[Interval]] = {}
-    for name, values in (("before", one), ("after", other), ("difference", other - one)):
-        bounds: Any = np.quantile(drawn @ values / n, (0.025, 0.975), axis=0).T.tolist()
-        intervals[name] = [
-            Interval(mean, low if n > 1 else None, high if n > 1 else None, n, f"{measure} per image")
-            for mean, (low, high) in zip(values.mean(0).tolist(), bounds, strict=True)
-        ]
-    return pd.DataFrame(intervals, index=pd.Index(KINDS, name="kind"))
 
 
 def recall_by_size(

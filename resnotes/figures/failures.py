@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from resnotes.analysis.cooccurrence import Cooccurrence
-from resnotes.errors import UsageError, unknown
+from resnotes.errors import UsageError
 from resnotes.failures.mining import check
 from resnotes.figures.style import BLUE, FONT, VERMILION, WIDTH, palette
 from resnotes.models.segmentation import IGNORED
@@ -32,8 +32,6 @@ CELL, NAMES, KEY, LEGEND = 0.215, 0.8, 0.8, 0.3  # of a heat map: a cell at most
 SMALL = 0.4  # side of the square in a cell that chance explains, as a share of the cell's
 # Blue and vermilion, on either side of a grey that shows on white; beyond the blue, a darker one.
 NEVER, MIDDLE = "#00304D", "#E4E4E4"
-COLORS = {"pmi": [BLUE, MIDDLE, VERMILION], "conditional": [MIDDLE, VERMILION]}
-LABELS = {"pmi": "pointwise mutual information (bits)", "conditional": "P(row | column)"}
 
 
 def _outline(ax: Axes, box: tuple[int, int, int, int]) -> None:
@@ -138,45 +136,33 @@ def confusion_figure(confusion: Tensor, classes: Sequence[str], order: Sequence[
     return fig
 
 
-def heat_map(cooccurrence: Cooccurrence, values: str = "pmi") -> Figure:
-    """All pairs, rows and columns that are alike beside each other; 7 inches wide with 25 contexts or more.
+def heat_map(cooccurrence: Cooccurrence) -> Figure:
+    """The PMI of all pairs, classes that are alike beside each other; 7 inches wide with 25 classes or more.
 
     A cell is filled if `Cooccurrence.significant`, and has a small square in it where it could be chance. The darkest
     are never together. A class with itself is left blank, and so is what never occurs.
-
-    Args:
-        cooccurrence: a row for each class, a column for each context.
-        values: `"pmi"`, in bits, or `"conditional"`, P(class | context).
-
-    Raises:
-        UsageError: other values.
     """
     import seaborn as sns  # seconds of import time
 
-    if values not in COLORS:
-        raise unknown("values", values, COLORS)
-    shown = getattr(cooccurrence, values)().numpy()
-    if cooccurrence.among_classes:
-        np.fill_diagonal(shown, np.nan)
+    shown = cooccurrence.pmi().numpy()
+    np.fill_diagonal(shown, np.nan)
     never = (cooccurrence.counts.numpy() == 0) & ~np.isnan(shown)
     limit = np.abs(shown[np.isfinite(shown)]).max(initial=0) or 1.0
-    low = -limit if values == "pmi" else 0.0
-    shown[never] = low - limit  # below the scale, which has a colour of its own
+    shown[never] = -2 * limit  # below the scale, which has a colour of its own
 
-    rows = _order(shown)
-    columns = rows if cooccurrence.among_classes else _order(shown.T)
-    table = pd.DataFrame(shown, cooccurrence.classes, cooccurrence.contexts).iloc[rows, columns]
-    chance = (cooccurrence.significant() == 0).numpy()[np.ix_(rows, columns)] & table.notna().to_numpy()
+    order = _order(shown)
+    table = pd.DataFrame(shown, cooccurrence.classes, cooccurrence.classes).iloc[order, order]
+    chance = (cooccurrence.significant() == 0).numpy()[np.ix_(order, order)] & table.notna().to_numpy()
 
-    cell = min(CELL, (WIDTH - NAMES - KEY) / len(columns))
-    size = (len(columns) * cell + NAMES + KEY, len(rows) * cell + NAMES + LEGEND)
+    cell = min(CELL, (WIDTH - NAMES - KEY) / len(order))
+    size = (len(order) * cell + NAMES + KEY, len(order) * cell + NAMES + LEGEND)
     figure, ax = plt.subplots(figsize=size, layout="constrained")
     look: dict[str, Any] = {
-        "cmap": LinearSegmentedColormap.from_list(values, COLORS[values], under=NEVER),
-        "vmin": low,
+        "cmap": LinearSegmentedColormap.from_list("pmi", [BLUE, MIDDLE, VERMILION], under=NEVER),
+        "vmin": -limit,
         "vmax": limit,
     }
-    bar = {"label": LABELS[values], "shrink": 0.6, "aspect": 30}
+    bar = {"label": "pointwise mutual information (bits)", "shrink": 0.6, "aspect": 30}
     ticks = {"xticklabels": list(table.columns), "yticklabels": list(table.index)}
     sns.heatmap(table, mask=chance, square=True, linewidths=0.4, cbar_kws=bar, ax=ax, **ticks, **look)
     y, x = chance.nonzero()
@@ -188,7 +174,7 @@ def heat_map(cooccurrence: Cooccurrence, values: str = "pmi") -> Figure:
     if never.any():
         keys.insert(0, Line2D([], [], color=NEVER, marker="s", linestyle="", label="never together"))
     # Not wider than the cells, or the layout would make room for it at their expense.
-    across = 2 if len(columns) > 9 else 1
+    across = 2 if len(order) > 9 else 1
     ax.legend(handles=keys, loc="lower left", bbox_to_anchor=(0, 1), ncols=across, borderaxespad=0, handletextpad=0.2)
     return figure
 

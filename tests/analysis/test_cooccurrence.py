@@ -41,15 +41,11 @@ def random_presence(seed: int, images: int = 40, classes: int = 5) -> Tensor:
     return torch.from_numpy(drawn < shares)
 
 
-def random_cooccurrence(seed: int, of_scenes: bool) -> tuple[Cooccurrence, list[list[bool]], list[list[bool]]]:
-    """With which classes, and which contexts, each image has."""
+def random_cooccurrence(seed: int) -> tuple[Cooccurrence, list[list[bool]]]:
+    """With which classes each image has."""
     present = random_presence(seed)
     names = [f"class {i}" for i in range(present.shape[1])]
-    if not of_scenes:
-        return Cooccurrence.between_classes(present, names), present.tolist(), present.tolist()
-    kinds = np.random.default_rng(seed + 1).choice(["sea", "land", "air"], len(present)).tolist()
-    having = [[kind == name for name in sorted(set(kinds))] for kind in kinds]
-    return Cooccurrence.with_contexts(present, kinds, names), present.tolist(), having
+    return Cooccurrence.between_classes(present, names), present.tolist()
 
 
 # Presence
@@ -86,67 +82,48 @@ def test_impossible_labels(labels: Sequence[Tensor], message: str) -> None:
 
 
 @settings(max_examples=40)
-@given(seeds, st.booleans())
-def test_measures_by_counting_images(seed: int, of_scenes: bool) -> None:
-    found, present, having = random_cooccurrence(seed, of_scenes)
-    assert found.counts.dtype == found.class_images.dtype == found.context_images.dtype == torch.int64
-    assert found.among_classes is not of_scenes
+@given(seeds)
+def test_measures_by_counting_images(seed: int) -> None:
+    found, present = random_cooccurrence(seed)
+    assert found.counts.dtype == found.class_images.dtype == torch.int64
     conditional, pmi = found.conditional(), found.pmi()
     assert conditional.dtype == pmi.dtype == torch.float64
     n = found.images
     assert n == len(present)
-    for c, k in itertools.product(range(len(found.classes)), range(len(found.contexts))):
-        classes, contexts = [row[c] for row in present], [row[k] for row in having]
+    for c, k in itertools.product(range(len(found.classes)), repeat=2):
+        classes, contexts = ([row[each] for row in present] for each in (c, k))
         a, b, both = sum(classes), sum(contexts), sum(map(all, zip(classes, contexts, strict=True)))
-        counted = found.counts[c, k], found.class_images[c], found.context_images[k]
-        assert tuple(map(int, counted)) == (both, a, b)
+        assert (int(found.counts[c, k]), int(found.class_images[c])) == (both, a)
         assert float(conditional[c, k]) == pytest.approx(both / b if b else math.nan, nan_ok=True)
         expected = math.nan if a * b == 0 else -math.inf if both == 0 else math.log2(both * n / (a * b))
         assert float(pmi[c, k]) == pytest.approx(expected, nan_ok=True, abs=1e-12)
 
 
 @settings(max_examples=25)
-@given(seeds, st.booleans())
-def test_p_values_are_fishers(seed: int, of_scenes: bool) -> None:
-    found, _, _ = random_cooccurrence(seed, of_scenes)
+@given(seeds)
+def test_p_values_are_fishers(seed: int) -> None:
+    found, _ = random_cooccurrence(seed)
     p = found.p_values()
-    for c, k in itertools.product(range(len(found.classes)), range(len(found.contexts))):
-        if not of_scenes and c == k:
-            assert math.isnan(p[c, k])
-            continue
-        both, a, b = int(found.counts[c, k]), int(found.class_images[c]), int(found.context_images[k])
+    for c, k in itertools.permutations(range(len(found.classes)), 2):
+        both, a, b = int(found.counts[c, k]), int(found.class_images[c]), int(found.class_images[k])
         table = [[both, a - both], [b - both, found.images - a - b + both]]
         tails = [stats.fisher_exact(table, side).pvalue for side in ("less", "greater")]
         assert float(p[c, k]) == pytest.approx(min(1, 2 * min(tails)))
-    if not of_scenes:
-        np.testing.assert_array_equal(p, p.T)
+    np.testing.assert_array_equal(p, p.T)
+    assert p.diagonal().isnan().all()
 
 
 @settings(max_examples=40)
-@given(seeds, st.booleans())
-def test_beyond_the_bounds_of_chance_a_pair_is_significant(seed: int, of_scenes: bool) -> None:
-    found, _, _ = random_cooccurrence(seed, of_scenes)
-    level = 0.0503  # equal to no p value
-    (low, high), pmi, p = found.chance(level), found.pmi(), found.p_values()
-    tested = ~(pmi.isnan() | p.isnan())
-    slack = 1e-9
-    beyond = (pmi < low - slack) | (pmi > high + slack)
-    assert torch.equal(beyond[tested], (p < level)[tested])
-    assert (low <= high)[tested].all()
-
-
-@settings(max_examples=40)
-@given(seeds, st.booleans(), st.sampled_from([0.01, 0.05, 0.3]))
-def test_significance_by_the_procedure_of_benjamini_and_hochberg(seed: int, of_scenes: bool, level: float) -> None:
-    found, _, _ = random_cooccurrence(seed, of_scenes)
+@given(seeds, st.sampled_from([0.01, 0.05, 0.3]))
+def test_significance_by_the_procedure_of_benjamini_and_hochberg(seed: int, level: float) -> None:
+    found, _ = random_cooccurrence(seed)
     p, pmi = found.p_values().tolist(), found.pmi().tolist()
-    cells = itertools.product(range(len(found.classes)), range(len(found.contexts)))
-    pairs = sorted((p[c][k], c, k) for c, k in cells if of_scenes or c < k)  # each pair once
+    pairs = sorted((p[c][k], c, k) for c, k in itertools.combinations(range(len(found.classes)), 2))
     passed = [rank for rank, (value, _, _) in enumerate(pairs, 1) if value <= level * rank / len(pairs) + 1e-15]
     expected = torch.zeros_like(found.counts, dtype=torch.int8)
     for _, c, k in pairs[: max(passed, default=0)]:
         expected[c, k] = 1 if pmi[c][k] > 0 else -1
-    assert torch.equal(found.significant(level), expected if of_scenes else expected + expected.T)
+    assert torch.equal(found.significant(level), expected + expected.T)
 
 
 def test_pairs_are_listed_once(among: Cooccurrence) -> None:
@@ -155,8 +132,8 @@ def test_pairs_are_listed_once(among: Cooccurrence) -> None:
     row = frame[(frame["class"] == "car") & (frame["context"] == "streetlight")].squeeze()
     c, k = CLASSES.index("car"), CLASSES.index("streetlight")
     assert (row["images"], row["pmi"], row["p"]) == (among.counts[c, k], among.pmi()[c, k], among.p_values()[c, k])
-    assert row["expected"] == among.class_images[c] * among.context_images[k] / 200
-    assert row["low"] < 0 < row["high"] < row["pmi"] and row["significant"] == 1
+    assert row["expected"] == among.class_images[c] * among.class_images[k] / 200
+    assert row["pmi"] > 0 and row["significant"] == 1
 
 
 # Contradictions
@@ -194,7 +171,6 @@ def test_rarity_and_significance_are_both_needed() -> None:
             r"as bool \[N, 3\], not empty; found torch.bool \[2, 2\]",
         ),
         (lambda _: Cooccurrence.between_classes(torch.ones(0, 3).bool(), ABC), r"not empty; found torch.bool \[0, 3\]"),
-        (lambda _: Cooccurrence.with_contexts(torch.ones(2, 3).bool(), ["sea", ""], ABC), "each of 2 images, found 1"),
         (
             lambda among: among.contradicts(torch.ones(2, 7).bool()),
             r"as bool \[N, 25\], not empty; found torch.bool \[2, 7\]",

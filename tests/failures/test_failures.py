@@ -20,7 +20,7 @@ from torch import Tensor
 from resnotes.analysis.cooccurrence import presence
 from resnotes.datasets import scenes
 from resnotes.errors import UsageError
-from resnotes.failures import KINDS, clustered, compare, confused_pairs, counts, mine, recall_by_size, validate
+from resnotes.failures import KINDS, clustered, confused_pairs, counts, mine, recall_by_size, validate
 from resnotes.failures.mining import components
 
 CLASSES = ("water", "boat", "car", "sky")
@@ -413,36 +413,6 @@ def test_recall_leaves_out_what_is_ignored() -> None:
     labels[0, :3] = 255
     table = recall_by_size(lake(), labels, CLASSES)
     assert table[["labelled", "pixels", "recovered"]].values.tolist() == [["water", 408, 1.0], ["boat", 96, 1.0]]
-
-
-def table_of(pixels: np.ndarray[Any, Any]) -> pd.DataFrame:
-    """Counts in which each image has so many pixels of kind other."""
-    every = pd.MultiIndex.from_product([range(len(pixels)), KINDS], names=["image", "kind"]).to_frame(index=False)
-    every["pixels"] = np.where(every["kind"] == "other", pixels[every["image"]], 0)
-    return every.assign(objects=every["pixels"] > 0)
-
-
-def test_comparison_is_a_paired_bootstrap_over_images() -> None:
-    pixels = np.random.default_rng(1).integers(0, 500, 30)
-    before, after = table_of(pixels), table_of(pixels + 7)
-    table = compare(before, after)
-    assert list(table.index) == list(KINDS)
-    other = table.loc["other"]
-    rng = np.random.default_rng(0)
-    expected = stats.bootstrap((pixels,), np.mean, method="percentile", rng=rng).confidence_interval
-    assert other.before.mean == pytest.approx(pixels.mean())
-    assert (other.before.low, other.before.high) == pytest.approx((expected.low, expected.high), rel=0.02)
-    # Every image gains as much, which pairing sees in spite of their spread.
-    assert (other.difference.mean, other.difference.low, other.difference.high) == pytest.approx((7, 7, 7))
-    assert (other.difference.n, other.difference.unit) == (30, "pixels per image")
-    assert compare(before, before, measure="objects").loc["other"].before.mean == pytest.approx((pixels > 0).mean())
-    single = compare(table_of(pixels[:1]), table_of(pixels[:1])).loc["other"].before
-    assert (single.mean, single.low, single.high) == (pixels[0], None, None)
-
-
-def test_comparison_refuses_other_images() -> None:
-    with pytest.raises(UsageError, match="3 and 2 images"):
-        compare(table_of(np.ones(3)), table_of(np.ones(2)))
 
 
 @settings(max_examples=30, derandomize=True)
