@@ -182,8 +182,9 @@ def heat_map(cooccurrence: Cooccurrence) -> Figure:
 def _order(values: NDArray[Any]) -> list[int]:
     """The rows of a table such that alike ones are neighbours; NaN counts as 0."""
     from scipy.cluster.hierarchy import leaves_list, linkage
+    from scipy.spatial.distance import pdist
 
     if len(values) < 2:
         return [0]
-    order: list[int] = leaves_list(linkage(np.nan_to_num(values), "average", optimal_ordering=True)).tolist()
+    order: list[int] = leaves_list(linkage(pdist(np.nan_to_num(values)), "average", optimal_ordering=True)).tolist()
     return order
