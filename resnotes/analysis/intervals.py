@@ -27,6 +27,7 @@ UNITS_ZH = {  # those that are words
     "decades per unit": "个数量级每单元",
     "of the initial norm": "倍初始范数",
     "units": "个单元",
+    "pairs": "对",
     "px": "像素",
 }
 OF_ZH = {"seeds": "个种子", "images": "幅图像", "networks": "个网络"}
