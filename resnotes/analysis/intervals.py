@@ -252,10 +252,10 @@ def matrix_rank_test(x: ArrayLike, y: ArrayLike, *, draws: int = 2000, seed: int
     if one.shape != (n, n) or other.shape != (n, n) or known.sum() < 3:
         found = f"{one.shape}, {other.shape}, {known.sum()} pairs"
         raise UsageError(f"expected two square matrices with three pairs or more, found {found}")
-    self_known = np.eye(n, dtype=bool) & ~known.diagonal().any()  # a thing with itself, where it counts for none
-    if np.isnan(other[~self_known]).any():
+    uncounted = np.eye(n, dtype=bool) & ~known.diagonal().any()  # a thing with itself, where it counts for none
+    if np.isnan(other[~uncounted]).any():
         raise UsageError("a second number for each pair of things is needed, in whichever order; found NaN among them")
-    if not np.ptp(one[known]) or (other[~self_known] == other[~self_known][0]).all():
+    if not np.ptp(one[known]) or (other[~uncounted] == other[~uncounted][0]).all():
         raise UsageError("ranks need values that differ")
     ranks = rankdata(one[known])
 

@@ -95,7 +95,7 @@ def _stacked(files: Sequence[Path]) -> Tensor:
 
 def _size(file: Path) -> tuple[int, int]:
     with damage_reported(file, "a complete PNG, JPEG or BMP"), Image.open(file, formats=FORMATS) as image:
-        return ImageOps.exif_transpose(image).size if image.getexif() else image.size
+        return image.size  # before it is turned, which makes no square and undoes none
 
 
 def _image(file: Path) -> Image.Image:
