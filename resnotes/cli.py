@@ -175,8 +175,10 @@ def claims(
     typer.echo(listing.FORMATS[form](found), nl=False, color=False if os.environ.get("NO_COLOR") else None)
 
 
-@app.command(epilog=_example("figures --out slides"))
+@app.command(epilog=_example("figures 01_degradation 03_runs --lang zh --out slides"))
 def figures(
+    names: Annotated[Many, typer.Argument(help="Figures, such as 01_degradation; all if none.")] = None,
+    lang: Annotated[str, typer.Option(help="en, or zh, which `run` draws as PNG alone.")] = "en",
     out: Annotated[str | None, typer.Option(metavar="FOLDER", help="Receives the figures.")] = None,
     to: Annotated[str | None, typer.Option(hidden=True, help="The former name of --out.")] = None,
     formats: Annotated[
@@ -191,7 +193,8 @@ def figures(
     targets = [paths.folder(each) for each in (out, to) if each is not None]
     if len(targets) != 1:  # with both, --out is what --results is now
         raise UsageError("expected --out, the folder that receives the figures, alone; that of the run is --results")
-    for snippet in export(targets[0], _folder(results), formats=saving.formats(formats)):
+    kinds = saving.formats(formats)
+    for snippet in export(targets[0], _folder(results), names=names or (), formats=kinds, lang=lang):
         typer.echo(snippet)
 
 
@@ -203,6 +206,7 @@ def report(
         str | None, typer.Option(metavar="FOLDER", help="Receives the report, by default report in that of the run.")
     ] = None,
     week: Annotated[int | None, typer.Option(min=0, help="Number of the report, for its title.")] = None,
+    author: Annotated[str, typer.Option(help="Who hands it in.")] = "",
     results: Results = None,
     full: Annotated[bool, typer.Option("--full", help="All claims, figures and statements, as an appendix.")] = False,
 ) -> None:
@@ -214,7 +218,7 @@ def report(
     folder = _folder(results)
     to = folder / "report" if out is None else paths.folder(out)
     stems = [book.stem for book in select(notebooks)] if notebooks else []
-    path = write_report(read_results(folder), to, lang=lang, week=week, notebooks=stems, full=full)
+    path = write_report(read_results(folder), to, lang=lang, week=week, author=author, notebooks=stems, full=full)
     typer.echo(path)
     typer.echo(path.with_suffix(".html"))
 

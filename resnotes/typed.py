@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, fields
+from functools import cache
 from types import UnionType
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
 
@@ -36,7 +37,7 @@ def check_arguments(function: Callable[..., Any], arguments: Mapping[str, Any], 
     Raises:
         UsageError: it names `what` has such an argument, the argument, its value, and what it must be.
     """
-    hints = get_type_hints(function, include_extras=True)
+    hints = _hints(function)
     fitted = {}
     for name, value in arguments.items():
         try:
@@ -63,6 +64,12 @@ def check_entry(kind: type[DataclassInstance], entry: Any, what: str) -> dict[st
     if not isinstance(entry, Mapping) or not entry.keys() >= set(needed):
         raise UsageError(f"found {entry!r:.200}, expected {what} with {', '.join(needed)}")
     return check_arguments(kind, {each.name: entry[each.name] for each in fields(kind) if each.name in entry}, what)
+
+
+@cache
+def _hints(function: Callable[..., Any]) -> Mapping[str, Any]:
+    """What `function` expects, evaluated once: hints are texts until then, and networks are asked for by the dozen."""
+    return get_type_hints(function, include_extras=True)
 
 
 def _fitted(value: Any, hint: Any) -> Any:

@@ -86,6 +86,7 @@ def write_report(
     *,
     lang: str = "en",
     week: int | None = None,
+    author: str = "",
     notebooks: Collection[str] = (),
     full: bool = False,
 ) -> Path:
@@ -96,6 +97,7 @@ def write_report(
         to: folder that receives them: a new one or an empty one.
         lang: en or zh.
         week: number of the report, for its title.
+        author: who hands it in; nobody is named if empty.
         notebooks: stems of those to report on; all if empty.
         full: whether all claims, figures and statements follow as an appendix.
 
@@ -131,6 +133,7 @@ def write_report(
         "w": words,
         "full": full,
         "title": words["title"] if week is None else words["week"].format(week),
+        "author": author,
         "sections": sections,
         "figures": figures,
         "english_figures": lang == "zh" and any(".zh." not in each["file"] for each in figures),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import cache
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
@@ -17,6 +18,7 @@ def escape(text: str) -> str:
     return _NUMBERED.sub(r"\1\\", _SPECIAL.sub(r"\\\g<0>", " ".join(text.split())))
 
 
+@cache
 def environment() -> Environment:
     """The templates of report and index, by the names of their files."""
     found = Environment(

@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 import resnotes
 from resnotes import paths
 from resnotes.errors import ResnotesError, UsageError, unknown
-from resnotes.figures.style import file_settings
+from resnotes.figures.style import file_settings, fix_layout
 from resnotes.figures.translation import chinese_font, translated
 from resnotes.files import read_json, write_atomic, write_json
 from resnotes.provenance import code_version
@@ -82,7 +82,7 @@ def save(
     # Constrained layout moves a little each time it runs: run it once and keep the result for every format.
     fig.draw_without_rendering()
     layout = fig.get_layout_engine()
-    fig.set_layout_engine("none")
+    fix_layout(fig)
     for extension in FORMATS:
         path = folder / f"{name}.{extension}"
         if extension in wanted:

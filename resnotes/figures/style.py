@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.colors import to_hex, to_rgb, to_rgba_array
+from matplotlib.figure import Figure
+from matplotlib_inline.config import InlineBackend
 from numpy.typing import NDArray
 
 from resnotes.errors import UsageError, unknown
@@ -66,12 +69,25 @@ STYLE: list[str | Path] = ["default", _SHEET]
 def use_style() -> None:
     """Apply `STYLE` to every figure made from here on: the same cell draws the same figure on every machine."""
     plt.style.use(STYLE)
+    # Notebooks would lay each figure out once more, to cut its margins, of which the constrained layout leaves none.
+    InlineBackend.instance().print_figure_kwargs = {}
 
 
+@cache
 def file_settings() -> dict[Any, Any]:
     """What the style says of figures as files, for whoever saves one that was drawn in another style."""
     settings = mpl.rc_params_from_file(_SHEET, use_default_template=True)
-    return {name: settings[name] for name in settings if name.startswith(("savefig.", "pdf.", "svg."))}
+    kept = {name: settings[name] for name in settings if name.startswith(("savefig.", "pdf.", "svg."))}
+    return {**kept, "figure.autolayout": False, "figure.constrained_layout.use": False}  # see `fix_layout`
+
+
+def fix_layout(fig: Figure) -> None:
+    """Everything in `fig` stays where it is now.
+
+    Matplotlib's own way, the engine "none", draws each file twice, since it is an engine, and engines lay out first.
+    """
+    with mpl.rc_context(file_settings()):  # None is what these say
+        fig.set_layout_engine(None)
 
 
 def lighter(color: str, share: float) -> tuple[float, float, float]:

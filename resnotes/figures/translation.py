@@ -15,6 +15,8 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import LayoutEngine
 from matplotlib.text import Text
 
+from resnotes.figures.style import fix_layout
+
 # Files of fonts with simplified Chinese, without ending and in lower case, the one we draw with first.
 _LINUX = ("notosanscjk-regular", "notosanssc-regular", "sourcehansanssc-regular", "wqy-microhei", "notosanscjk-vf")
 _MACOS, _WINDOWS = ("pingfang", "hiragino sans gb"), ("msyh", "simhei")
@@ -79,7 +81,7 @@ def translated(fig: Figure, labels: Mapping[str, str], font: str, layout: Layout
             text.update({"text": translate(text.get_text(), labels), "fontfamily": [*text.get_fontfamily(), font]})
         if layout is not None:
             fig.set_layout_engine(layout)
-            undo.callback(fig.set_layout_engine, "none")
+            undo.callback(fix_layout, fig)
         yield
 
 

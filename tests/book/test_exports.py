@@ -4,7 +4,7 @@ import pytest
 from kit.report import executed
 
 from resnotes.book.exports import export
-from resnotes.errors import ResnotesError
+from resnotes.errors import ResnotesError, UsageError
 
 
 @pytest.fixture
@@ -31,6 +31,21 @@ def test_the_first_format_that_is_an_image_is_shown(out, tmp_path, formats, link
     for kind in formats:
         copy = tmp_path / "to" / f"01_flow.{kind}"
         assert copy.read_bytes() == (out / "figures" / copy.name).read_bytes()
+
+
+def test_some_are_exported_by_name_and_in_chinese(out, tmp_path):
+    with pytest.raises(ResnotesError, match=r"has no 01_flow\.zh\.png; .* where it finds a font with Chinese"):
+        export(tmp_path / "to", out, names=["01_flow"], lang="zh")
+    (out / "figures/01_flow.zh.png").write_bytes(b"Chinese")
+    [snippet] = export(tmp_path / "to", out, names=["01_flow"], lang="zh")
+    assert {path.name: path.read_bytes() == b"Chinese" for path in (tmp_path / "to").iterdir()} == {
+        "01_flow.zh.png": True,
+        "01_flow.json": False,
+    }
+    assert "(01_flow.zh.png)" in snippet
+    for asked, said in (({"names": ["01_flaw"]}, "unknown figure '01_flaw'"), ({"lang": "fr"}, "unknown language")):
+        with pytest.raises(UsageError, match=said):
+            export(tmp_path / "other", out, **asked)
 
 
 @pytest.mark.parametrize(

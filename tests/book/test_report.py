@@ -254,10 +254,14 @@ def test_pages_are_sound_and_need_no_network(out, results, tmp_path, name):
 
 def test_a_report_on_some_notebooks(out, tmp_path, resnotes):
     to = tmp_path / "r"
-    status, stdout, _ = resnotes("report", "03", "degradation", "--results", out, "--out", to, "--week", "8")
+    status, stdout, _ = resnotes(
+        "report", "03", "degradation", "--results", out, "--out", to, "--week", "8", "--author", "<张>"
+    )
     assert (status, stdout.split()) == (0, [str(to / "report.md"), str(to / "report.html")])
     document = Markdown((to / "report.md").read_text())
     assert document.headings[0] == "Weekly report 8"
+    assert "\\<张\\> · " in (to / "report.md").read_text()
+    assert "&lt;张&gt; · " in (to / "report.html").read_text()
     reported = ["01_degradation", "03_unraveled_paths"]
     assert [row[0] for row in document.rows if re.match(r"\d\d_", row[0])] == reported
     assert {entry["notebook"] for entry in load(to / "claims.json")} == {"01_degradation"}
