@@ -15,7 +15,6 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.colors import to_hex, to_rgb, to_rgba_array
 from matplotlib.figure import Figure
-from matplotlib_inline.config import InlineBackend
 from numpy.typing import NDArray
 
 from resnotes.errors import UsageError, unknown
@@ -69,8 +68,6 @@ STYLE: list[str | Path] = ["default", _SHEET]
 def use_style() -> None:
     """Apply `STYLE` to every figure made from here on: the same cell draws the same figure on every machine."""
     plt.style.use(STYLE)
-    # Notebooks would lay each figure out once more, to cut its margins, of which the constrained layout leaves none.
-    InlineBackend.instance().print_figure_kwargs = {}
 
 
 @cache
