@@ -12,9 +12,10 @@ import functools
 import hashlib
 import io
 import json
+import linecache
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import pandas as pd
 import torch
@@ -28,6 +29,9 @@ from resnotes.datasets import Classification, Segmentation
 from resnotes.errors import ResnotesError
 from resnotes.files import sealed, unsealed, write_atomic
 from resnotes.runs.folder import Run
+
+if TYPE_CHECKING:
+    from IPython.core.interactiveshell import InteractiveShell
 
 KEPT = 8  # measurements of one name: notebooks are executed with several parameters, and before and after changes
 _DIGITS = 16  # of the hash in a file name
@@ -57,7 +61,7 @@ def measured_once(
     if shell is None:
         return compute()
     folder = paths.runs_root() / ".measurements"
-    path = folder / f"{name}-{_key(name, shell.user_ns['In'], on)}"
+    path = folder / f"{name}-{_key(name, _cells(shell), on)}"
     with contextlib.suppress(OSError):
         if (content := unsealed(path.read_bytes())) is not None:
             kept: Measurement = _restored(content)
@@ -99,6 +103,16 @@ def _once(path: Path, measure: Callable[[], pd.DataFrame], anew: bool, parameter
         raise ResnotesError(f"{path} is not there; with {parameter}=True the notebook makes it")
     table = pd.read_csv(path, keep_default_na=False, na_values=[""])  # "NA" may be a name
     return table.fillna(dict.fromkeys(table.columns.difference(table.select_dtypes("number").columns), ""))
+
+
+def _cells(shell: InteractiveShell) -> list[str]:
+    """The cells that were executed, the one at work last."""
+    history: list[str] = shell.user_ns["In"]
+    if len(history) > 1:
+        return history
+    # nbval has no history kept; for tracebacks each cell is kept once all the same.
+    names = [name for name in linecache.cache if shell.compile.format_code_name(name)]
+    return [*history, *("".join(linecache.getlines(name)).rstrip("\n") for name in names)]
 
 
 def _key(name: str, cells: Iterable[str], on: Iterable[Any]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import linecache
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,6 +15,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as stn
+from IPython.core.interactiveshell import InteractiveShell
 from kit.runs import SHORT
 
 from resnotes import datasets, provenance
@@ -116,6 +118,22 @@ def test_a_change_around_it(notebook: Notebook, monkeypatch: pytest.MonkeyPatch)
     assert notebook.measure("threads") == "threads"
 
 
+def test_cells_count_where_no_history_of_them_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in nbval; and what it measured serves whoever executes the same cells with a history."""
+    monkeypatch.setenv("RESNOTES_RUNS", str(tmp_path / "runs"))
+    found = []
+    for x, history in ((1, False), (2, False), (2, True), (1, True)):
+        shell = InteractiveShell(ipython_dir=str(tmp_path))
+        monkeypatch.setattr(linecache, "cache", {})  # as in a new process
+        monkeypatch.setattr(measurements, "get_ipython", lambda shell=shell: shell)
+        for cell in ("from resnotes.runs.measurements import measured_once", f"x = {x}\n", "%pwd"):
+            shell.run_cell(cell, store_history=history).raise_error()
+        shell.user_ns["number"] = len(found)
+        shell.run_cell("found = measured_once('a', lambda: [x, number], on=[])", store_history=history).raise_error()
+        found.append(shell.user_ns["found"])
+    assert found == [[1, 0], [2, 1], [2, 1], [1, 0]]
+
+
 @pytest.mark.parametrize("changed", ["package/inner/module.py", "package/quick.toml", "papers/he2015.csv"])
 def test_a_change_of_the_package_or_of_a_papers_number(
     notebook: Notebook, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changed: str
@@ -185,7 +203,7 @@ def test_a_store_without_room_keeps_nothing(notebook: Notebook, monkeypatch: pyt
 def test_old_measurements_make_room(notebook: Notebook, tmp_path: Path) -> None:
     notebook.measure(name="a-other")  # of another name, though it begins alike
     for number in range(measurements.KEPT + 3):
-        notebook.user_ns["In"] = [str(number)]
+        notebook.user_ns["In"] = ["", str(number)]
         notebook.measure(number)
     assert len(kept(tmp_path)) == measurements.KEPT + 1
     assert notebook.measure("again") == number
