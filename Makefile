@@ -15,7 +15,7 @@ run: $(STAMP)  ## execute every notebook at PROFILE; ends with the path of the H
 test: $(STAMP) lint  ## lint, types, unit tests, nbval on the committed notebooks, and those in JupyterLab
 	OMP_NUM_THREADS=1 "$(BIN)/python" -m pytest $(SIDE_BY_SIDE)
 	RESNOTES_OUT="$$(mktemp -d)" "$(BIN)/python" -m pytest $(SIDE_BY_SIDE) --nbval-lax notebooks  # not what was executed last
-	"$(BIN)/python" -m pytest -n 2 --dist loadgroup -m browser
+	"$(BIN)/python" -m pytest -n 2 -m browser
 
 lint: $(STAMP)  ## style, types, who imports whom, and how much there is to read
 	"$(BIN)/ruff" check .

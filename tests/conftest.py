@@ -23,12 +23,19 @@ settings.register_profile("resnotes", deadline=None)
 settings.load_profile("resnotes")
 
 
+@pytest.fixture(scope="session")
+def shared(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
+    """A folder that all processes have which test side by side."""
+    base = tmp_path_factory.getbasetemp()
+    return base if worker_id == "master" else base.parent
+
+
 @pytest.fixture(scope="session", autouse=True)
-def _written_elsewhere(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+def _written_elsewhere(tmp_path_factory: pytest.TempPathFactory, shared: Path) -> Iterator[None]:
     """Cache, runs and outputs in a folder of this session; `RESNOTES_TEST_CACHE` keeps the cache."""
     folder = tmp_path_factory.mktemp("written")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RESNOTES_CACHE", os.environ.get("RESNOTES_TEST_CACHE") or str(folder / "cache"))
+        patch.setenv("RESNOTES_CACHE", os.environ.get("RESNOTES_TEST_CACHE") or str(shared / "cache"))
         patch.setenv("RESNOTES_RUNS", str(folder / "runs"))
         patch.setenv("RESNOTES_OUT", str(folder / "out"))
         # The networks of the tests are small: a second thread would mostly wait, on a busy machine for long.

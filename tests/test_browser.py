@@ -37,6 +37,7 @@ from resnotes.book import notebooks
 from resnotes.book.tidy import tidied
 from resnotes.figures.examination import Subject
 from resnotes.figures.explorer import tried
+from resnotes.files import lock
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(4 * 3600)]
 
@@ -70,7 +71,6 @@ FAINT = """() => {
     .filter(([front, back]) => (Math.max(front, back) + 0.05) / (Math.min(front, back) + 0.05) < 3)
     .map(([front, back, element]) => `${element.textContent}: ${front.toFixed(2)} on ${back.toFixed(2)}`);
 }"""
-OF_ONE_RUN = pytest.mark.xdist_group("pages")  # tests side by side are not to execute the notebooks twice
 PAGES = ["index.html", "en/report.html", "zh/report.html", "notebooks/01_degradation.html"]
 FITS = "all => all.every(each => each.scrollWidth <= each.parentElement.clientWidth)"
 UNFOLD = "() => document.querySelectorAll('details').forEach(each => each.open = true)"
@@ -371,12 +371,14 @@ def test_explorers_are_for_all_and_not_saved(
 
 
 @pytest.fixture(scope="module")
-def executed(browser: Browser, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def executed(browser: Browser, shared: Path) -> Path:
     """The folder of a run of two notebooks, with reports in both languages."""
-    out = tmp_path_factory.mktemp("run")
-    resnotes_command(["run", "00", "01", "--out", out])
-    for lang in ("en", "zh"):
-        resnotes_command(["report", "--lang", lang, "--results", out, "--out", out / lang])
+    out = shared / "run"
+    with lock(out.with_suffix(".lock")):
+        if not out.exists():
+            resnotes_command(["run", "00", "01", "--out", out])
+            for lang in ("en", "zh"):
+                resnotes_command(["report", "--lang", lang, "--results", out, "--out", out / lang])
     return out
 
 
@@ -403,7 +405,6 @@ def axe(tmp_path_factory: pytest.TempPathFactory) -> str:
         return file.read().decode()
 
 
-@OF_ONE_RUN
 @pytest.mark.parametrize("name", PAGES)
 def test_a_page_opens_from_disk(name: str, executed: Path, page: Page) -> None:
     requests: list[str] = []
@@ -424,7 +425,6 @@ def test_a_page_opens_from_disk(name: str, executed: Path, page: Page) -> None:
         assert page.evaluate(FAINT.replace(".jp-OutputArea-output *", "main *")) == []
 
 
-@OF_ONE_RUN
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("name", PAGES)
 def test_a_page_keeps_nobody_out(name: str, scheme: Any, executed: Path, page: Page, axe: str) -> None:
@@ -435,7 +435,6 @@ def test_a_page_keeps_nobody_out(name: str, scheme: Any, executed: Path, page: P
     assert page.evaluate(BARRIERS) == []
 
 
-@OF_ONE_RUN
 def test_the_index_is_searched_in_two_languages(executed: Path, page: Page) -> None:
     page.goto((executed / "index.html").as_uri())
     rows, shown = page.locator("tr[data-strongest]"), page.locator("tr[data-strongest]:visible")
@@ -474,7 +473,6 @@ def test_lesions_are_tried_without_a_kernel(tmp_path: Path, page: Page, axe: str
     assert page.evaluate(BARRIERS) == []
 
 
-@OF_ONE_RUN
 @pytest.mark.parametrize("name", PAGES)
 def test_a_page_is_for_keyboards_and_screen_readers(name: str, executed: Path, page: Page) -> None:
     page.goto((executed / name).as_uri())
