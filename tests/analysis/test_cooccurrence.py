@@ -157,6 +157,7 @@ def test_rarity_and_significance_are_both_needed() -> None:
     present[:200, 0] = present[200:, 1] = present[0, 2] = True
     found = Cooccurrence.between_classes(present, "abcd")
     assert found.contradictions()[:2].tolist() == [[False, True, False, False], [True, False, False, False]]
+    assert found.contradicts(present[1:2]).tolist() == [[False, True, False, False]]  # a alone makes b one
     assert found.conditional()[2, 1] == 0 and not found.contradictions()[2:].any()  # once is not enough to tell
     present[200:260, 0] = True
     less = Cooccurrence.between_classes(present, "abcd")
@@ -190,8 +191,12 @@ def test_what_does_not_fit_is_refused(
 def test_shifted_films_have_what_comes_of_neighbours_alike_and_not_what_goes_together() -> None:
     one, other, *alone = torch.from_numpy(np.random.default_rng(0).random((6, 60)) < 0.5).repeat_interleave(5, 1)
     film = ["one"] * 300
-    found = more_often_than_shifted(torch.stack([one, one, other, other], 1), "abcd", film)
+    present = torch.stack([one, one, other, other], 1)
+    found = more_often_than_shifted(present, "abcd", film)
     assert found.low > 0 and found.n == 200  # type: ignore[operator]
+    together = (Cooccurrence.between_classes(present, "abcd").significant() > 0).triu(1).sum()
+    assert together - 1 < found.mean <= together  # shifted, a pair seldom goes together
+    assert found == more_often_than_shifted(present, "abcd", film)
     by_chance = more_often_than_shifted(torch.stack(alone, 1), "abcd", film)
     assert by_chance.low <= 0 <= by_chance.high  # type: ignore[operator]
 

@@ -81,3 +81,17 @@ def test_an_image_that_a_branch_does_not_move_does_not_count() -> None:
     images, labels = torch.rand(2, 3, 2, 2) * torch.tensor([-1, 1])[:, None, None, None], torch.tensor([1, 2])
     [both], [moved] = (refinement(network, images[i:], labels[i:]).cosine for i in (0, 1))
     assert both == pytest.approx(moved) and moved != 0
+
+
+def test_an_image_without_logits_is_wrong_and_no_other() -> None:
+    class Head(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            logits = super().forward(x.flatten(1))
+            return logits + torch.zeros(len(x), 1).index_fill(0, torch.tensor([0]), torch.nan)
+
+    torch.manual_seed(0)
+    head = Head(12, 5)
+    network = Network(nn.Identity(), [Block(nn.ReLU(), nn.Identity(), nn.Identity())], head)
+    images = torch.rand(4, 3, 2, 2)
+    labels = nn.Linear.forward(head, 2 * images.flatten(1)).argmax(1)
+    assert refinement(network, images, labels).lens_error.tolist() == [25]

@@ -68,7 +68,8 @@ def test_rows_are_selected_by_kind_and_by_other_columns() -> None:
     rows = select(table, "intact", "single", bn="repaired", seed=1, shrinks=True)
     assert (rows.seed == 1).all()
     assert rows.k.tolist() == [3, 6]  # the intact network shrinks nothing
-    assert select(table, "intact", seed=0).kind.tolist() == ["intact"]
+    unchanged = select(table, "intact", seed=0)
+    assert (unchanged.kind.tolist(), unchanged.bn.tolist()) == (["intact"], ["as trained"])
 
 
 def test_runs_are_deletions_of_neighbours() -> None:
@@ -118,6 +119,8 @@ def test_pairs_are_set_against_their_single_deletions(repair: torch.Tensor | Non
     with pytest.raises(UsageError, match="expected 1 to 30 batches of 30 images, found 0"):
         pair_study(network, IMAGES, LABELS, batches=0)
     halves = pair_study(network, IMAGES, LABELS, repair=repair, batches=2)
+    assert halves.batch.tolist() == [0] * 15 + [1] * 15 and halves.index.is_unique
+    assert pair_study(network, IMAGES, LABELS, batches=30).batch.nunique() == 30
     for batch, part in halves.groupby("batch"):
         images, labels = IMAGES.tensor_split(2)[batch], LABELS.tensor_split(2)[batch]
         expected = pair_study(network, images, labels, repair=repair).drop(columns="batch")
@@ -169,7 +172,8 @@ lengths = st.integers(1, 6).flatmap(
 @given(lengths, st.lists(st.floats(0.1, 10), min_size=4, max_size=4))
 def test_lengths_over_a_training_are_weighted_by_the_gradient(shares: list[list[float]], totals: list[float]) -> None:
     rows = [
-        {"seed": 0, "moment": moment, "length": length, "share": share, "total": totals[moment]}
+        {"seed": seed, "moment": moment, "length": length, "share": (1 + seed) * share, "total": totals[moment]}
+        for seed in (0, 1)
         for moment, each in enumerate(shares)
         for length, share in enumerate(each)
     ]
@@ -179,4 +183,4 @@ def test_lengths_over_a_training_are_weighted_by_the_gradient(shares: list[list[
     np.testing.assert_allclose(relative_lengths(table).loc[0], means, atol=1e-9)
     weights = totals[: len(shares)]
     expected = sum(mean * weight for mean, weight in zip(means, weights, strict=True)) / sum(weights)
-    assert over_training(table)[0] == pytest.approx(expected, abs=1e-9)
+    assert over_training(table).tolist() == pytest.approx([expected, 2 * expected], abs=1e-9)
