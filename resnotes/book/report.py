@@ -217,7 +217,11 @@ def _brief(chapter: story.Chapter, ledger: Mapping[str, Mapping[str, Any]], lang
     """A sentence of answer with its number and scope; none where the ledger says otherwise than the sentence."""
     if not chapter.brief or chapter.number not in ledger or chapter.otherwise(ledger):
         return ""
-    return chapter.brief[lang].format(finding(ledger[chapter.number], lang).number)
+    claim = ledger[chapter.number]
+    number, several = finding(claim, lang).number, claim["scopes"][claim["scope"]]["measured"].get("value")
+    if isinstance(several, Mapping) and len(several) == 1:  # of one network, which the sentence names
+        number = number.partition(words_of(lang)["colon"])[2]
+    return chapter.brief[lang].format(number)
 
 
 def _numbered(sections: Sequence[Mapping[str, Any]], full: bool) -> list[dict[str, Any]]:
